@@ -1,0 +1,24 @@
+"""The errors that name their author's mistake. What is wrong with the world keeps its own exception type."""
+
+from __future__ import annotations
+
+from netstack.core.ref import Ref
+
+
+class BadObject(Exception):
+    """An object is wrong. Its last good version stays in force; the text is shown where its author looks."""
+
+    def __init__(self, ref: Ref, field: str, reason: str) -> None:
+        super().__init__(f"{ref}: {field}: {reason}")
+        self.ref = ref
+        self.field = field
+        self.reason = reason
+
+
+class BadConfig(Exception):
+    """A daemon's configuration file is wrong at one field."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason

@@ -1,0 +1,33 @@
+"""Names of objects and of the rules in them: every decision can be traced back to one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Ref:
+    """A Kubernetes object by kind, namespace ("" if cluster-scoped) and name."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.key}"
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`, or the bare name of a cluster-scoped object."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RuleRef:
+    """One rule of an object by its field path, such as `spec.egress[0]`."""
+
+    ref: Ref
+    field: str
+
+    def __str__(self) -> str:
+        return f"{self.ref}: {self.field}"

@@ -126,7 +126,7 @@ class Unit:
 
 
 def ask(name: str, request: dict[str, Any], *, run: Path = RUN, timeout_s: float = 5.0) -> Any:
-    """One control request to a local daemon. OSError if it is not there, RuntimeError with its own words if it refuses."""
+    """One control request to a local daemon. OSError if it is not there, RuntimeError in its words if it refuses."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout_s)
         sock.connect(str(run / f"{name}.sock"))

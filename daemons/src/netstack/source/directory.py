@@ -1,0 +1,218 @@
+"""The `directory` source: a folder of manifests, watched with inotify.
+
+Every *.yaml, *.yml and *.json file below the folder counts, except names that begin with a dot (half-written
+files). A file may hold several documents and `kind: List`. The rules of faith:
+
+* A file that does not parse keeps all its last good objects; an object that is wrong keeps its own last good
+  version, and the others in the file are taken. Both are reported in `Snapshot.broken` until they are mended.
+* The last good objects of every file are kept in `keep`, so a restart in front of a broken file falls back on them.
+* The first of two files (in name order) that define one object wins; the second is reported.
+* The status folder's `status` lies over the manifests' own, field by field of the first level.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from netstack.core.errors import BadObject
+from netstack.core.files import write_atomic
+from netstack.core.ref import Ref
+from netstack.source.inotify import Inotify
+from netstack.source.models import Object
+from netstack.source.parse import parse, reference
+from netstack.source.snapshot import Broken, Snapshot
+
+SUFFIXES = (".yaml", ".yml", ".json")
+QUIET_S = 0.02
+"""After a change, wait this long for more of them, so that a burst of files is one snapshot."""
+RESCAN_S = 30.0
+"""Look again this often even without an event: some file systems have none."""
+
+Stamp = tuple[int, int, int]
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+log = logging.getLogger("source")
+
+
+Documents = dict[Ref, Mapping[str, Any]]
+
+
+@dataclass(slots=True)
+class File:
+    """One manifest file: its documents as last read, what stands in for those that are wrong, and what is wrong."""
+
+    stamp: Stamp
+    documents: Documents = field(default_factory=dict)
+    fallback: Documents = field(default_factory=dict)
+    errors: list[Broken] = field(default_factory=list)
+
+
+class DirectorySource:
+    """See the module. `keep` may be None: then only memory remembers the last good text."""
+
+    def __init__(self, manifests: Path, status: Path | None = None, keep: Path | None = None) -> None:
+        self._manifests = manifests
+        self._status = status
+        self._keep = keep
+        self._files: dict[str, File] = {}
+        self._overlay: dict[str, File] = {}
+        self._parsed: dict[Ref, tuple[Mapping[str, Any], Object | None]] = {}
+        self._snapshot = Snapshot()
+        self.refresh()
+
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    def refresh(self) -> bool:
+        """Read what changed on disk since the last call; True if the snapshot is another one."""
+        changed = _scan(self._manifests, self._files, self._keep)
+        overlaid = self._status is not None and _scan(self._status, self._overlay, None)
+        if not changed and not overlaid:
+            return False
+        before, self._snapshot = self._snapshot, self._compose()
+        for broken in self._snapshot.broken:
+            if broken not in before.broken:
+                log.error("%s", broken)
+        if self._keep is not None:
+            for name in changed:
+                self._remember(name, _kept(self._keep, name))
+        return self._snapshot != before
+
+    def _remember(self, name: str, path: Path) -> None:
+        """Keep the good objects of a file, as they are in force, for a later process."""
+        if name not in self._files:
+            path.unlink(missing_ok=True)
+        elif self._files[name].fallback:
+            items = list(self._files[name].fallback.values())
+            write_atomic(path, json.dumps({"kind": "List", "items": items}, default=str), mode=0o600)
+
+    async def watch(self) -> AsyncIterator[Snapshot]:
+        roots = (self._manifests,) if self._status is None else (self._manifests, self._status)
+        for root in roots:
+            root.mkdir(parents=True, exist_ok=True)
+        inotify = Inotify(roots)
+        try:
+            inotify.watch_tree()
+            self.refresh()
+            yield self._snapshot
+            while True:
+                try:
+                    await asyncio.wait_for(inotify.changed.wait(), RESCAN_S)
+                    await asyncio.sleep(QUIET_S)
+                except TimeoutError:
+                    log.debug("no event for %s s, looking anyway", RESCAN_S)
+                inotify.changed.clear()
+                inotify.watch_tree()
+                if self.refresh():
+                    yield self._snapshot
+        finally:
+            inotify.close()
+
+    def _compose(self) -> Snapshot:
+        """Documents with the status folder over them -> models; the last good version where one is refused."""
+        broken = [error for file in self._files.values() for error in file.errors]
+        overlay = {ref: doc.get("status") for file in self._overlay.values() for ref, doc in file.documents.items()}
+        parsed: dict[Ref, tuple[Mapping[str, Any], Object | None]] = {}
+        owner: dict[Ref, str] = {}
+        for name in sorted(self._files):
+            file = self._files[name]
+            for ref, raw in file.documents.items():
+                if ref in owner:
+                    error = BadObject(ref, "metadata.name", f"is defined in {owner[ref]} already")
+                    broken.append(Broken(name, error, kept=True))
+                    continue
+                owner[ref] = name
+                try:
+                    parsed[ref] = self._parse(ref, raw, overlay.get(ref))
+                    file.fallback[ref] = raw
+                except BadObject as error:
+                    kept = file.fallback.get(ref)
+                    broken.append(Broken(name, error, kept=kept is not None))
+                    if kept is not None:
+                        parsed[ref] = self._parse(ref, kept, overlay.get(ref))
+        self._parsed = parsed
+        return Snapshot({ref: obj for ref, (_, obj) in parsed.items() if obj is not None}, tuple(broken))
+
+    def _parse(self, ref: Ref, raw: Mapping[str, Any], status: Any) -> tuple[Mapping[str, Any], Object | None]:
+        """The document with `status` over its own, and its model; what was parsed before is not parsed again."""
+        document = raw
+        if isinstance(status, Mapping):
+            document = {**raw, "status": {**(raw.get("status") or {}), **status}}
+        before = self._parsed.get(ref)
+        return before if before is not None and before[0] == document else (document, parse(document))
+
+
+def _scan(root: Path, files: dict[str, File], keep: Path | None) -> set[str]:
+    """Bring `files` up to what is on disk; the names of those that are new, changed or gone."""
+    seen: dict[str, Stamp] = {}
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if name.startswith(".") or not name.endswith(SUFFIXES):
+                continue
+            path = os.path.join(folder, name)
+            try:
+                stat = os.stat(path)
+            except FileNotFoundError:  # removed since the walk listed it
+                continue
+            seen[os.path.relpath(path, root)] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    changed = files.keys() - seen.keys()
+    for name in changed:
+        del files[name]
+    for name, stamp in seen.items():
+        old = files.get(name)
+        if old is None or old.stamp != stamp:
+            files[name] = _read(root, name, stamp, old or File(stamp, fallback=_last_good(name, keep)))
+            changed.add(name)
+    return changed
+
+
+def _kept(keep: Path, name: str) -> Path:
+    return keep / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.yaml"
+
+
+def _read(root: Path, name: str, stamp: Stamp, old: File) -> File:
+    """One file. What cannot be read leaves the objects in force that were good before, here or in `keep`."""
+    try:
+        documents, errors = _documents(name, (root / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        bad = BadObject(Ref("file", "", name), "(text)", " ".join(str(error).split()))
+        return File(stamp, dict(old.fallback), old.fallback, [Broken(name, bad, kept=bool(old.fallback))])
+    if not errors:  # a document without a readable name may be any of the file's old ones: keep them all then
+        return File(stamp, documents, {ref: old.fallback[ref] for ref in documents if ref in old.fallback})
+    return File(stamp, {**old.fallback, **documents}, old.fallback, errors)
+
+
+def _last_good(name: str, keep: Path | None) -> Documents:
+    if keep is None or not _kept(keep, name).exists():
+        return {}
+    return _documents(name, _kept(keep, name).read_text(encoding="utf-8"))[0]
+
+
+def _documents(name: str, text: str) -> tuple[Documents, list[Broken]]:
+    """The objects of a file by name, and those whose head cannot be read. YAMLError if the text is not YAML."""
+    documents: Documents = {}
+    errors: list[Broken] = []
+    pending = [document for document in yaml.load_all(text, Loader=Loader) if document is not None]
+    while pending:
+        document = pending.pop(0)
+        if isinstance(document, Mapping) and document.get("kind") == "List":
+            pending = [*(document.get("items") or []), *pending]
+            continue
+        try:
+            ref = reference(document)
+            if ref in documents:
+                raise BadObject(ref, "metadata.name", "is defined twice in this file")
+            documents[ref] = document
+        except BadObject as error:
+            errors.append(Broken(name, error, kept=False))
+    return documents, errors

@@ -29,6 +29,7 @@ class Verdict(IntEnum):
     TTL_EXCEEDED = 138
     FRAGMENT = 139
     NO_ENDPOINT = 140
+    NO_SERVICE = 141
 
     @property
     def dropped(self) -> bool:
@@ -55,4 +56,5 @@ REASONS: dict[Verdict, str] = {
     Verdict.TTL_EXCEEDED: "hop limit reached",
     Verdict.FRAGMENT: "fragment without ports where ports decide",
     Verdict.NO_ENDPOINT: "no endpoint has this address",
+    Verdict.NO_SERVICE: "service address, but not one of its ports",
 }

@@ -1,0 +1,30 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from netstack.core.files import write_atomic
+
+
+def test_only_a_new_text_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.json"
+    assert write_atomic(path, "one", mode=0o600)
+    before = path.stat()
+    assert not write_atomic(path, "one")
+    assert path.stat() == before
+    assert before.st_mode & 0o777 == 0o600
+    assert write_atomic(path, "two") and path.read_text() == "two"
+
+
+def test_a_failed_write_leaves_the_old_text_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    write_atomic(path, "old")
+
+    def full(_fd: int) -> None:
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

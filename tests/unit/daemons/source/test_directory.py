@@ -1,0 +1,154 @@
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from netstack.source.directory import DirectorySource
+from netstack.source.models import IPAddressPool, Service
+from netstack.source.snapshot import Snapshot
+
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: ns}}
+spec: {{clusterIP: {address}, ports: [{{port: 80}}]}}
+---
+"""
+
+
+def put(path: Path, text: str) -> None:
+    """Write as tools do: a new file, moved over the old one."""
+    temporary = path.with_name("." + path.name)
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def names(snapshot: Snapshot) -> dict[str, str]:
+    return {s.meta.name: str(s.cluster_ips[0][-1]) for s in snapshot.all(Service)}
+
+
+def service(name: str, address: str = "10.96.0.1") -> str:
+    return SERVICE.format(name=name, address=address)
+
+
+def test_documents_lists_and_json_are_read_and_dot_files_are_not(tmp_path: Path) -> None:
+    put(tmp_path / "a.yaml", service("a") + service("b"))
+    (tmp_path / "sub").mkdir()
+    put(
+        tmp_path / "sub" / "c.json",
+        '{"kind": "List", "items": [{"apiVersion": "v1", "kind": "Service", '
+        '"metadata": {"name": "c", "namespace": "ns"}, "spec": {"clusterIP": "10.96.0.3"}}]}',
+    )
+    (tmp_path / ".hidden.yaml").write_text("a: [")
+    (tmp_path / "README.md").write_text("a: [")
+    source = DirectorySource(tmp_path)
+    assert names(source.snapshot()) == {"a": "1", "b": "1", "c": "3"}
+    assert source.snapshot().broken == ()
+    assert not source.refresh()
+
+
+def test_a_broken_file_keeps_its_last_good_objects_and_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "a.yaml", service("a"))
+    source = DirectorySource(tmp_path)
+    put(tmp_path / "a.yaml", "kind: [")
+    assert source.refresh()
+    assert names(source.snapshot()) == {"a": "1"}
+    (broken,) = source.snapshot().broken
+    assert broken.kept and str(broken).startswith("a.yaml: file a.yaml: (text): while parsing")
+    put(tmp_path / "a.yaml", service("a", "10.96.0.9"))
+    assert source.refresh()
+    assert names(source.snapshot()) == {"a": "9"} and source.snapshot().broken == ()
+
+
+def test_one_bad_object_keeps_its_own_last_version_and_the_rest_moves_on(tmp_path: Path) -> None:
+    put(tmp_path / "a.yaml", service("a") + service("b"))
+    source = DirectorySource(tmp_path)
+    put(tmp_path / "a.yaml", service("a", "ten") + service("b", "10.96.0.7"))
+    source.refresh()
+    assert names(source.snapshot()) == {"a": "1", "b": "7"}
+    assert [str(b.error.ref) for b in source.snapshot().broken] == ["Service ns/a"]
+
+
+def test_a_restart_in_front_of_a_broken_file_falls_back_on_what_was_kept(tmp_path: Path) -> None:
+    manifests, keep = tmp_path / "m", tmp_path / "keep"
+    manifests.mkdir()
+    put(manifests / "a.yaml", service("a") + service("b"))
+    DirectorySource(manifests, keep=keep)
+    put(manifests / "a.yaml", service("a", "ten") + service("b", "10.96.0.7"))
+    assert names(DirectorySource(manifests, keep=keep).snapshot()) == {"a": "1", "b": "7"}
+    put(manifests / "a.yaml", "kind: [")
+    source = DirectorySource(manifests, keep=keep)
+    assert names(source.snapshot()) == {"a": "1", "b": "7"} and source.snapshot().broken[0].kept
+    (manifests / "a.yaml").unlink()
+    source.refresh()
+    assert names(source.snapshot()) == {} and list(keep.iterdir()) == []
+
+
+def test_a_document_without_a_name_does_not_lose_the_others(tmp_path: Path) -> None:
+    put(tmp_path / "a.yaml", service("a") + service("b"))
+    source = DirectorySource(tmp_path)
+    put(tmp_path / "a.yaml", service("a", "10.96.0.2") + "kind: Service\nmetadata: {}\n")
+    source.refresh()
+    assert names(source.snapshot()) == {"a": "2", "b": "1"}
+    assert "metadata.name: is required" in str(source.snapshot().broken[0])
+
+
+def test_the_first_file_that_defines_an_object_wins(tmp_path: Path) -> None:
+    put(tmp_path / "b.yaml", service("a", "10.96.0.2"))
+    put(tmp_path / "a.yaml", service("a"))
+    snapshot = DirectorySource(tmp_path).snapshot()
+    assert names(snapshot) == {"a": "1"}
+    assert str(snapshot.broken[0]).startswith("b.yaml: Service ns/a: metadata.name: is defined in a.yaml already")
+
+
+def test_the_status_folder_lies_over_the_manifest(tmp_path: Path) -> None:
+    manifests, status = tmp_path / "m", tmp_path / "s"
+    manifests.mkdir(), status.mkdir()
+    put(manifests / "a.yaml", service("a"))
+    source = DirectorySource(manifests, status)
+    put(
+        status / "service.ns.a.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: ns}\n"
+        "status: {loadBalancer: {ingress: [{ip: 192.168.86.18}]}}\n",
+    )
+    assert source.refresh()
+    (a,) = source.snapshot().all(Service)
+    assert a.load_balancer_ips[0][-4:] == bytes((192, 168, 86, 18))
+
+
+def test_an_upside_down_pool_leaves_the_pool_that_was(tmp_path: Path) -> None:
+    head = "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {name: p, namespace: m}\n"
+    pool = head + "spec: {addresses: [%s]}\n"
+    put(tmp_path / "p.yaml", pool % "192.168.86.5-192.168.86.19")
+    source = DirectorySource(tmp_path)
+    put(tmp_path / "p.yaml", pool % "192.168.86.19-192.168.86.5")
+    source.refresh()
+    (kept,) = source.snapshot().all(IPAddressPool)
+    assert str(kept.ranges[0]) == "192.168.86.5-192.168.86.19"
+    assert "spec.addresses[0]: '192.168.86.19-192.168.86.5' is upside down" in str(source.snapshot().broken[0])
+
+
+def test_a_change_on_disk_wakes_the_watcher(tmp_path: Path) -> None:
+    async def main() -> list[dict[str, str]]:
+        seen = []
+        source = DirectorySource(tmp_path)
+        async for snapshot in source.watch():
+            seen.append(names(snapshot))
+            if len(seen) == 1:
+                put(tmp_path / "a.yaml", service("a"))
+            elif len(seen) == 2:
+                (tmp_path / "a.yaml").unlink()
+            else:
+                return seen
+        raise AssertionError("the watch ended")
+
+    assert asyncio.run(asyncio.wait_for(main(), 10)) == [{}, {"a": "1"}, {}]
+
+
+def test_what_is_broken_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path / "a.yaml", "kind: [")
+    source = DirectorySource(tmp_path)
+    put(tmp_path / "b.yaml", service("b"))
+    source.refresh()
+    assert len([r for r in caplog.records if "a.yaml" in r.message]) == 1

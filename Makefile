@@ -1,0 +1,58 @@
+# make demo   the whole product on a lab of three nodes, from nothing to a served request
+# make test   everything that is checked
+# Each target does its own set-up (tests/setup.sh: Debian packages, virtual environment, node image; all cached).
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: unit lint bpf integration molecule sanity e2e test demo demo-down bench
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest -q
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+unit:
+	@tests/setup.sh venv
+	$(PYTEST) tests/unit
+
+lint:
+	@tests/setup.sh venv
+	ruff check .
+	ruff format --check .
+	mypy daemons/src/netstack
+	lint-imports
+	tests/lint-collection.sh
+
+bpf:
+	@tests/setup.sh packages venv headers
+	$(PYTEST) tests/bpf
+
+integration:
+	@tests/setup.sh packages venv headers image
+	$(PYTEST) tests/integration
+
+molecule:
+	@tests/setup.sh packages venv headers image
+	tests/molecule.sh
+
+sanity:
+	@tests/setup.sh packages venv
+	tests/sanity.sh
+
+e2e:
+	@tests/setup.sh packages venv headers image
+	$(PYTEST) tests/e2e
+
+test: unit lint bpf integration sanity molecule e2e
+
+demo:
+	@tests/setup.sh packages venv headers image
+	$(PYTHON) tests/e2e/demo.py
+
+demo-down:
+	@tests/setup.sh venv
+	cd tests && ../$(PYTHON) -m lab down
+
+bench:
+	@tests/setup.sh packages venv headers image
+	$(PYTHON) -m pytest -q tests/bench $(if $(ONLY),-k $(ONLY))

@@ -1,0 +1,135 @@
+# Copyright (c) 2026, The netstack developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The releases on a node's disk.
+
+    ROOT/releases/ID/           a virtual environment, made in its place (its scripts name their interpreter by path)
+    ROOT/releases/ID/release    holds ID; written last, so a folder without it is a staging that was cut off
+    ROOT/current  -> releases/ID
+    ROOT/previous -> releases/ID of the switch before
+
+A switch is one rename(2) of a symbolic link over another: at every instant `current` names one whole release.
+`previous` is written first; a power cut in between leaves both links at the same release, which is harmless.
+
+Every state is computed as a `Layout` before anything is touched, in check mode as well; only `apply` writes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+
+MARK = "release"
+
+
+class ReleaseError(Exception):
+    """The state that was asked for cannot be reached from what is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What is on the disk: whole releases, oldest first; the two links; `there`, whether the root exists."""
+
+    releases: tuple[str, ...]
+    current: str | None
+    previous: str | None
+    there: bool = True
+
+    def shown(self) -> dict[str, object]:
+        return {"releases": sorted(self.releases), "current": self.current, "previous": self.previous}
+
+
+def folder(root: str, release: str) -> str:
+    return os.path.join(root, "releases", release)
+
+
+def _age(root: str, release: str) -> float:
+    return os.stat(os.path.join(folder(root, release), MARK)).st_mtime
+
+
+def _target(root: str, link: str) -> str | None:
+    try:
+        return os.path.basename(os.readlink(os.path.join(root, link)))
+    except OSError:
+        return None
+
+
+def read(root: str) -> Layout:
+    """The layout now."""
+    try:
+        names = os.listdir(os.path.join(root, "releases"))
+    except OSError:
+        names = []
+    whole = [name for name in names if os.path.exists(os.path.join(folder(root, name), MARK))]
+    whole.sort(key=lambda name: _age(root, name))
+    return Layout(tuple(whole), _target(root, "current"), _target(root, "previous"), os.path.lexists(root))
+
+
+def prune(layout: Layout, keep: int) -> Layout:
+    """Forget the oldest releases beyond `keep`; never the current one, nor the one to go back to."""
+    held = {layout.current, layout.previous}
+    spare = [release for release in layout.releases if release not in held]
+    excess = max(0, len(layout.releases) - keep)
+    gone = set(spare[:excess])
+    return replace(layout, releases=tuple(release for release in layout.releases if release not in gone))
+
+
+def staged(now: Layout, release: str) -> Layout:
+    if release in now.releases:
+        return now
+    return replace(now, releases=(*now.releases, release), there=True)
+
+
+def active(now: Layout, release: str, keep: int, assume_staged: bool) -> Layout:
+    """`assume_staged`: check mode, where the task that stages has changed nothing either."""
+    if release not in now.releases:
+        if not assume_staged:
+            raise ReleaseError(f"release {release} is not staged on this node; staged: {', '.join(now.releases) or 'none'}")
+        now = staged(now, release)
+    if now.current == release:
+        return prune(now, keep)
+    return prune(replace(now, current=release, previous=now.current), keep)
+
+
+def switched_back(now: Layout) -> Layout:
+    if now.previous is None or now.previous not in now.releases:
+        raise ReleaseError("there is no previous release on this node to go back to")
+    return replace(now, current=now.previous, previous=now.current)
+
+
+def absent(now: Layout, release: str | None) -> Layout:
+    """Without a release: everything goes."""
+    if release is None:
+        return Layout((), None, None, there=False)
+    if release == now.current:
+        raise ReleaseError(f"release {release} is the current one; switch to another one first")
+    previous = None if now.previous == release else now.previous
+    return replace(now, releases=tuple(one for one in now.releases if one != release), previous=previous)
+
+
+def _point(root: str, link: str, release: str | None) -> None:
+    path = os.path.join(root, link)
+    if release is None:
+        if os.path.lexists(path):
+            os.unlink(path)
+        return
+    fresh = f"{path}.new"
+    if os.path.lexists(fresh):
+        os.unlink(fresh)
+    os.symlink(os.path.join("releases", release), fresh)
+    os.replace(fresh, path)
+
+
+def apply(root: str, before: Layout, after: Layout) -> None:
+    """Make the disk equal to `after`, whose releases are all there already: links first, then what is not wanted."""
+    if not after.there:
+        shutil.rmtree(root)
+        return
+    for link, old, new in (("previous", before.previous, after.previous), ("current", before.current, after.current)):
+        if old != new:
+            _point(root, link, new)
+    for release in set(before.releases) - set(after.releases):
+        # Without its mark it is no release any more, whatever happens to the rest of the removal.
+        os.unlink(os.path.join(folder(root, release), MARK))
+        shutil.rmtree(folder(root, release))

@@ -1,0 +1,111 @@
+#!/usr/bin/python
+# Copyright (c) 2026, The netstack developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: node_info
+short_description: Whether a node serves, and what it does
+version_added: 0.1.0
+description:
+  - Asks the daemons of the node, through C(netstack status --json).
+  - Never fails because of the node's state. A node without netstack is not ready, and RV(node.reason) says so.
+author:
+  - The netstack developers (@kubelab)
+extends_documentation_fragment:
+  - kubelab.netstack.attributes
+  - kubelab.netstack.attributes.info_module
+options:
+  root:
+    description:
+      - The folder that the releases are in.
+    type: path
+    default: /opt/netstack
+"""
+
+EXAMPLES = r"""
+- name: Wait until the node serves
+  kubelab.netstack.node_info:
+  register: gate
+  until: gate.node.ready
+  retries: 30
+  delay: 1
+"""
+
+RETURN = r"""
+node:
+  description: The node, as it sees itself.
+  returned: always
+  type: dict
+  contains:
+    ready:
+      description: Whether every daemon answers, all programs are attached and nothing is out of force.
+      returned: always
+      type: bool
+    reason:
+      description: Why the node is not ready. Empty when it is.
+      returned: always
+      type: str
+    release:
+      description: The id of the release that the node is switched to, or null.
+      returned: always
+      type: str
+      sample: 0.1.0-5f0c2a91
+    daemons:
+      description: Each daemon, its state and the release that it runs.
+      returned: always
+      type: list
+      elements: dict
+    programs:
+      description: Each program of the kernel side and where it is attached.
+      returned: always
+      type: list
+      elements: dict
+    maps:
+      description: Each table of the kernel side and how full it is.
+      returned: always
+      type: list
+      elements: dict
+    addresses:
+      description: The LoadBalancer addresses that this node answers for.
+      returned: always
+      type: list
+      elements: dict
+    policies:
+      description: The policies in force on this node.
+      returned: always
+      type: list
+      elements: dict
+    broken:
+      description: Objects that were refused, with field and reason.
+      returned: always
+      type: list
+      elements: dict
+"""
+
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.kubelab.netstack.plugins.module_utils import _node
+
+
+def ask(module: AnsibleModule, root: str) -> dict[str, object]:
+    command = os.path.join(root, "current", "bin", "netstack")
+    if not os.path.exists(command):
+        return _node.not_ready(f"netstack is not installed: {command} does not exist")
+    code, out, err = module.run_command([command, "status", "--json"])
+    return _node.parse_status(code, out, err, _node.current_release(root))
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={"root": {"type": "path", "default": "/opt/netstack"}},
+        supports_check_mode=True,
+    )
+    module.exit_json(changed=False, node=ask(module, module.params["root"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""netstack-dns --config /etc/netstack/dns.yaml"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import resource
+import secrets
+from pathlib import Path
+
+from netstack.core import settings
+from netstack.core.unit import Unit, run
+from netstack.dns import report, sockets
+from netstack.dns.apply import SWEEP_S, Learned
+from netstack.dns.proxy import Proxy
+from netstack.dns.rulesfile import RulesFile
+from netstack.dns.session import Session
+from netstack.dns.settings import DnsSettings
+from netstack.kernel.bpf import Map
+
+
+async def serve(chosen: DnsSettings, unit: Unit) -> None:
+    loop = asyncio.get_running_loop()
+    rules = RulesFile(Path(chosen.rules), Path(chosen.state, "rules.json"))
+    rules.refresh()
+    maps = Path(chosen.maps)
+    learned = Learned(Map.open(maps / "fqdn"), Map.open(maps / "fqdn_use"), chosen.max_addresses_per_pod)
+    session = Session(chosen, rules.rules, functools.partial(secrets.randbelow, 1 << 16))
+    proxy = Proxy(chosen, session, learned, rules, unit.spawn)
+    unit.command("status", lambda _: report.status(session, len(learned), rules.error))
+    unit.command("names", lambda _: report.names(session.rules, learned.entries(loop.time()), loop.time()))
+    await proxy.serve(sockets.inherited() or sockets.opened(chosen.listen))
+    unit.spawn(proxy.upkeep(SWEEP_S), "upkeep")
+    unit.ready(f"rules of generation {session.rules.generation}, {len(learned)} addresses learned")
+    await unit.stopping.wait()
+    await proxy.finish(chosen.finish_within_s)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="netstack-dns", description="The transparent DNS proxy of a node.")
+    parser.add_argument("--config", type=Path, required=True, help="/etc/netstack/dns.yaml")
+    chosen = settings.load(DnsSettings, parser.parse_args().config)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each question under way is a socket
+    run("dns", functools.partial(serve, chosen))
+
+
+if __name__ == "__main__":
+    main()

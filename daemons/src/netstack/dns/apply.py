@@ -1,0 +1,148 @@
+"""The writer of the `fqdn` table: which pod may reach which address for which selectors, until when.
+
+The kernel's table is the truth; nothing here has to survive a restart. Each entry holds up to eight (selector, second
+of CLOCK_MONOTONIC), and the programs check the second themselves: what this module removes is no longer open already,
+so it may remove late, and die at any point.
+
+Expired slots are free. A ninth live selector, more addresses than a pod may have, and a full table are refused: the
+answer that needed the slot does not leave.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from netstack.dns.names import Name
+from netstack.dns.session import Credit
+from netstack.kernel.layout import FQDN_SELECTORS, Fqdn, FqdnKey, Instant
+
+SWEEP_S = 10.0
+"""How often the table is swept."""
+
+IN_USE_S = 60.0
+"""An address is in use while a flow that a name allowed had a packet this recently (programs note it to a second)."""
+
+_BATCH = 256
+"""Entries looked at between two chances for messages to be served: under 1 ms."""
+
+
+class Table(Protocol):
+    """A pinned map (netstack.kernel.bpf.Map), or a stand-in. Calls raise OSError as bpf(2) does."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+    def put(self, key: bytes, value: bytes) -> None: ...
+    def delete(self, key: bytes) -> bool: ...
+    def items(self) -> Iterable[tuple[bytes, bytes]]: ...
+
+
+class Refused(Exception):
+    """The address cannot be opened, with the limit that is in the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One learned address for people. `names` are those seen since the start of the daemon."""
+
+    endpoint: int
+    address: bytes
+    expiries_s: dict[int, int]
+    names: tuple[Name, ...]
+
+
+class Learned:
+    """What pods have learned. Every `now` is seconds of CLOCK_MONOTONIC, which is the programs' clock."""
+
+    def __init__(self, table: Table, used: Table, max_per_pod: int) -> None:
+        self._table = table
+        self._used = used
+        self._max_per_pod = max_per_pod
+        self._of_endpoint = Counter(FqdnKey.unpack(key).endpoint for key, _ in table.items())
+        self._gone_since: dict[int, float] = {}
+        self._names: dict[bytes, dict[Name, None]] = {}
+
+    def __len__(self) -> int:
+        return self._of_endpoint.total()
+
+    def credit(self, credits_: Iterable[Credit], now: float) -> None:
+        """Open all of `credits_`. Refused or OSError at the first that cannot be; those before it stay open."""
+        for credit in credits_:
+            self._open(credit, now)
+
+    def _open(self, credit: Credit, now: float) -> None:
+        key = FqdnKey(credit.endpoint, credit.address).pack()
+        held = self._table.get(key)
+        if held is None and self._of_endpoint[credit.endpoint] >= self._max_per_pod:
+            raise Refused(f"endpoint {credit.endpoint} has learned {self._max_per_pod} addresses, the most it may")
+        live = {} if held is None else _live(Fqdn.unpack(held), now)
+        until_s = math.ceil(credit.until_s)
+        live |= {selector: max(until_s, live.get(selector, 0)) for selector in credit.selectors}
+        if len(live) > FQDN_SELECTORS:
+            raise Refused(f"endpoint {credit.endpoint} needs {len(live)} selectors for one address")
+        self._table.put(key, Fqdn.of(live).pack())
+        if held is None:
+            self._of_endpoint[credit.endpoint] += 1
+        names = self._names.setdefault(key, {})
+        names.pop(credit.name, None)
+        names[credit.name] = None
+        if len(names) > FQDN_SELECTORS:
+            del names[next(iter(names))]
+
+    def sweep(self, endpoints: frozenset[int] | None, now: float, gone_after_s: float) -> Iterator[None]:
+        """Remove what has expired and what belongs to endpoints gone for `gone_after_s`; keep open what is in use.
+
+        `endpoints` are those that the rules name, None if unknown. Yields now and then, so that the caller can serve
+        messages in between; entries credited meanwhile are read anew before they are touched.
+        """
+        gone = self._gone(endpoints, now, gone_after_s)
+        for number, (key, value) in enumerate(list(self._table.items()), 1):
+            owner = FqdnKey.unpack(key).endpoint
+            expiries = Fqdn.unpack(value).expiries()
+            if owner in gone:
+                self._remove(key, owner)
+            elif min(expiries.values(), default=0) <= now + 2 * SWEEP_S:
+                self._renew(key, owner, now)
+            if number % _BATCH == 0:
+                yield
+
+    def _gone(self, endpoints: frozenset[int] | None, now: float, gone_after_s: float) -> set[int]:
+        if endpoints is None:
+            return set()
+        missing = self._of_endpoint.keys() - endpoints
+        self._gone_since = {endpoint: self._gone_since.get(endpoint, now) for endpoint in missing}
+        return {endpoint for endpoint, since in self._gone_since.items() if now - since >= gone_after_s}
+
+    def _renew(self, key: bytes, owner: int, now: float) -> None:
+        """An entry that has expired, or is about to: leave it for as long as it is in use, then remove it."""
+        held = self._table.get(key)
+        if held is None:
+            return
+        live = _live(Fqdn.unpack(held), now)
+        if not live:
+            self._remove(key, owner)
+            return
+        used = self._used.get(key)
+        if used is not None and now - Instant.unpack(used).value / 1e9 < IN_USE_S:
+            until_s = math.ceil(now + IN_USE_S)
+            self._table.put(key, Fqdn.of({selector: max(until_s, at) for selector, at in live.items()}).pack())
+
+    def _remove(self, key: bytes, owner: int) -> None:
+        self._table.delete(key)
+        self._names.pop(key, None)
+        self._of_endpoint[owner] -= 1
+        if self._of_endpoint[owner] <= 0:
+            del self._of_endpoint[owner]
+
+    def entries(self, now: float) -> Iterator[Entry]:
+        """All addresses that are open."""
+        for key, value in self._table.items():
+            place = FqdnKey.unpack(key)
+            if live := _live(Fqdn.unpack(value), now):
+                yield Entry(place.endpoint, place.address, live, tuple(self._names.get(key, ())))
+
+
+def _live(entry: Fqdn, now: float) -> dict[int, int]:
+    return {selector: at for selector, at in entry.expiries().items() if at > now}

@@ -1,0 +1,53 @@
+"""What the daemon says about itself on its control socket: `status` and `names`, as plain JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from netstack.core.address import unpack
+from netstack.dns.apply import Entry
+from netstack.dns.names import text
+from netstack.dns.rules import Rules
+from netstack.dns.session import Session
+
+
+def status(session: Session, learned: int, error: str | None) -> dict[str, Any]:
+    """`error`: why the rules file on disk is not in force; None if it is."""
+    return {
+        "generation": session.rules.generation,
+        "rules_error": error,
+        "pods": len(session.rules.ids),
+        "in_flight": session.in_flight,
+        "learned": learned,
+        "counters": {str(reason): count for reason, count in sorted(session.counters.items())},
+        "refused": [
+            {"pod": unpack(pod), "name": text(name), "reason": str(reason)} for pod, name, reason in session.refused
+        ],
+    }
+
+
+def names(rules: Rules, entries: Iterable[Entry], now: float) -> list[dict[str, Any]]:
+    """Each address that is open to a pod, by which rules and for how many seconds more.
+
+    A selector whose rule is no longer in force has no `rule`: the address is noted, but nothing opens it.
+    """
+    pods: dict[int, list[str]] = {}
+    rule_texts: dict[tuple[int, int], str] = {}
+    for address, endpoint in rules.endpoints.items():
+        pods.setdefault(endpoint.id, []).append(unpack(address))
+        for rule in endpoint.rules:
+            rule_texts[endpoint.id, rule.selector] = f"{rule.match}: {rule.text}"
+    return [
+        {
+            "endpoint": entry.endpoint,
+            "pod": sorted(pods.get(entry.endpoint, ())),
+            "address": unpack(entry.address),
+            "names": [text(name) for name in entry.names],
+            "selectors": [
+                {"selector": selector, "rule": rule_texts.get((entry.endpoint, selector)), "for_s": round(at - now)}
+                for selector, at in sorted(entry.expiries_s.items())
+            ],
+        }
+        for entry in sorted(entries, key=lambda entry: (entry.endpoint, entry.address))
+    ]

@@ -1,0 +1,131 @@
+"""Which pod may ask for which names, and what a name opens: the file that the agent compiles.
+
+    {"generation": 7,
+     "endpoints": [{"endpoint": 12, "addresses": ["10.244.1.5"],
+                    "names":   [{"selector": 3, "matchName": "api.anthropic.com"},
+                                {"selector": 4, "matchPattern": "*.x.io"}],
+                    "queries": [{"matchPattern": "*.svc.cluster.local"}]}]}
+
+`names` may be asked, and their answers' addresses are credited to the selector; `queries` may be asked, no more. A pod
+without an entry may ask nothing. An entry of names or queries that has any other field is refused, because what it is
+not understood to restrict it must not allow; unknown fields elsewhere are left to newer versions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from netstack.core.address import pack
+from netstack.core.errors import BadConfig
+from netstack.dns.names import Match, Matcher, Name, Rule
+
+ASK_ONLY = 0
+"""The id under which `queries` match. Never a selector's: the kernel's policy table reads 0 as any peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What one pod may ask. Its id is never used again on this node; its address may be."""
+
+    id: int
+    matcher: Matcher
+    rules: tuple[Rule, ...]
+
+    def selectors(self, name: Name) -> frozenset[int] | None:
+        """Selectors to which the addresses of `name` are credited (maybe none); None if it may not be asked."""
+        found = self.matcher(name)
+        return found - {ASK_ONLY} if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    generation: int = 0
+    endpoints: Mapping[bytes, Endpoint] = field(default_factory=dict)
+    """By pod address."""
+
+    @property
+    def ids(self) -> frozenset[int]:
+        return frozenset(endpoint.id for endpoint in self.endpoints.values())
+
+
+def parse(text: str) -> Rules:
+    """The file's text as rules; BadConfig names the field that is wrong."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise BadConfig("(file)", f"is not JSON: {error}") from error
+    endpoints: dict[bytes, Endpoint] = {}
+    ids: set[int] = set()
+    for place, entry in _entries(_mapping("(file)", data), "endpoints", "endpoints"):
+        endpoint = Endpoint(_number(place, entry, "endpoint"), *_compiled(place, entry))
+        if endpoint.id in ids:
+            raise BadConfig(f"{place}.endpoint", f"{endpoint.id} is named twice")
+        ids.add(endpoint.id)
+        for address in _addresses(place, entry):
+            if address in endpoints:
+                raise BadConfig(f"{place}.addresses", f"belong to endpoint {endpoints[address].id} too")
+            endpoints[address] = endpoint
+    return Rules(_number("", data, "generation"), endpoints)
+
+
+def _compiled(place: str, entry: Mapping[str, Any]) -> tuple[Matcher, tuple[Rule, ...]]:
+    rules = []
+    for key in ("names", "queries"):
+        for where, words in _entries(entry, key, f"{place}.{key}"):
+            rule = _rule(where, words, key == "names")
+            try:
+                rule.labels()
+            except ValueError as error:
+                raise BadConfig(f"{where}.{rule.match}", str(error)) from error
+            rules.append(rule)
+    return Matcher(rules), tuple(rules)
+
+
+def _rule(place: str, entry: Mapping[str, Any], selects: bool) -> Rule:
+    found = [match for match in Match if match in entry]
+    known = {"selector"} if selects else set()
+    if len(found) != 1 or entry.keys() - known - set(found):
+        wanted = f"{'selector and ' if selects else ''}one of matchName, matchPattern"
+        held = ", ".join(sorted(entry)) or "nothing"
+        raise BadConfig(place, f"must hold {wanted}, and nothing else; it holds {held}")
+    (match,) = found
+    if not isinstance(entry[match], str):
+        raise BadConfig(f"{place}.{match}", f"must be a string, not {entry[match]!r}")
+    selector = _number(place, entry, "selector") if selects else ASK_ONLY
+    if selects and not 0 < selector < 1 << 32:
+        raise BadConfig(f"{place}.selector", f"must be between 1 and {(1 << 32) - 1}, not {selector}")
+    return Rule(selector, match, entry[match])
+
+
+def _addresses(place: str, entry: Mapping[str, Any]) -> Iterator[bytes]:
+    listed = entry.get("addresses")
+    if not isinstance(listed, list):
+        raise BadConfig(f"{place}.addresses", f"must be a list of addresses, not {listed!r}")
+    for text in listed:
+        try:
+            yield pack(text)
+        except ValueError as error:
+            raise BadConfig(f"{place}.addresses", str(error)) from error
+
+
+def _entries(data: Mapping[str, Any], key: str, place: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    listed = data.get(key, [])
+    if not isinstance(listed, list):
+        raise BadConfig(place, f"must be a list, not {listed!r}")
+    return [(f"{place}[{i}]", _mapping(f"{place}[{i}]", entry)) for i, entry in enumerate(listed)]
+
+
+def _mapping(place: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise BadConfig(place, f"must be an object, not {value!r}")
+    return value
+
+
+def _number(place: str, entry: Mapping[str, Any], key: str) -> int:
+    value = entry.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise BadConfig(f"{place}.{key}".lstrip("."), f"must be a number, not {value!r}")
+    return value

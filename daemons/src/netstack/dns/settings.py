@@ -1,0 +1,105 @@
+"""Settings of netstack-dns, /etc/netstack/dns.yaml. Times in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from netstack.core.address import Prefix
+from netstack.dns.message import Rcode
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSettings:
+    rules: str = "/var/lib/netstack/agent/dns-rules.json"
+    """Which pod may ask what, compiled by the agent."""
+
+    state: str = "/var/lib/netstack/dns"
+    """Folder of the proxy's own: the last rules that were whole."""
+
+    maps: str = "/sys/fs/bpf/netstack/maps"
+    """Folder of the pinned tables: fqdn, which is written here, and fqdn_use, which the programs write."""
+
+    listen: str = "169.254.1.53"
+    """Address of the transparent sockets, port 53 UDP and TCP, when systemd hands none over."""
+
+    min_ttl_s: int = 3600
+    """A learned address stays open at least this long, whatever its TTL. CDNs answer with 20 to 300 s, while programs
+    keep connecting to an address that they looked up once (JVMs for ever, connection pools for hours): with the
+    record's own TTL their new connections would fail for no reason that anybody sees. Cilium honours the TTL (0) by
+    default, and that is among its users' most frequent complaints."""
+
+    max_ttl_s: int = 86400
+    """... and at most this long. Records of days would otherwise keep addresses open that have long changed hands."""
+
+    upstream_timeout_s: float = 5.0
+    """How long an answer is waited for. Resolvers give up after 5 s (glibc, musl) and ask again: later answers find
+    nobody, and each open question holds a socket."""
+
+    refuse_with: str = "REFUSED"
+    """Answer to a name that is not allowed: REFUSED, or NXDOMAIN. musl (Alpine) stops at REFUSED instead of trying the
+    next name of the search list; glibc goes on with both."""
+
+    max_in_flight_per_pod: int = 64
+    """Questions of one pod that wait for an answer at once; one more gets SERVFAIL. glibc has two a look-up."""
+
+    max_in_flight: int = 1024
+    """... of all pods together: each is a socket."""
+
+    max_connections_per_pod: int = 16
+    """TCP connections that one pod may hold open."""
+
+    tcp_idle_timeout_s: float = 10.0
+    """A TCP connection without a question is closed after this long (RFC 7766, section 6.2.3: few seconds)."""
+
+    finish_within_s: float = 1.0
+    """When told to stop, how long to wait for answers under way. Questions that arrive meanwhile wait in the sockets
+    that systemd keeps, for the next daemon: this is the longest that a restart can delay them."""
+
+    max_addresses_per_answer: int = 256
+    """An answer with more addresses is not passed on: the largest honest ones (S3, Akamai) have under 20."""
+
+    max_addresses_per_pod: int = 4096
+    """Addresses that one pod may have learned at once, so that one pod cannot fill the table of all."""
+
+    never_open: tuple[str, ...] = (
+        "0.0.0.0/8",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/3",
+        "::/96",
+        "fe80::/10",
+        "ff00::/8",
+    )
+    """Networks that no name opens: an answer with such an address passes, but the address stays as closed as it was.
+    The defaults are the node itself and its neighbours, for every pod; the role adds the cluster's own networks, so
+    that whoever owns an allowed name cannot point it inwards (DNS rebinding)."""
+
+    gone_after_s: float = 300.0
+    """What a pod learned is removed when the rules have not named its endpoint for this long. Nothing can use it in the
+    meantime (endpoint ids are never used again); the delay only forgives rules that are incomplete for a moment."""
+
+    def __post_init__(self) -> None:
+        if self.refuse_with not in ("REFUSED", "NXDOMAIN"):
+            raise ValueError(f"refuse_with is REFUSED or NXDOMAIN, not {self.refuse_with!r}")
+        if not 0 <= self.min_ttl_s <= self.max_ttl_s:
+            raise ValueError(f"min_ttl_s {self.min_ttl_s} is not between 0 and max_ttl_s {self.max_ttl_s}")
+        if self.upstream_timeout_s <= 0:
+            raise ValueError(f"upstream_timeout_s must be above 0, not {self.upstream_timeout_s}")
+        if self.tcp_idle_timeout_s <= self.upstream_timeout_s:
+            raise ValueError(
+                f"tcp_idle_timeout_s {self.tcp_idle_timeout_s} must be above upstream_timeout_s"
+                f" {self.upstream_timeout_s}: a connection that waits for an answer is not idle"
+            )
+        if min(self.gone_after_s, self.finish_within_s) < 0:
+            raise ValueError("gone_after_s and finish_within_s cannot be negative")
+        limits = ("max_in_flight_per_pod", "max_in_flight", "max_connections_per_pod", "max_addresses_per_answer",
+                  "max_addresses_per_pod")  # fmt: skip
+        for limit in limits:
+            if getattr(self, limit) < 1:
+                raise ValueError(f"{limit} must be at least 1")
+        for network in self.never_open:
+            Prefix.parse(network, strict=True)
+
+    @property
+    def refusal(self) -> Rcode:
+        return Rcode[self.refuse_with]

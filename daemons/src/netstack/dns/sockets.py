@@ -1,0 +1,128 @@
+"""Transparent sockets: they receive what was sent to other addresses, and answer from those.
+
+The kernel program (bpf_sk_assign) gives them packets for any DNS server. ip(7): the address that the pod asked comes
+with each datagram as IP_ORIGDSTADDR, and IP_PKTINFO sets the source of the answer, which IP_TRANSPARENT lets be no
+address of this node. An accepted TCP connection has the asked address as its own. SO_REUSEPORT stays off: before
+Linux 6.6 bpf_sk_assign refuses sockets that have it.
+
+systemd keeps the sockets (netstack-dns.socket), so that questions which arrive during a restart wait in them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from netstack.core.address import V4_MAPPED, pack, unpack
+from netstack.dns.message import MAX_QUERY
+from netstack.dns.session import Client, Transport
+
+PORT = 53
+_FIRST_INHERITED = 3  # sd_listen_fds(3)
+_BACKLOG = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What an address family calls the same things; linux/in.h and linux/in6.h."""
+
+    level: int
+    transparent: int
+    original: int
+    pktinfo: int
+
+
+_FAMILIES = {
+    socket.AF_INET: _Family(socket.IPPROTO_IP, transparent=19, original=20, pktinfo=8),
+    socket.AF_INET6: _Family(socket.IPPROTO_IPV6, transparent=75, original=74, pktinfo=50),
+}
+
+Ancillary = Iterable[tuple[int, int, bytes]]
+
+
+def inherited() -> list[socket.socket]:
+    """The sockets that the service manager handed over; empty if it did not. sd_listen_fds(3)."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    return [_prepared(socket.socket(fileno=number)) for number in range(_FIRST_INHERITED, _FIRST_INHERITED + count)]
+
+
+def opened(address: str) -> list[socket.socket]:
+    """A UDP and a listening TCP socket at `address`, which need not be the node's (but has to be local to route to)."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    result = []
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        sock = socket.socket(family, kind)
+        names = _FAMILIES[family]
+        sock.setsockopt(names.level, names.transparent, 1)
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, PORT))
+        if kind == socket.SOCK_STREAM:
+            sock.listen(_BACKLOG)
+        result.append(_prepared(sock))
+    return result
+
+
+def _prepared(sock: socket.socket) -> socket.socket:
+    """OSError if the socket is not transparent: it would receive, but its answers would come from the wrong address."""
+    names = _FAMILIES[socket.AddressFamily(sock.family)]
+    if not sock.getsockopt(names.level, names.transparent):
+        raise OSError(f"socket at {sock.getsockname()[0]} is not transparent (Transparent=yes in netstack-dns.socket)")
+    if sock.type == socket.SOCK_DGRAM:
+        sock.setsockopt(names.level, names.original, 1)
+    sock.setblocking(False)
+    return sock
+
+
+def receive(sock: socket.socket) -> tuple[Client, bytes] | None:
+    """The next datagram, one byte longer than a query may be if it was longer. None if none waits, or if it could not
+    be answered as asked: sent to another port, or to the listener itself, where asking on would come back here."""
+    try:
+        payload, ancillary, _, sender = sock.recvmsg(MAX_QUERY + 1, socket.CMSG_SPACE(28))
+    except BlockingIOError:
+        return None
+    own = sock.getsockname()
+    asked = original_destination(ancillary)
+    if asked is None or asked[1] != own[1] or asked[0] == pack(own[0]):
+        return None
+    return Client(pack(sender[0]), sender[1], asked[0], Transport.UDP), payload
+
+
+def original_destination(ancillary: Ancillary) -> tuple[bytes, int] | None:
+    """Address and port to which a datagram was sent: sockaddr_in or sockaddr_in6 as the kernel lays them out."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, _FAMILIES[socket.AF_INET].original):
+            port, address = struct.unpack_from("!2xH4s", data)
+            return V4_MAPPED + address, port
+        if (level, kind) == (socket.IPPROTO_IPV6, _FAMILIES[socket.AF_INET6].original):
+            port, address = struct.unpack_from("!2xH4x16s", data)
+            return address, port
+    return None
+
+
+def send(sock: socket.socket, client: Client, payload: bytes) -> None:
+    """A datagram to `client` from the address that it asked. OSError as sendmsg(2)."""
+    names = _FAMILIES[socket.AddressFamily(sock.family)]
+    if sock.family == socket.AF_INET:
+        source = struct.pack("=i4s4x", 0, client.asked[12:])  # in_pktinfo: ifindex, ipi_spec_dst, ipi_addr
+    else:
+        source = struct.pack("=16si", client.asked, 0)  # in6_pktinfo: address, ifindex
+    sock.sendmsg([payload], [(names.level, names.pktinfo, source)], 0, (unpack(client.address), client.port))
+
+
+def towards(server: bytes) -> socket.socket:
+    """A new UDP socket connected to port 53 of `server`: the kernel picks an unpredictable port for it, and lets in
+    nothing but what this server sends from there. OSError if there is no way to it."""
+    text = unpack(server)
+    sock = socket.socket(socket.AF_INET6 if ":" in text else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect((text, PORT))
+    except OSError:
+        sock.close()
+        raise
+    return sock

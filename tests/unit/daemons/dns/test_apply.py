@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netstack.core.address import pack
+from netstack.dns.apply import IN_USE_S, Learned, Refused
+from netstack.dns.session import Credit
+from netstack.kernel.layout import Fqdn, FqdnKey, Instant
+
+A, B = pack("192.0.2.1"), pack("192.0.2.2")
+NAME = (b"x", b"io")
+
+
+class FakeTable(dict[bytes, bytes]):
+    """A hash map in memory, with a size."""
+
+    size = 1 << 16
+
+    def put(self, key: bytes, value: bytes) -> None:
+        if key not in self and len(self) >= self.size:
+            raise OSError(errno.E2BIG, "full")
+        self[key] = value
+
+    def delete(self, key: bytes) -> bool:
+        return self.pop(key, None) is not None
+
+    def holds(self) -> dict[tuple[int, bytes], dict[int, int]]:
+        found = {}
+        for key, value in self.items():
+            place = FqdnKey.unpack(key)
+            found[place.endpoint, place.address] = Fqdn.unpack(value).expiries()
+        return found
+
+
+@pytest.fixture
+def table() -> FakeTable:
+    return FakeTable()
+
+
+@pytest.fixture
+def used() -> FakeTable:
+    return FakeTable()
+
+
+@pytest.fixture
+def learned(table: FakeTable, used: FakeTable) -> Learned:
+    return Learned(table, used, max_per_pod=4)
+
+
+def credit(*selectors: int, address: bytes = A, until_s: float = 100.0, endpoint: int = 12) -> Credit:
+    return Credit(endpoint, address, selectors, until_s, NAME)
+
+
+def sweep(learned: Learned, endpoints: frozenset[int] | None, now: float) -> None:
+    for _ in learned.sweep(endpoints, now, gone_after_s=300):
+        pass
+
+
+def test_selectors_of_several_names_share_an_address(learned: Learned, table: FakeTable) -> None:
+    learned.credit([credit(3, 4, until_s=100.2), credit(5, until_s=50)], now=0)
+    assert table.holds() == {(12, A): {3: 101, 4: 101, 5: 50}}
+    learned.credit([credit(3, until_s=60), credit(5, until_s=200)], now=0)
+    assert table.holds() == {(12, A): {3: 101, 4: 101, 5: 200}}
+    assert len(learned) == 1
+
+
+def test_a_ninth_selector_is_refused_and_the_eight_stay(learned: Learned, table: FakeTable) -> None:
+    learned.credit([credit(*range(1, 9))], now=0)
+    before = table.holds()
+    with pytest.raises(Refused, match="endpoint 12 needs 9 selectors for one address"):
+        learned.credit([credit(9)], now=0)
+    assert table.holds() == before
+
+
+def test_an_expired_slot_is_free(learned: Learned, table: FakeTable) -> None:
+    learned.credit([credit(1, until_s=50), credit(*range(2, 9), until_s=500)], now=0)
+    learned.credit([credit(9, until_s=600)], now=50)
+    assert table.holds() == {(12, A): dict.fromkeys(range(2, 9), 500) | {9: 600}}
+
+
+def test_a_full_table_is_an_error_of_the_kernels(learned: Learned, table: FakeTable) -> None:
+    table.size = 1
+    learned.credit([credit(1)], now=0)
+    with pytest.raises(OSError, match="full"):
+        learned.credit([credit(1, address=B)], now=0)
+    learned.credit([credit(2)], now=0)
+
+
+def test_one_pod_cannot_fill_the_table(learned: Learned) -> None:
+    addresses = [pack(f"192.0.2.{n}") for n in range(5)]
+    learned.credit([credit(1, address=a) for a in addresses[:4]], now=0)
+    with pytest.raises(Refused, match="endpoint 12 has learned 4 addresses"):
+        learned.credit([credit(1, address=addresses[4])], now=0)
+    learned.credit([credit(2, address=addresses[0]), credit(1, address=addresses[4], endpoint=13)], now=0)
+    assert len(learned) == 5
+
+
+def test_what_was_learned_before_a_restart_is_there(table: FakeTable, used: FakeTable, learned: Learned) -> None:
+    learned.credit([credit(1)], now=0)
+    again = Learned(table, used, max_per_pod=1)
+    assert len(again) == 1
+    with pytest.raises(Refused):
+        again.credit([credit(1, address=B)], now=0)
+    (entry,) = again.entries(now=0)
+    assert (entry.endpoint, entry.address, entry.expiries_s, entry.names) == (12, A, {1: 100}, ())
+
+
+def test_the_sweep_removes_what_has_expired(learned: Learned, table: FakeTable) -> None:
+    learned.credit([credit(1), credit(1, address=B, until_s=500)], now=0)
+    sweep(learned, frozenset({12}), now=99.5)
+    assert table.holds().keys() == {(12, A), (12, B)}
+    sweep(learned, frozenset({12}), now=100)
+    assert table.holds() == {(12, B): {1: 500}}
+    assert len(learned) == 1
+
+
+def test_an_address_in_use_stays_until_the_use_ends(learned: Learned, table: FakeTable, used: FakeTable) -> None:
+    learned.credit([credit(1, 2)], now=0)
+    key = FqdnKey(12, A).pack()
+    for now in range(90, 400, 10):
+        used[key] = Instant(int((now - 1) * 1e9)).pack()
+        sweep(learned, frozenset({12}), now)
+        assert table.holds()[12, A][1] > now + 20
+    last_use = now
+    for now in range(last_use, last_use + 300, 10):
+        sweep(learned, frozenset({12}), now)
+    assert table.holds() == {}
+    assert last_use + IN_USE_S <= now
+
+
+def test_an_endpoint_is_forgotten_some_time_after_the_rules_do(learned: Learned, table: FakeTable) -> None:
+    learned.credit([credit(1, until_s=9999), credit(1, endpoint=13, until_s=9999)], now=0)
+    sweep(learned, frozenset({12}), now=0)
+    sweep(learned, frozenset({12, 13}), now=200)
+    sweep(learned, frozenset({12}), now=400)
+    sweep(learned, None, now=800)
+    assert table.holds().keys() == {(12, A), (13, A)}
+    sweep(learned, frozenset({12}), now=800)
+    assert table.holds().keys() == {(12, A)}
+
+
+def test_an_address_credited_during_a_sweep_is_kept(learned: Learned, table: FakeTable) -> None:
+    for n in range(300):
+        learned.credit([credit(1, address=pack(f"10.9.{n >> 8}.{n & 255}"), endpoint=100 + n)], now=0)
+    steps = learned.sweep(None, 200, 300)
+    next(steps)
+    last = pack("10.9.1.43")
+    learned.credit([credit(1, address=last, endpoint=399, until_s=900)], now=200)
+    list(steps)
+    assert table.holds() == {(399, last): {1: 900}}
+
+
+def test_entries_name_what_led_to_them(learned: Learned) -> None:
+    for n in range(10):
+        learned.credit([Credit(12, A, (1,), 100, (b"%d" % n, b"io"))], now=0)
+    (entry,) = learned.entries(now=0)
+    assert entry.names == tuple((b"%d" % n, b"io") for n in range(2, 10))
+    assert list(learned.entries(now=100)) == []
+
+
+credits_ = st.builds(
+    Credit,
+    st.sampled_from([12, 13]),
+    st.sampled_from([A, B]),
+    st.sets(st.integers(1, 12), min_size=1, max_size=9).map(lambda s: tuple(sorted(s))),
+    st.floats(1, 1000),
+    st.just(NAME),
+)
+
+
+@given(st.lists(st.tuples(credits_, st.floats(0, 40)), max_size=25))
+def test_the_table_is_what_a_list_of_all_credits_says(steps: list[tuple[Credit, float]]) -> None:
+    """Every live (endpoint, address, selector) is in the table with its latest expiry, and no other."""
+    table, now = FakeTable(), 0.0
+    learned = Learned(table, FakeTable(), max_per_pod=9)
+    expected: dict[tuple[int, bytes], dict[int, float]] = {}
+    for step, wait in steps:
+        now += wait
+        held = {s: at for s, at in expected.get((step.endpoint, step.address), {}).items() if at > now}
+        merged = held | {s: max(held.get(s, 0), -(-step.until_s // 1)) for s in step.selectors}
+        try:
+            learned.credit([step], now)
+        except Refused:
+            assert len(merged) > 8
+        else:
+            assert len(merged) <= 8
+            expected[step.endpoint, step.address] = merged
+        live = {key: {s: at for s, at in found.items() if at > now} for key, found in expected.items()}
+        assert {(e.endpoint, e.address): e.expiries_s for e in learned.entries(now)} == {
+            k: v for k, v in live.items() if v
+        }

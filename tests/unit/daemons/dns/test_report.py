@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from instruments.dns_talk import POD, Talk, endpoint
+from netstack.core.address import pack
+from netstack.dns import report
+from netstack.dns.apply import Entry
+
+
+def test_status_counts_by_reason_and_names_the_last_refusals() -> None:
+    talk = Talk(endpoint(12, POD, {3: "x.io"}))
+    talk.ask("x.io")
+    talk.refused("Evil.example")
+    assert report.status(talk.session, 5, None) == {
+        "generation": 1,
+        "rules_error": None,
+        "pods": 1,
+        "in_flight": 1,
+        "learned": 5,
+        "counters": {"forwarded": 1, "name not allowed": 1},
+        "refused": [{"pod": POD, "name": "evil.example.", "reason": "name not allowed"}],
+    }
+
+
+def test_names_says_by_which_rule_and_for_how_long() -> None:
+    rules = Talk(endpoint(12, POD, {3: "x.io", 4: "*.io"})).session.rules
+    entries = [
+        Entry(13, pack("192.0.2.9"), {8: 500}, ()),
+        Entry(12, pack("192.0.2.1"), {4: 200, 3: 150, 7: 300}, ((b"x", b"io"),)),
+    ]
+    assert report.names(rules, entries, now=100.4) == [
+        {
+            "endpoint": 12,
+            "pod": [POD],
+            "address": "192.0.2.1",
+            "names": ["x.io."],
+            "selectors": [
+                {"selector": 3, "rule": "matchName: x.io", "for_s": 50},
+                {"selector": 4, "rule": "matchPattern: *.io", "for_s": 100},
+                {"selector": 7, "rule": None, "for_s": 200},
+            ],
+        },
+        {
+            "endpoint": 13,
+            "pod": [],
+            "address": "192.0.2.9",
+            "names": [],
+            "selectors": [{"selector": 8, "rule": None, "for_s": 400}],
+        },
+    ]

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from netstack.core.address import pack
+from netstack.core.errors import BadConfig
+from netstack.dns.rules import parse
+
+
+def file(**endpoint: Any) -> dict[str, Any]:
+    whole = {"endpoint": 12, "addresses": ["10.244.1.5"], "names": [], "queries": []}
+    return {"generation": 7, "endpoints": [whole | endpoint]}
+
+
+def test_names_are_credited_and_queries_only_asked() -> None:
+    rules = parse(
+        json.dumps(
+            file(
+                addresses=["10.244.1.5", "fd00::5"],
+                names=[{"selector": 3, "matchName": "api.x.io"}, {"selector": 4, "matchPattern": "*.x.io"}],
+                queries=[{"matchPattern": "*.local"}, {"matchName": "api.x.io"}],
+            )
+        )
+    )
+    assert rules.generation == 7
+    assert rules.ids == {12}
+    endpoint = rules.endpoints[pack("10.244.1.5")]
+    assert rules.endpoints[pack("fd00::5")] is endpoint
+    assert endpoint.selectors((b"api", b"x", b"io")) == {3, 4}
+    assert endpoint.selectors((b"www", b"x", b"io")) == {4}
+    assert endpoint.selectors((b"db", b"local")) == frozenset()
+    assert endpoint.selectors((b"evil", b"org")) is None
+
+
+def test_fields_of_newer_versions_are_left_to_them_where_they_cannot_widen_anything() -> None:
+    data = file(note="new")
+    assert parse(json.dumps(data | {"written": "by someone"})).ids == {12}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "(file): must be an object, not []"),
+        ({"endpoints": []}, "generation: must be a number, not None"),
+        ({"generation": 1, "endpoints": {}}, "endpoints: must be a list, not {}"),
+        (file(endpoint="12"), "endpoints[0].endpoint: must be a number, not '12'"),
+        (file(endpoint=True), "endpoints[0].endpoint: must be a number, not True"),
+        (file(addresses="10.0.0.1"), "endpoints[0].addresses: must be a list of addresses, not '10.0.0.1'"),
+        (file(addresses=["10.0.0"]), "endpoints[0].addresses: '10.0.0' does not appear to be an IPv4 or IPv6 address"),
+        (file(names=["x.io"]), "endpoints[0].names[0]: must be an object, not 'x.io'"),
+        (file(names=[{"matchName": "x.io"}]), "endpoints[0].names[0].selector: must be a number, not None"),
+        (file(names=[{"selector": 0, "matchName": "x"}]), "endpoints[0].names[0].selector: must be between 1 and"),
+        (file(names=[{"selector": 1, "matchName": 5}]), "endpoints[0].names[0].matchName: must be a string, not 5"),
+        (file(names=[{"selector": 1, "matchName": "*.x"}]), "endpoints[0].names[0].matchName: '*.x' is no matchName"),
+        (file(names=[{"selector": 1}]), "endpoints[0].names[0]: must hold selector and one of matchName, matchPattern"),
+        (
+            file(names=[{"selector": 1, "matchName": "x", "matchPattern": "*"}]),
+            "and nothing else; it holds matchName, matchPattern, selector",
+        ),
+        (file(names=[{"selector": 1, "matchName": "x", "port": 443}]), "and nothing else; it holds matchName, port"),
+        (file(queries=[{"selector": 1, "matchName": "x"}]), "endpoints[0].queries[0]: must hold one of matchName"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_field(data: Any, message: str) -> None:
+    with pytest.raises(BadConfig, match=re.escape(message)):
+        parse(json.dumps(data))
+
+
+def test_an_id_or_address_belongs_to_one_endpoint() -> None:
+    data = file()
+    data["endpoints"].append({"endpoint": 12, "addresses": []})
+    with pytest.raises(BadConfig, match=re.escape("endpoints[1].endpoint: 12 is named twice")):
+        parse(json.dumps(data))
+    data["endpoints"][1] = {"endpoint": 13, "addresses": ["10.244.1.5"]}
+    with pytest.raises(BadConfig, match=re.escape("endpoints[1].addresses: belong to endpoint 12 too")):
+        parse(json.dumps(data))
+
+
+def test_what_is_no_json_says_so() -> None:
+    with pytest.raises(BadConfig, match=re.escape("(file): is not JSON: Expecting value")):
+        parse("")

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import dataclasses
+import struct
+
+import dnslib
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instruments.dns_talk import OTHER_POD, POD, SERVER, Talk, answer_to, endpoint, question, rules_text
+from netstack.core.address import pack
+from netstack.dns.message import Rcode
+from netstack.dns.rules import Rules, parse
+from netstack.dns.session import Close, Drop, Forward, Reason, Reply, Transport
+from netstack.dns.settings import DnsSettings
+
+API = "api.anthropic.com"
+
+
+def talk(**settings: object) -> Talk:
+    return Talk(
+        endpoint(12, POD, {3: API, 4: "*.anthropic.com", 5: "*.x.io"}, queries=("*.svc.cluster.local",)),
+        endpoint(13, OTHER_POD, {9: "only.other.io"}),
+        settings=DnsSettings(**settings),  # type: ignore[arg-type]
+    )
+
+
+def rcode(payload: bytes) -> int:
+    return payload[3] & 0x0F
+
+
+def test_an_allowed_name_is_asked_and_its_addresses_credited() -> None:
+    conversation = talk()
+    asked = conversation.ask(API)
+    assert asked.sent[:2] == b"\x80\x00"
+    reply = conversation.answered(asked, f"{API}. 30 A 192.0.2.1", f"{API}. 30 A 192.0.2.2")
+    assert [(c.endpoint, c.address, c.selectors) for c in reply.credits] == [
+        (12, pack("192.0.2.1"), (3, 4)),
+        (12, pack("192.0.2.2"), (3, 4)),
+    ]
+    assert {c.until_s for c in reply.credits} == {1000.0 + conversation.settings.min_ttl_s}
+    assert reply.payload == b"\x12\x34" + answer_to(asked.sent, *(f"{API}. 30 A 192.0.2.{n}" for n in (1, 2)))[2:]
+    assert rcode(reply.otherwise) == Rcode.SERVFAIL
+    assert conversation.session.in_flight == 0
+
+
+@pytest.mark.parametrize(("ttl_s", "kept_s"), [(0, 3600), (3600, 3600), (7200, 7200), (10**6, 86400)])
+def test_an_address_is_kept_for_its_ttl_within_bounds(ttl_s: int, kept_s: int) -> None:
+    conversation = talk()
+    (credit,) = conversation.answered(conversation.ask(API), f"{API}. {ttl_s} A 192.0.2.1").credits
+    assert credit.until_s == conversation.now + kept_s
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["evil.example", "anthropic.com", "a.b.anthropic.com", "api.anthropic.com.evil.example", "only.other.io", "."],
+)
+def test_a_name_that_is_not_allowed_is_refused_unasked(name: str) -> None:
+    conversation = talk()
+    assert rcode(conversation.refused(name).payload) == Rcode.REFUSED
+    assert conversation.session.counters == {Reason.NAME_NOT_ALLOWED: 1}
+    assert conversation.session.in_flight == 0
+    ((pod, _, reason),) = conversation.session.refused
+    assert (pod, reason) == (pack(POD), Reason.NAME_NOT_ALLOWED)
+
+
+def test_the_refusal_can_be_nxdomain() -> None:
+    assert rcode(talk(refuse_with="NXDOMAIN").refused("evil.example").payload) == Rcode.NXDOMAIN
+
+
+def test_a_pod_without_rules_may_ask_nothing() -> None:
+    conversation = talk()
+    reply = conversation.refused(API, pod="10.244.1.99")
+    assert (rcode(reply.payload), reply.reason) == (Rcode.REFUSED, Reason.POD_UNKNOWN)
+
+
+def test_a_zone_transfer_is_refused() -> None:
+    assert talk().refused(API, "AXFR").reason is Reason.KIND_NOT_ALLOWED
+
+
+def test_a_dot_inside_a_label_does_not_make_a_name_allowed() -> None:
+    conversation = talk()
+    payload = struct.pack("!6H", 1, 0x100, 1, 0, 0, 0) + b"\x06evil.x\2io\0" + b"\0\1\0\1"
+    assert isinstance(conversation.say(payload), Reply)
+
+
+def test_what_is_no_single_question_goes_nowhere() -> None:
+    conversation = talk()
+    command = conversation.say(question(API) + b"smuggled")
+    assert command == Drop(Reason.QUERY_MALFORMED, "a query with bytes behind its end")
+
+
+def test_a_query_only_name_is_answered_without_credit() -> None:
+    conversation = talk()
+    name = "db.svc.cluster.local"
+    reply = conversation.answered(conversation.ask(name), f"{name}. 5 A 10.96.3.4")
+    assert reply.credits == ()
+
+
+def test_the_name_comes_back_as_the_pod_spelled_it() -> None:
+    conversation = talk()
+    asked = conversation.ask("aPi.AnThRoPiC.cOm")
+    lowered = dataclasses.replace(asked, sent=asked.sent[:12] + asked.sent[12:].lower())
+    reply = conversation.answered(lowered, f"{API}. 30 A 192.0.2.1")
+    assert b"aPi\x09AnThRoPiC\x03cOm" in reply.payload
+    assert len(reply.credits) == 1
+
+
+def test_addresses_behind_aliases_are_credited_to_the_name_asked() -> None:
+    conversation = talk()
+    reply = conversation.answered(
+        conversation.ask(API),
+        "b.cdn.io. 100000 A 192.0.2.7",
+        f"{API}. 100000 CNAME a.cdn.io.",
+        "a.cdn.io. 5000 CNAME b.cdn.io.",
+    )
+    (credit,) = reply.credits
+    assert (credit.name, credit.selectors) == ((b"api", b"anthropic", b"com"), (3, 4))
+    assert credit.until_s == conversation.now + 5000
+
+
+def test_aliases_in_a_circle_open_nothing() -> None:
+    conversation = talk()
+    reply = conversation.answered(conversation.ask(API), f"{API}. 5 CNAME a.io.", f"a.io. 5 CNAME {API}.")
+    assert reply.credits == ()
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        ("other.anthropic.com. 5 A 192.0.2.1",),
+        (f"{API}. 5 A 192.0.2.1", "evil.example. 5 A 198.51.100.1"),
+        (f"{API}. 5 CNAME a.cdn.io.", "b.cdn.io. 5 A 192.0.2.1"),
+        ("evil.example. 5 CNAME api.anthropic.com.",),
+    ],
+)
+def test_a_record_beside_the_chain_spoils_the_answer(records: tuple[str, ...]) -> None:
+    conversation = talk()
+    reply = conversation.answered(conversation.ask(API), *records)
+    assert (rcode(reply.payload), reply.credits, reply.reason) == (Rcode.SERVFAIL, (), Reason.ANSWER_MALFORMED)
+
+
+def test_aaaa_and_https_hints_are_credited() -> None:
+    conversation = talk()
+    (aaaa,) = conversation.answered(conversation.ask(API, "AAAA"), f"{API}. 5 AAAA 2001:db8::5").credits
+    assert aaaa.address == pack("2001:db8::5")
+    reply = conversation.answered(conversation.ask(API, "HTTPS"), f"{API}. 5 HTTPS 1 . alpn=h2 ipv4hint=192.0.2.8")
+    assert [c.address for c in reply.credits] == [pack("192.0.2.8")]
+
+
+@pytest.mark.parametrize("code", [Rcode.NXDOMAIN, Rcode.SERVFAIL])
+def test_a_negative_answer_passes_and_opens_nothing(code: Rcode) -> None:
+    conversation = talk()
+    asked = conversation.ask(API)
+    reply = conversation.hear(asked, answer_to(asked.sent, f"{API}. 5 A 192.0.2.1", rcode=code))
+    assert isinstance(reply, Reply)
+    assert (rcode(reply.payload), reply.credits) == (code, ())
+
+
+def test_a_truncated_answer_passes_with_its_flag() -> None:
+    conversation = talk()
+    asked = conversation.ask(API)
+    cut = bytearray(answer_to(asked.sent))
+    cut[2] |= 0x02
+    reply = conversation.hear(asked, bytes(cut))
+    assert isinstance(reply, Reply)
+    assert reply.payload[2] & 0x02
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "169.254.1.1", "0.0.0.0", "255.255.255.255", "::1", "fe80::1", "::ffff:7f00:1"]
+)
+def test_no_name_opens_the_node_itself(address: str) -> None:
+    conversation = talk()
+    kind = "AAAA" if ":" in address else "A"
+    reply = conversation.answered(conversation.ask(API, kind), f"{API}. 5 {kind} {address}")
+    assert (reply.credits, reply.reason) == ((), Reason.ANSWERED)
+    assert conversation.session.counters[Reason.ADDRESS_GUARDED] == 1
+
+
+def test_networks_of_the_settings_are_not_opened_while_others_of_the_answer_are() -> None:
+    conversation = talk(never_open=("10.96.0.0/12",))
+    reply = conversation.answered(conversation.ask(API), f"{API}. 5 A 10.96.0.1", f"{API}. 5 A 192.0.2.1")
+    assert [c.address for c in reply.credits] == [pack("192.0.2.1")]
+
+
+def test_a_forged_answer_is_dropped_and_the_true_one_awaited() -> None:
+    conversation = talk()
+    asked = conversation.ask(API)
+    forged = answer_to(asked.sent, f"{API}. 5 A 203.0.113.66")
+    for wrong in (b"\0\0" + forged[2:], answer_to(question("evil.anthropic.com", ident=0x8000)), b"", forged[:20]):
+        assert conversation.hear(asked, wrong) == Drop(Reason.ANSWER_FOREIGN)
+    (credit,) = conversation.answered(asked, f"{API}. 5 A 192.0.2.1").credits
+    assert credit.address == pack("192.0.2.1")
+
+
+def test_an_answer_with_bytes_behind_its_end_is_not_passed_on() -> None:
+    conversation = talk()
+    asked = conversation.ask(API)
+    reply = conversation.hear(asked, answer_to(asked.sent, f"{API}. 5 A 192.0.2.1") + b"x")
+    assert isinstance(reply, Reply)
+    assert (rcode(reply.payload), reply.reason) == (Rcode.SERVFAIL, Reason.ANSWER_MALFORMED)
+
+
+def test_an_answer_with_too_many_addresses_is_not_passed_on() -> None:
+    conversation = talk(max_addresses_per_answer=3)
+    reply = conversation.answered(conversation.ask(API), *(f"{API}. 5 A 192.0.2.{n}" for n in range(4)))
+    assert (rcode(reply.payload), reply.reason) == (Rcode.SERVFAIL, Reason.ANSWER_TOO_LARGE)
+    assert (
+        len(conversation.answered(conversation.ask(API), *(f"{API}. 5 A 192.0.2.{n}" for n in range(3))).credits) == 3
+    )
+
+
+def test_an_answer_after_its_time_is_nobodys() -> None:
+    conversation = talk()
+    asked = conversation.ask(API)
+    assert conversation.session.deadline() == 1005.0
+    assert conversation.session.tick(1004.9) == []
+    assert conversation.session.tick(1005.0) == [Close(asked.key), Drop(Reason.SERVER_SILENT)]
+    assert conversation.hear(asked, answer_to(asked.sent)) is None
+    assert conversation.session.deadline() is None
+
+
+def test_a_server_that_cannot_be_reached_is_said_at_once() -> None:
+    conversation = talk()
+    asked = conversation.ask(API)
+    close, reply = conversation.session.unreachable(asked.key)
+    assert close == Close(asked.key)
+    assert isinstance(reply, Reply)
+    assert (rcode(reply.payload), reply.reason) == (Rcode.SERVFAIL, Reason.SERVER_UNREACHABLE)
+    assert conversation.session.unreachable(asked.key) == []
+
+
+def test_a_policy_that_went_while_the_server_thought_earns_nothing() -> None:
+    conversation = talk()
+    asked = conversation.ask(API)
+    conversation.session.rules = parse(rules_text(endpoint(12, POD, {5: "*.x.io"})))
+    reply = conversation.answered(asked, f"{API}. 5 A 192.0.2.1")
+    assert (rcode(reply.payload), reply.reason) == (Rcode.SERVFAIL, Reason.ANSWER_STALE)
+
+
+def test_the_next_pod_with_an_address_inherits_no_answer() -> None:
+    conversation = talk()
+    asked = conversation.ask(API)
+    conversation.session.rules = parse(rules_text(endpoint(77, POD, {3: API})))
+    assert conversation.answered(asked, f"{API}. 5 A 192.0.2.1").reason is Reason.ANSWER_STALE
+    conversation.session.rules = Rules()
+    assert conversation.refused(API).reason is Reason.POD_UNKNOWN
+
+
+def test_one_pods_flood_leaves_room_for_another() -> None:
+    conversation = talk(max_in_flight_per_pod=2)
+    first = conversation.ask(API)
+    conversation.ask(API)
+    busy = conversation.say(question(API))
+    assert isinstance(busy, Reply)
+    assert (rcode(busy.payload), busy.reason) == (Rcode.SERVFAIL, Reason.POD_BUSY)
+    conversation.ask("only.other.io", pod=OTHER_POD)
+    conversation.answered(first)
+    conversation.ask(API)
+
+
+def test_all_pods_together_have_a_limit_too() -> None:
+    conversation = talk(max_in_flight=1)
+    conversation.ask(API)
+    busy = conversation.say(question("only.other.io"), OTHER_POD)
+    assert isinstance(busy, Reply)
+    assert busy.reason is Reason.PROXY_BUSY
+
+
+def test_a_question_by_tcp_is_forwarded_by_tcp() -> None:
+    command = talk().say(question(API), transport=Transport.TCP)
+    assert isinstance(command, Forward)
+    assert (command.client.transport, command.client.asked) == (Transport.TCP, pack(SERVER))
+
+
+def test_who_asks_with_edns_reads_why_it_was_refused() -> None:
+    command = talk().say(question("evil.example", edns=True))
+    assert isinstance(command, Reply)
+    (opt,) = dnslib.DNSRecord.parse(command.payload).ar
+    assert opt.rdata[0].data == b"\0\x0fname not allowed"
+
+
+NAMES = st.sampled_from([API, "www.anthropic.com", "evil.example", "a.x.io", "x.svc.cluster.local", "only.other.io"])
+PODS = st.sampled_from([POD, OTHER_POD, "10.244.1.99"])
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), NAMES, PODS),
+        st.tuples(st.just("answer"), st.integers(0, 5), st.binary(max_size=40) | st.none()),
+        st.tuples(st.just("fail"), st.integers(0, 5), st.none()),
+        st.tuples(st.just("wait"), st.integers(0, 4), st.none()),
+    ),
+    max_size=30,
+)
+
+
+@given(STEPS)
+def test_whatever_happens_every_question_ends_once_and_leaves_nothing(steps: list[tuple[str, object, object]]) -> None:
+    conversation = talk(max_in_flight_per_pod=3, max_in_flight=5)
+    open_ = []
+    for verb, one, two in steps:
+        if verb == "ask":
+            command = conversation.say(question(str(one)), str(two))
+            if isinstance(command, Forward):
+                open_.append(conversation._asked[command.key])
+        elif verb == "wait":
+            conversation.now += float(str(one))
+            closed = {c.key for c in conversation.session.tick(conversation.now) if isinstance(c, Close)}
+            assert closed <= {asked.key for asked in open_}
+            open_ = [asked for asked in open_ if asked.key not in closed]
+        elif open_:
+            asked = open_[int(str(one)) % len(open_)]
+            if verb == "fail":
+                assert conversation.session.unreachable(asked.key)[0] == Close(asked.key)
+                open_.remove(asked)
+            else:
+                payload = answer_to(asked.sent, "api.anthropic.com. 5 A 192.0.2.1") if two is None else bytes(two)  # type: ignore[call-overload]
+                if isinstance(conversation.hear(asked, payload), Reply):
+                    open_.remove(asked)
+        assert conversation.session.in_flight == len(open_) <= 5
+    conversation.session.tick(conversation.now + 100)
+    assert conversation.session.in_flight == 0
+    assert not +conversation.session._of_endpoint

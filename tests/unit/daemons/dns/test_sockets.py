@@ -1,0 +1,41 @@
+"""What needs no privilege; the sockets themselves are tested in tests/integration/test_dns_proxy.py."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from netstack.core.address import pack
+from netstack.dns import sockets
+
+
+def test_the_original_destination_is_read_from_either_family() -> None:
+    v4 = (socket.AF_INET).to_bytes(2, "little") + b"\0\x35" + bytes([10, 96, 0, 10]) + bytes(8)
+    v6 = (socket.AF_INET6).to_bytes(2, "little") + b"\0\x35" + bytes(4) + pack("fd00::a") + bytes(4)
+    assert sockets.original_destination([(socket.IPPROTO_IP, 20, v4)]) == (pack("10.96.0.10"), 53)
+    assert sockets.original_destination([(1, 29, b""), (socket.IPPROTO_IPV6, 74, v6)]) == (pack("fd00::a"), 53)
+    assert sockets.original_destination([]) is None
+
+
+def test_descriptors_meant_for_another_process_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISTEN_FDS", "2")
+    monkeypatch.delenv("LISTEN_PID", raising=False)
+    assert sockets.inherited() == []
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid() + 1))
+    assert sockets.inherited() == []
+
+
+def test_a_server_without_a_route_is_an_error_at_once() -> None:
+    with pytest.raises(OSError):
+        sockets.towards(pack("255.255.255.255"))
+
+
+def test_each_question_has_a_port_of_its_own() -> None:
+    opened = [sockets.towards(pack("127.0.0.1")) for _ in range(8)]
+    try:
+        assert len({sock.getsockname()[1] for sock in opened}) == 8
+    finally:
+        for sock in opened:
+            sock.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 def write_atomic(path: Path, text: str, *, mode: int = 0o644) -> bool:
     """Make `path` hold `text`; True if it held anything else before. The name changes over in one rename."""
     with contextlib.suppress(FileNotFoundError):
-        if path.read_text(encoding="utf-8") == text:
+        if path.read_bytes() == text.encode("utf-8"):
             return False
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

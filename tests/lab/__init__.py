@@ -1,0 +1,33 @@
+"""The lab: a home LAN with booted nodes, a router, an internet and clients, in namespaces of this machine.
+
+    with Lab("mine") as lab:
+        lab.node("n1").run("systemctl status netstack-agent")
+        lab.client(1).get("http://ha.home.lab/")
+        lab.powercut("n1")
+
+    python -m lab up | status | enter n1 | powercut n1 | ... | down
+
+Who is there, on 192.168.86.0/24:
+
+    .1        rtr         gateway and name server, and behind it the internet (router.py)
+    .10       ctl         where ansible's ssh comes from (inventory.py)
+    .50 .51   cli1 cli2   LAN clients (host.py)
+    .21 ...   n1 ...      nodes: Debian booted by systemd-nspawn (node.py, image.py), PodCIDR 10.244.N.0/24
+    .5-.19    nobody      the pool of LoadBalancer addresses
+
+Each is a network namespace `<prefix>-<name>` with a cable to the bridge in `<prefix>-lan` (network.py). The machine's
+own namespace, addresses and routes are never touched, so labs of different prefixes run side by side.
+
+A lab is known by its prefix alone. Its processes are in the cgroup `netstack-lab-<prefix>`, its files on the tmpfs
+/run/netstack-lab/<prefix>, its namespaces carry its name: whoever takes it down needs nothing from who made it, so a
+lab whose owner was killed is removed by the next `up` or `down` of the same prefix. A living owner holds an abstract
+socket of its name, and nobody else gets it `up` meanwhile.
+
+The lab plays the API server for the directory source: one folder of manifests is mounted into all nodes (objects.py).
+It plays kubelet and container runtime for pods: sandbox, CNI plugin, process, status, endpoints (pods.py).
+"""
+
+from .lab import InUse, Lab
+from .shell import CommandFailed, TimedOut
+
+__all__ = ["CommandFailed", "InUse", "Lab", "TimedOut"]

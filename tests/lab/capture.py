@@ -1,0 +1,88 @@
+"""What was on a wire: tcpdump on any link of the lab, surely running before the traffic and complete after it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import struct
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from . import network
+from .cgroups import joined
+from .shell import run, wait_until
+
+# Whole frames, in the file as soon as they have passed; and do not change the user, who could not write there.
+TCPDUMP = ("tcpdump", "-n", "-s", "0", "-U", "--immediate-mode", "-Z", "root")
+
+PCAP_FILE_HEADER, PCAP_RECORD_HEADER = 24, 16  # bytes; draft-ietf-opsawg-pcap sections 4 and 5
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    when: float  # seconds since the epoch, microseconds precise
+    data: bytes
+
+
+class Capture:
+    """A context manager. Inside of it packets are recorded; after it, `frames`, `lines` and the file `pcap` tell.
+
+    >>> with lab.capture("n1", "arp") as wire:
+    ...     lab.client(1).get("http://192.168.86.18/")
+    >>> wire.lines()
+    """
+
+    def __init__(self, netns: Path, device: str, expression: str, pcap: Path, cgroup_procs: list[Path]) -> None:
+        self.pcap = pcap
+        self._said = pcap.with_suffix(".log")
+        tcpdump = [*TCPDUMP, "-i", device, "-w", str(pcap), expression]
+        self._argv = joined(cgroup_procs, network.in_netns(netns, tcpdump))
+
+    def __enter__(self) -> Capture:
+        with self._said.open("wb") as said:
+            self._tcpdump = subprocess.Popen(
+                self._argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+            )
+        # tcpdump says so once socket and filter are in place
+        wait_until(lambda: "listening on" in self._heard(), f"tcpdump to listen:\n{self._heard()}")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._tcpdump.poll() is None:
+            wait_until(self._drained, "tcpdump to write down what it received")
+            self._tcpdump.send_signal(signal.SIGINT)
+        self._tcpdump.wait(10)
+
+    def _heard(self) -> str:
+        if self._tcpdump.poll() is not None:
+            raise RuntimeError(f"tcpdump ended: {self._said.read_text()}")
+        return self._said.read_text()
+
+    def _drained(self) -> bool:
+        """SIGUSR1 makes tcpdump print its counts; it has written everything when both are equal."""
+        before = self._heard().count("captured")
+        self._tcpdump.send_signal(signal.SIGUSR1)
+        wait_until(lambda: self._heard().count("captured") > before, "tcpdump's counts")
+        counts = re.findall(r"(\d+) packets? captured\D+(\d+) packets? received by filter", self._heard())
+        captured, received = counts[-1]
+        return int(captured) >= int(received)
+
+    def lines(self, *options: str) -> list[str]:
+        """One line a packet, as tcpdump prints it; `-e` among the options shows MACs."""
+        return run(["tcpdump", "-n", "-tt", *options, "-r", str(self.pcap)]).stdout.splitlines()
+
+    def frames(self) -> list[Frame]:
+        """Every frame, whole."""
+        return list(_records(self.pcap.read_bytes()))
+
+
+def _records(data: bytes) -> Iterator[Frame]:
+    offset = PCAP_FILE_HEADER
+    while offset + PCAP_RECORD_HEADER <= len(data):
+        seconds, micros, size, _ = struct.unpack_from("<IIII", data, offset)
+        offset += PCAP_RECORD_HEADER
+        yield Frame(seconds + micros / 1e6, data[offset : offset + size])
+        offset += size

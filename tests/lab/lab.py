@@ -1,0 +1,218 @@
+"""The lab as one object: up, down, and everything a test does to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from . import cgroups, faults, image, inventory, network, tls
+from .capture import Capture
+from .host import Host
+from .names import RUN, Names
+from .node import Node
+from .router import Router
+from .shell import run, wait_until
+
+CLIENTS = {"cli1": "192.168.86.50", "cli2": "192.168.86.51"}
+CONTROLLER_ADDRESS = "192.168.86.10"
+
+
+class InUse(Exception):
+    """A lab of this prefix is up already."""
+
+
+class Lab:
+    """A LAN with nodes. As a context manager it is up inside and gone after.
+
+    `Lab(...).up()` without the context manager leaves it up when the process ends (`keep`); `Lab.open(prefix)` gets
+    hold of such a one.
+    """
+
+    def __init__(self, prefix: str = "lab", nodes: int = 3) -> None:
+        self.names = Names(prefix)
+        self.nodes = [Node(self.names, number) for number in range(1, nodes + 1)]
+        self.clients = [Host(self.names, network.Port(name, address)) for name, address in CLIENTS.items()]
+        self.controller = Host(self.names, network.Port(inventory.CONTROLLER, CONTROLLER_ADDRESS))
+        self.router = Router(self.names, network.Port("rtr", network.GATEWAY, gateway=None))
+        self._claim: socket.socket | None = None
+
+    # Life
+
+    @classmethod
+    def open(cls, prefix: str = "lab") -> Lab:
+        """A lab that is up already. Raises FileNotFoundError."""
+        facts = json.loads((Names(prefix).run / "lab.json").read_text())
+        return cls(prefix, facts["nodes"])
+
+    def up(self, *, keep: bool = False) -> None:
+        """Make the lab and wait until its nodes are booted. What a dead owner left of it is removed first.
+
+        Raises InUse if it is up, kept, or its owner lives. keep: stay up after this process.
+        """
+        image.build()
+        self._hold()
+        try:
+            self.sweep()
+            self._make()
+            facts = {"nodes": len(self.nodes), "keep": keep, "pid": os.getpid()}
+            (self.names.run / "lab.json").write_text(json.dumps(facts))
+        except BaseException:
+            self.down()
+            raise
+        if keep:
+            self._release()
+
+    def down(self) -> None:
+        """Remove the lab, in whatever state it is. Nothing of it is left."""
+        self.sweep()
+        self._release()
+
+    def sweep(self) -> None:
+        """Remove everything of this prefix."""
+        cgroups.kill(self.names.cgroup)
+        _unmount_below(self.names.run)
+        for netns in network.namespaces(self.names):
+            network.ip([f"netns del {netns}"])
+        cgroups.remove(self.names.cgroup)
+        if self.names.run.exists():
+            self.names.run.rmdir()
+        with contextlib.suppress(OSError):  # there are other labs, or none was ever up
+            RUN.rmdir()
+
+    def __enter__(self) -> Lab:
+        self.up()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.down()
+
+    def _hold(self) -> None:
+        """Own this prefix, until released or the process ends."""
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(self.names.claim)
+        except OSError:
+            claim.close()
+            raise InUse(f"another process holds the lab {self.names.prefix!r}") from None
+        self._claim = claim
+        facts = self.names.run / "lab.json"
+        if facts.exists() and json.loads(facts.read_text())["keep"]:
+            self._release()
+            raise InUse(f"the lab {self.names.prefix!r} is up")
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
+
+    def _make(self) -> None:
+        run_folder = self.names.run
+        run_folder.mkdir(parents=True)
+        run(["mount", "-t", "tmpfs", "-o", "size=8g,mode=755", f"lab-{self.names.prefix}", str(run_folder)])
+        for folder in ("manifests", "shared", "captures"):
+            (run_folder / folder).mkdir()
+        (run_folder / "shared/resolv.conf").write_text(f"nameserver {network.GATEWAY}\n")
+        tls.authority()
+        network.make_lan(self.names)
+        for node in self.nodes:
+            node.prepare()
+            node.start()
+        for host in (self.router, self.controller, *self.clients):
+            network.plug(self.names, host.port)
+            cgroups.create(host.cgroup)
+        inventory.write_proxy(self.names)
+        self.router.start()
+        self.router.wait_started()
+        for node in self.nodes:
+            node.wait_booted()
+
+    # Members
+
+    def node(self, name: str) -> Node:
+        return {node.name: node for node in self.nodes}[name]
+
+    def client(self, number: int) -> Host:
+        """LAN client 1 (.50) or 2 (.51)."""
+        return self.clients[number - 1]
+
+    def member(self, name: str) -> Node | Host:
+        """A node (n1 ..), client (cli1, cli2), the controller (ctl) or the router (rtr)."""
+        everyone: tuple[Node | Host, ...] = (*self.nodes, *self.clients, self.controller, self.router)
+        for one in everyone:
+            if one.name == name:
+                return one
+        raise KeyError(f"{name}: not one of {', '.join(one.name for one in everyone)}")
+
+    # Failures
+
+    def powercut(self, node: str) -> float:
+        """The node's cable goes dead and all its processes with it. Returns when, in time.monotonic() seconds."""
+        return self.node(node).cut()
+
+    def boot(self, node: str, *, wait: bool = True) -> None:
+        """Switch a node on that lost its power, or powered off."""
+        self.node(node).start()
+        if wait:
+            self.node(node).wait_booted()
+
+    def reboot(self, node: str) -> None:
+        """An orderly restart, from inside; returns when the node is booted again."""
+        self.node(node).reboot()
+
+    def unplug(self, member: str) -> float:
+        """Pull a member's cable. Returns when, in time.monotonic() seconds."""
+        faults.cable(self.names, self.member(member).port, plugged=False)
+        return time.monotonic()
+
+    def plug(self, member: str) -> None:
+        """Plug a member's cable in again."""
+        faults.cable(self.names, self.member(member).port, plugged=True)
+
+    def freeze(self, node: str) -> None:
+        """Stop every process of the node where it stands. Its kernel goes on: attached programs still see packets."""
+        cgroups.freeze(self.node(node).payload, True)
+
+    def thaw(self, node: str) -> None:
+        """Let a frozen node go on."""
+        cgroups.freeze(self.node(node).payload, False)
+
+    def loss(self, member: str, percent: int) -> None:
+        """Lose this share of the frames on the member's cable, in each direction; 0 mends it."""
+        faults.loss(self.names, self.member(member).port, percent)
+
+    # Looking
+
+    def capture(self, member: str, expression: str = "") -> Capture:
+        """Record what passes a member's cable (seen from the bridge: 'in' is what the member sent)."""
+        netns, device = faults.link(self.names, self.member(member).port)
+        return self._capture(netns, device, member, expression)
+
+    def _capture(self, netns: Path, device: str, label: str, expression: str) -> Capture:
+        folder = self.names.run / "captures"
+        cgroup = f"{self.names.cgroup}/captures"
+        cgroups.create(cgroup)
+        pcap = folder / f"{label}-{len(list(folder.glob('*.pcap')))}-{time.monotonic_ns()}.pcap"
+        return Capture(netns, device, expression, pcap, cgroups.members(cgroup))
+
+    def write_inventory(self, path: Path) -> None:
+        inventory.write(self.names, self.nodes, path)
+
+
+def labs() -> Sequence[Lab]:
+    """Every lab of this machine that is up, by prefix."""
+    return [Lab.open(facts.parent.name) for facts in sorted(RUN.glob("*/lab.json"))]
+
+
+def _unmount_below(folder: Path) -> None:
+    """Unmount everything mounted at or below the folder, innermost first."""
+    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    inside = [mount for mount in mounts if mount == str(folder) or mount.startswith(f"{folder}/")]
+    for mount in reversed(inside):
+        # busy until the last process that was killed, or ssh that lost its connection, has let go
+        wait_until(lambda mount=mount: run(["umount", mount], check=False).returncode == 0, f"umount {mount}")  # type: ignore[misc]

@@ -53,12 +53,15 @@ class Stage(IntEnum):
 class Flag(IntFlag):
     LISTENING = 1
     """Has just started: claims nothing yet."""
-    DRAINING = 2
+    MUTE = 2
+    """Has only just started: acknowledges nothing, for it has forgotten what it supported before."""
+    DRAINING = 4
     """Is leaving: gives its addresses away and takes none."""
-    GATEWAY = 4
+    GATEWAY = 8
     """Has had an answer from the witness lately."""
 
 
+ALL_FLAGS = Flag.LISTENING | Flag.MUTE | Flag.DRAINING | Flag.GATEWAY
 NO_FLAGS = Flag(0)
 
 
@@ -127,7 +130,7 @@ def decode(payload: bytes, key: bytes) -> Beat | Ack:
 
 
 def _beat(cursor: _Cursor, node: str, boot: int, sequence: int) -> Beat:
-    flags = Flag(cursor.byte() & (Flag.LISTENING | Flag.DRAINING | Flag.GATEWAY))
+    flags = Flag(cursor.byte() & ALL_FLAGS)
     heard = tuple(cursor.text() for _ in range(cursor.byte()))
     claims = tuple(
         Claim(address, term, Stage(stage))

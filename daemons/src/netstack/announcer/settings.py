@@ -37,8 +37,8 @@ class Timing:
     def __post_init__(self) -> None:
         if not 0.01 <= self.beat_s <= 1:
             raise ValueError(f"beat_s must be from 0.01 to 1, not {self.beat_s}")
-        if self.fence_s < 2.5 * self.beat_s:
-            raise ValueError(f"fence_s {self.fence_s} must be at least 2.5 beats of {self.beat_s}")
+        if self.fence_s < 3.3 * self.beat_s:
+            raise ValueError(f"fence_s {self.fence_s} must be at least 3.3 beats of {self.beat_s}")
         if self.takeover_s < self.fence_s * 1.05:
             raise ValueError(f"takeover_s {self.takeover_s} must be above fence_s {self.fence_s} by 5 % or more")
         if self.alive_s < self.fence_s:
@@ -46,9 +46,9 @@ class Timing:
 
     @property
     def silence_s(self) -> float:
-        """A peer silent for longer is not waited for. One beat under the fence: the loss of a peer that an owner leaned
-        on is noticed while there is still a beat left to gather other evidence, so its addresses do not blink."""
-        return self.fence_s - self.beat_s
+        """A peer silent for longer is not waited for: more than one lost beat, and early enough before the fence that
+        an owner which leaned on that peer gathers other evidence in time. Its addresses do not blink."""
+        return self.fence_s - 1.2 * self.beat_s
 
     @property
     def listen_s(self) -> float:

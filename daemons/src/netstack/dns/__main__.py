@@ -34,6 +34,7 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     unit.spawn(proxy.upkeep(SWEEP_S), "upkeep")
     unit.ready(f"rules of generation {session.rules.generation}, {len(learned)} addresses learned")
     await unit.stopping.wait()
+    unit.status(f"stopping, {session.in_flight} questions under way")
     await proxy.finish(chosen.finish_within_s)
 
 

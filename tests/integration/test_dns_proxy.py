@@ -1,0 +1,319 @@
+"""netstack-dns on real transparent sockets: one pod with rules, one without, a server that notes what it is asked."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dnslib
+import pytest
+
+from instruments.dns_talk import endpoint, question, rules_text
+from instruments.dns_wire import (
+    POD,
+    ROUTER,
+    SERVER,
+    STRANGER,
+    Server,
+    Wire,
+    counted,
+    eventually,
+    framed,
+    receive_framed,
+)
+from lab.shell import run
+
+pytestmark = pytest.mark.root
+
+API = "api.anthropic.com"
+ZONE = {
+    API: (f"{API}. 30 A 192.0.2.10", f"{API}. 30 A 192.0.2.11"),
+    "www.x.io": ("www.x.io. 5000 CNAME edge.cdn.example.", "edge.cdn.example. 20 A 192.0.2.20"),
+    "evil.example": ("evil.example. 30 A 198.51.100.66",),
+    "spoiled.x.io": ("spoiled.x.io. 5 A 192.0.2.30", "bank.example. 5 A 198.51.100.7"),
+    "db.svc.cluster.local": ("db.svc.cluster.local. 5 A 10.96.7.7",),
+}
+RULES = rules_text(endpoint(12, POD, {3: API, 4: "*.x.io"}, queries=("*.svc.cluster.local",)), generation=7)
+
+
+@pytest.fixture
+def wire(tmp_path: Path) -> Iterator[Wire]:
+    with Wire(tmp_path) as made:
+        made.redirect()
+        made.rules(RULES)
+        yield made
+
+
+@pytest.fixture
+def server(wire: Wire) -> Iterator[Server]:
+    with Server(wire.server_ns, zone=dict(ZONE)) as made:
+        yield made
+
+
+def addresses(answer: dnslib.DNSRecord) -> list[str]:
+    return [str(record.rdata) for record in answer.rr if record.rtype == dnslib.QTYPE.A]
+
+
+def test_an_allowed_name_is_answered_by_the_address_asked_and_learned(wire: Wire, server: Server) -> None:
+    wire.start()
+    before = time.monotonic()
+    answer = wire.look_up("Api.Anthropic.COM")
+    assert addresses(answer) == ["192.0.2.10", "192.0.2.11"]
+    assert str(answer.q.qname) == "Api.Anthropic.COM."
+    for address in addresses(answer):
+        (selector, expires_s), *more = wire.learned(12, address).items()
+        assert (selector, more) == (3, [])
+        assert before + 3600 <= expires_s <= time.monotonic() + 3601
+    assert server.asked == [("udp", API)]
+    names = wire.ask("names")
+    assert [(n["address"], n["names"], n["selectors"][0]["rule"]) for n in names] == [
+        ("192.0.2.10", [f"{API}."], f"matchName: {API}"),
+        ("192.0.2.11", [f"{API}."], f"matchName: {API}"),
+    ]
+
+
+def test_a_name_that_is_not_allowed_never_reaches_the_server(wire: Wire, server: Server) -> None:
+    wire.start()
+    for name in ("evil.example", "secret-42.evil.example", f"{API}.evil.example"):
+        assert wire.look_up(name).header.rcode == dnslib.RCODE.REFUSED
+        (answer,) = wire.look_up_by_tcp(name)
+        assert answer.header.rcode == dnslib.RCODE.REFUSED
+    assert server.asked == []
+    assert list(wire.maps["fqdn"].items()) == []
+    assert {entry["name"] for entry in wire.ask("status")["refused"]} >= {"evil.example."}
+
+
+def test_a_pod_without_rules_is_refused_everything(wire: Wire, server: Server) -> None:
+    wire.start(refuse_with="NXDOMAIN")
+    assert wire.look_up(API, pod=STRANGER).header.rcode == dnslib.RCODE.NXDOMAIN
+    assert server.asked == []
+
+
+def test_addresses_behind_an_alias_are_learned_for_the_name(wire: Wire, server: Server) -> None:
+    wire.start(min_ttl_s=0)
+    answer = wire.look_up("www.x.io")
+    assert addresses(answer) == ["192.0.2.20"]
+    ((selector, expires_s),) = wire.learned(12, "192.0.2.20").items()
+    assert selector == 4
+    assert expires_s <= time.monotonic() + 21
+
+
+def test_an_answer_with_a_record_beside_the_chain_is_held_back(wire: Wire, server: Server) -> None:
+    wire.start()
+    assert wire.look_up("spoiled.x.io").header.rcode == dnslib.RCODE.SERVFAIL
+    assert list(wire.maps["fqdn"].items()) == []
+
+
+def test_names_that_may_only_be_asked_and_names_that_are_not_there_pass(wire: Wire, server: Server) -> None:
+    wire.start()
+    assert addresses(wire.look_up("db.svc.cluster.local")) == ["10.96.7.7"]
+    assert wire.look_up("nothing.x.io").header.rcode == dnslib.RCODE.NXDOMAIN
+    assert list(wire.maps["fqdn"].items()) == []
+
+
+def test_questions_by_tcp_are_asked_by_tcp(wire: Wire, server: Server) -> None:
+    wire.start()
+    answers = wire.look_up_by_tcp(API, "evil.example", "www.x.io")
+    by_id = {answer.header.id: answer for answer in answers}
+    assert addresses(by_id[1000]) == ["192.0.2.10", "192.0.2.11"]
+    assert by_id[1001].header.rcode == dnslib.RCODE.REFUSED
+    assert addresses(by_id[1002]) == ["192.0.2.20"]
+    assert sorted(server.asked) == [("tcp", API), ("tcp", "www.x.io")]
+    assert wire.learned(12, "192.0.2.10") and wire.learned(12, "192.0.2.20")
+
+
+def test_the_address_is_in_the_table_whenever_its_answer_is_seen(wire: Wire, server: Server) -> None:
+    """Each name has an address of its own; the table is read in the instant in which the answer is here."""
+    wire.start()
+    for number in range(300):
+        address = f"203.0.{number >> 8}.{number & 255}"
+        server.zone[f"n{number}.x.io"] = (f"n{number}.x.io. 5 A {address}",)
+        wire.look_up(f"n{number}.x.io")
+        assert wire.learned(12, address).keys() == {4}
+
+
+def test_an_answer_whose_address_cannot_be_written_does_not_leave(wire: Wire, server: Server) -> None:
+    wire.make_map("fqdn", 2)
+    wire.start()
+    assert len(addresses(wire.look_up(API))) == 2
+    held_back = wire.look_up("www.x.io")
+    assert (held_back.header.rcode, held_back.rr) == (dnslib.RCODE.SERVFAIL, [])
+    assert counted(wire, "address not writable") == 1
+    assert "an answer for 10.244.1.5 is held back" in wire.log()
+    assert len(addresses(wire.look_up(API))) == 2
+
+
+def test_a_new_rule_counts_for_the_next_question(wire: Wire, server: Server) -> None:
+    wire.start()
+    assert wire.look_up("evil.example").header.rcode == dnslib.RCODE.REFUSED
+    wire.rules(rules_text(endpoint(12, POD, {8: "evil.example"}), generation=8))
+    assert addresses(wire.look_up("evil.example")) == ["198.51.100.66"]
+    assert wire.look_up(API).header.rcode == dnslib.RCODE.REFUSED
+    (wire.folder / "dns-rules.json").write_text('{"generation": 9, "endpoints": [{}]}')
+    assert wire.look_up("evil.example").header.rcode == 0
+    status = wire.ask("status")
+    assert status["generation"] == 8
+    assert status["rules_error"].endswith("endpoints[0].endpoint: must be a number, not None")
+
+
+def test_killed_and_started_again_nothing_learned_is_lost_nor_any_question_that_waits(
+    wire: Wire, server: Server
+) -> None:
+    wire.keep_sockets()
+    wire.start()
+    wire.look_up(API)
+    learned = wire.learned(12, "192.0.2.10")
+    wire.kill()
+    with wire.pod_socket() as udp, wire.pod_socket(socket.SOCK_STREAM) as tcp:
+        udp.connect((SERVER, 53))
+        udp.send(question("www.x.io"))
+        tcp.connect((SERVER, 53))  # accepted by the kernel: the listener is systemd's
+        tcp.sendall(framed(question(API)))
+        assert wire.learned(12, "192.0.2.10") == learned
+        wire.start()
+        assert addresses(dnslib.DNSRecord.parse(udp.recv(512))) == ["192.0.2.20"]
+        assert addresses(dnslib.DNSRecord.parse(receive_framed(tcp))) == ["192.0.2.10", "192.0.2.11"]
+    assert wire.learned(12, "192.0.2.10").keys() == {3}
+    assert {n["address"] for n in wire.ask("names")} == {"192.0.2.10", "192.0.2.11", "192.0.2.20"}
+
+
+def test_a_broken_rules_file_at_the_start_leaves_the_last_whole_one_in_force(wire: Wire, server: Server) -> None:
+    wire.start()
+    eventually(lambda: (wire.folder / "state/rules.json").exists(), "a copy of the rules is kept")
+    wire.stop()
+    (wire.folder / "dns-rules.json").write_text("")
+    wire.start()
+    assert addresses(wire.look_up(API)) == ["192.0.2.10", "192.0.2.11"]
+    assert wire.look_up("evil.example").header.rcode == dnslib.RCODE.REFUSED
+
+
+def test_without_rules_ever_everything_is_refused(wire: Wire, server: Server) -> None:
+    os.unlink(wire.folder / "dns-rules.json")
+    wire.start()
+    assert wire.look_up(API).header.rcode == dnslib.RCODE.REFUSED
+    assert server.asked == []
+
+
+def test_told_to_stop_it_answers_what_is_under_way_and_leaves_the_rest_to_its_successor(
+    wire: Wire, server: Server
+) -> None:
+    wire.keep_sockets()
+    wire.start()
+    server.silent = True
+    with wire.pod_socket() as first, wire.pod_socket() as second:
+        for sock in (first, second):
+            sock.connect((SERVER, 53))
+        first.send(question(API))
+        eventually(lambda: server.asked == [("udp", API)], "the question is under way")
+        assert wire.daemon is not None
+        wire.daemon.terminate()
+        wire.await_notice("1 questions under way")
+        second.send(question("www.x.io"))
+        server.speak()
+        assert addresses(dnslib.DNSRecord.parse(first.recv(512))) == ["192.0.2.10", "192.0.2.11"]
+        wire.stop()
+        wire.start()
+        assert addresses(dnslib.DNSRecord.parse(second.recv(512))) == ["192.0.2.20"]
+
+
+def test_a_server_that_refuses_is_said_at_once_and_a_silent_one_is_given_up(wire: Wire) -> None:
+    wire.start(upstream_timeout_s=0.2)
+    started = time.monotonic()
+    assert wire.look_up(API).header.rcode == dnslib.RCODE.SERVFAIL  # nobody listens: ICMP port unreachable
+    (by_tcp,) = wire.look_up_by_tcp(API)
+    assert by_tcp.header.rcode == dnslib.RCODE.SERVFAIL
+    assert time.monotonic() - started < 1
+    with Server(wire.server_ns, silent=True):
+        with pytest.raises(TimeoutError):
+            wire.look_up(API, timeout_s=0.4)
+        assert counted(wire, "server silent") == 1
+    assert wire.ask("status")["in_flight"] == 0
+
+
+def test_one_pods_flood_does_not_starve_another(wire: Wire, server: Server) -> None:
+    other = endpoint(13, STRANGER, {9: "www.x.io"})
+    wire.rules(rules_text(endpoint(12, POD, {3: API}), other))
+    wire.start(max_in_flight_per_pod=4, max_connections_per_pod=2)
+    server.silent = True
+    with wire.pod_socket() as flood:
+        flood.connect((SERVER, 53))
+        for ident in range(20):
+            flood.send(question(API, ident=ident))
+        codes = [flood.recv(512)[3] & 15 for _ in range(16)]
+        assert codes == [dnslib.RCODE.SERVFAIL] * 16
+        server.speak()
+        assert addresses(wire.look_up("www.x.io", pod=STRANGER)) == ["192.0.2.20"]
+    connections = [wire.pod_socket(socket.SOCK_STREAM) for _ in range(3)]
+    try:
+        for sock in connections:
+            sock.connect((SERVER, 53))
+        with pytest.raises(OSError):
+            connections[2].sendall(framed(question(API)))
+            receive_framed(connections[2])
+            raise AssertionError("a third connection was served")
+        assert addresses(wire.look_up_by_tcp("www.x.io", pod=STRANGER)[0]) == ["192.0.2.20"]
+    finally:
+        for sock in connections:
+            sock.close()
+
+
+def test_junk_neither_ends_the_daemon_nor_reaches_the_server(wire: Wire, server: Server) -> None:
+    wire.start()
+    with wire.pod_socket() as udp, wire.pod_socket(socket.SOCK_STREAM) as tcp:
+        udp.connect((SERVER, 53))
+        for junk in (b"", b"x", bytes(12), bytes(1500), question(API) + b"x", b"\xc0\x0c" * 300):
+            udp.send(junk)
+        tcp.connect((SERVER, 53))
+        tcp.sendall(b"\xff\xff" + bytes(65535) + framed(question(API)))
+        assert addresses(dnslib.DNSRecord.parse(receive_framed(tcp))) == ["192.0.2.10", "192.0.2.11"]
+    assert counted(wire, "query malformed") == 7
+    assert server.asked == [("tcp", API)]
+
+
+def test_asking_the_proxy_by_its_own_address_does_not_go_round_in_circles(wire: Wire, server: Server) -> None:
+    wire.start()
+    with wire.pod_socket() as sock:
+        sock.settimeout(0.3)
+        sock.connect(("169.254.1.53", 53))
+        sock.send(question(API))
+        with pytest.raises(TimeoutError):
+            sock.recv(512)
+    assert counted(wire, "forwarded") == 0
+
+
+def test_another_dns_server_is_asked_by_its_own_address(wire: Wire, server: Server) -> None:
+    wire.start()
+    with Server(wire.server_ns, ROUTER, zone={API: (f"{API}. 30 A 192.0.2.99",)}), wire.pod_socket() as sock:
+        sock.connect((ROUTER, 53))
+        sock.send(question(API))
+        assert addresses(dnslib.DNSRecord.parse(sock.recv(512))) == ["192.0.2.99"]
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("refusal", ["REFUSED", "NXDOMAIN"])
+def test_glibc_finds_an_allowed_name_through_kubelets_search_list(wire: Wire, server: Server, refusal: str) -> None:
+    """ndots:5 makes it try the cluster's suffixes first, and all of those are refused."""
+    wire.start(refuse_with=refusal)
+    conf = wire.folder / "resolv.conf"
+    conf.write_text(
+        f"nameserver {SERVER}\nsearch openclaw.svc.cluster.lan svc.cluster.lan cluster.lan\noptions ndots:5\n"
+    )
+    script = f"mount --bind {conf} /etc/resolv.conf; getent -s dns ahostsv4 {API}"
+    found = wire.nsenter(wire.pods[POD], "unshare", "--mount", "bash", "-c", script)
+    assert {line.split()[0] for line in found.stdout.splitlines()} == {"192.0.2.10", "192.0.2.11"}
+    assert {name for _, name in server.asked} == {API}
+
+
+def test_sockets_that_are_not_transparent_are_refused_by_name(wire: Wire) -> None:
+    wire.listeners = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
+    with pytest.raises(RuntimeError, match=r"is not transparent \(Transparent=yes in netstack-dns.socket\)"):
+        wire.start()
+
+
+def test_without_its_table_it_says_which(wire: Wire) -> None:
+    run(["rm", str(wire.folder / "bpf/fqdn")])
+    with pytest.raises(RuntimeError, match=r"open .*/bpf/fqdn: No such file"):
+        wire.start()

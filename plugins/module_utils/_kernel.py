@@ -48,11 +48,16 @@ class Armbian:
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """Where bcc finds kernel headers, and which packages would bring them, the best first."""
+    """Where bcc finds kernel headers; headers of another release that are on the disk; packages that bring some.
 
-    path: str | None
-    fallback: str | None
-    packages: tuple[str, ...]
+    Debian and Ubuntu split headers in two: `fallback` holds what was generated for one machine, `fallback_source` the
+    rest. Elsewhere both are one folder.
+    """
+
+    path: str | None = None
+    fallback: str | None = None
+    fallback_source: str | None = None
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,7 @@ class Kernel:
     jit: bool = True
     clsact: bool = False
     transparent_sockets: bool = False
-    headers: Headers = Headers(None, None, ())
+    headers: Headers = Headers()
     commands: dict[str, bool] = field(default_factory=dict)
     bcc: bool = False
     armbian: Armbian | None = None
@@ -145,11 +150,21 @@ def read_headers(root: str, release: str, arch: str, armbian: Armbian | None) ->
     places = (f"/lib/modules/{release}/build", f"/lib/modules/{release}/source", "/sys/kernel/kheaders.tar.xz")
     path = next((place for place in places if os.path.exists(root + place)), None)
     vendor = armbian.headers_package if armbian else f"linux-headers-{release}"
-    sources = root + "/usr/src"
-    trees = sorted(os.listdir(sources)) if os.path.isdir(sources) else []
-    whole = [tree for tree in trees if os.path.exists(f"{sources}/{tree}/include/generated/autoconf.h")]
-    fallback = f"/usr/src/{whole[-1]}" if whole else None
-    return Headers(path, fallback, (vendor, distribution_headers(root, arch)))
+    fallback, source = newest_headers(root)
+    return Headers(path, fallback, source, (vendor, distribution_headers(root, arch)))
+
+
+def newest_headers(root: str) -> tuple[str | None, str | None]:
+    """The highest release below /usr/src whose headers are complete: (generated part, rest)."""
+    folder = root + "/usr/src"
+    trees = os.listdir(folder) if os.path.isdir(folder) else []
+    whole = [tree for tree in trees if os.path.exists(f"{folder}/{tree}/include/generated/autoconf.h")]
+    if not whole:
+        return None, None
+    newest = max(whole, key=lambda tree: [int(number) for number in re.findall(r"\d+", tree)])
+    parts = (re.sub(r"-[a-z0-9]+$", "-common", newest), re.sub(r"-[a-z]+$", "", newest))
+    rest = next((part for part in parts if os.path.isdir(f"{folder}/{part}")), newest)
+    return f"/usr/src/{newest}", f"/usr/src/{rest}"
 
 
 def read_modules(root: str, release: str, names: list[str]) -> dict[str, str]:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import os
 
-LISTS = ("daemons", "programs", "maps", "addresses", "policies", "broken")
+EMPTY: dict[str, object] = {
+    "node": None, "daemons": {}, "programs": [], "maps": {}, "addresses": [], "policies": [], "verdicts": {}, "broken": []
+}  # fmt: skip
 
 
 def not_ready(reason: str, release: str | None = None) -> dict[str, object]:
     """A node that cannot say anything, in the form of one that can."""
-    return {"ready": False, "release": release, "reason": reason, **{key: [] for key in LISTS}}
+    return {**EMPTY, "ready": False, "reasons": [reason], "release": release}
 
 
 def current_release(root: str) -> str | None:
@@ -37,4 +39,4 @@ def parse_status(code: int, out: str, err: str, release: str | None) -> dict[str
         return not_ready(f"netstack status ended with {code}: {words}", release)
     if not isinstance(status, dict) or not isinstance(status.get("ready"), bool):
         return not_ready("netstack status --json: 'ready' is missing", release)
-    return {**not_ready("", release), **status}
+    return {**EMPTY, "reasons": [], "release": release, **status}

@@ -29,7 +29,7 @@ class ReleaseError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is on the disk: whole releases, oldest first; the two links; `there`, whether the root exists."""
+    """What is on the disk: whole releases, oldest first; the two links; `there`, whether ROOT is one of ours at all."""
 
     releases: tuple[str, ...]
     current: str | None
@@ -63,7 +63,7 @@ def read(root: str) -> Layout:
         names = []
     whole = [name for name in names if os.path.exists(os.path.join(folder(root, name), MARK))]
     whole.sort(key=lambda name: _age(root, name))
-    return Layout(tuple(whole), _target(root, "current"), _target(root, "previous"), os.path.lexists(root))
+    return Layout(tuple(whole), _target(root, "current"), _target(root, "previous"), os.path.isdir(os.path.join(root, "releases")))
 
 
 def prune(layout: Layout, keep: int) -> Layout:

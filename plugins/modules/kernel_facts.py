@@ -108,8 +108,8 @@ ansible_facts:
           type: bool
         headers:
           description:
-            - The kernel headers that bcc would find (C(path), or null), complete headers of another release (C(fallback), or null), and
-              the packages that would bring some, the best first (C(packages)).
+            - The kernel headers that bcc would find (C(path), or null), complete headers of another release (C(fallback) and
+              C(fallback_source), or null), and the packages that would bring some, the best first (C(packages)).
           returned: always
           type: dict
         commands:

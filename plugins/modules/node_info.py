@@ -11,7 +11,7 @@ short_description: Whether a node serves, and what it does
 version_added: 0.1.0
 description:
   - Asks the daemons of the node, through C(netstack status --json).
-  - Never fails because of the node's state. A node without netstack is not ready, and RV(node.reason) says so.
+  - Never fails because of the node's state. A node without netstack is not ready, and RV(node.reasons) says so.
 author:
   - The netstack developers (@kubelab)
 extends_documentation_fragment:
@@ -40,49 +40,56 @@ node:
   returned: always
   type: dict
   contains:
-    ready:
-      description: Whether every daemon answers, all programs are attached and nothing is out of force.
-      returned: always
-      type: bool
-    reason:
-      description: Why the node is not ready. Empty when it is.
+    node:
+      description: The node's name, or null when netstack is not installed.
       returned: always
       type: str
+    ready:
+      description: Whether every daemon that is configured answers and all programs are attached.
+      returned: always
+      type: bool
+    reasons:
+      description: Why the node is not ready. Empty when it is.
+      returned: always
+      type: list
+      elements: str
     release:
       description: The id of the release that the node is switched to, or null.
       returned: always
       type: str
       sample: 0.1.0-5f0c2a91
     daemons:
-      description: Each daemon, its state and the release that it runs.
+      description: By name, whether each configured daemon runs, and its own report or the error.
       returned: always
-      type: list
-      elements: dict
+      type: dict
     programs:
-      description: Each program of the kernel side and where it is attached.
+      description: The programs of the kernel side and where they are attached.
       returned: always
       type: list
-      elements: dict
+      elements: str
     maps:
-      description: Each table of the kernel side and how full it is.
+      description: By name, how many entries each table of the kernel side has and can have.
       returned: always
-      type: list
-      elements: dict
+      type: dict
     addresses:
-      description: The LoadBalancer addresses that this node answers for.
+      description: The LoadBalancer addresses that this node has a part in, and whether it announces them.
       returned: always
       type: list
       elements: dict
     policies:
-      description: The policies in force on this node.
+      description: The policies on this node, and whether they are in force.
       returned: always
       type: list
       elements: dict
+    verdicts:
+      description: By reason, how many packets the programs have counted.
+      returned: always
+      type: dict
     broken:
       description: Objects that were refused, with field and reason.
       returned: always
       type: list
-      elements: dict
+      elements: str
 """
 
 import os

@@ -102,7 +102,6 @@ releases:
 import os
 import re
 import shutil
-import tarfile
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kubelab.netstack.plugins.module_utils import _release
@@ -129,8 +128,8 @@ def stage(module: AnsibleModule, root: str, release: str) -> None:
     shutil.rmtree(place, ignore_errors=True)
     module.run_command([python, "-m", "venv", "--without-pip", "--system-site-packages", place], check_rc=True)
     parcel = os.path.join(place, "parcel")
-    with tarfile.open(module.params["src"]) as archive:
-        archive.extractall(parcel, filter="data")
+    os.mkdir(parcel)
+    module.run_command(["tar", "-xzf", module.params["src"], "-C", parcel, "--no-same-owner"], check_rc=True)
     wheels = os.path.join(parcel, "wheels")
     pip = next((os.path.join(wheels, name) for name in os.listdir(wheels) if name.startswith("pip-")), None)
     if pip is None:
@@ -172,7 +171,7 @@ def main() -> None:
             if set(after.releases) - set(before.releases):
                 stage(module, root, release)
             _release.apply(root, before, after)
-    except (_release.ReleaseError, OSError, tarfile.TarError) as wrong:
+    except (_release.ReleaseError, OSError) as wrong:
         module.fail_json(msg=str(wrong))
     module.exit_json(
         changed=after != before,

@@ -1,0 +1,83 @@
+"""netstack-ingress: source -> routes -> files and the running HAProxy, and back: EndpointSlice and status.
+
+    netstack-ingress --config /etc/netstack/ingress.yaml                      the daemon
+    netstack-ingress --config /etc/netstack/ingress.yaml --endpoint add|del   HAProxy's namespace (endpoint.py)
+
+HAProxy does not need the daemon: stopped, restarted or upgraded, it goes on from its memory, or from the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+from netstack.core.errors import BadConfig
+from netstack.core.settings import load
+from netstack.core.unit import Unit, log_to_journal, run
+from netstack.ingress import endpoint
+from netstack.ingress.controller import Controller
+from netstack.ingress.settings import IngressSettings
+from netstack.source.directory import DirectorySource
+
+CHECK_S = 1.0
+"""How often HAProxy is looked at: a new process is compared with the wanted state, a dead one leaves the slice."""
+
+
+async def serve(unit: Unit, settings: IngressSettings) -> None:
+    source = DirectorySource(settings.manifests, settings.status, settings.state / "last-good")
+    controller = Controller(settings, source.snapshot())
+    unit.command("status", lambda request: controller.status())
+    unit.command("routes", lambda request: controller.routes())
+    changed = asyncio.Event()
+    changed.set()
+
+    async def follow() -> None:
+        async for snapshot in source.watch():
+            controller.snapshot = snapshot
+            changed.set()
+
+    async def check() -> None:
+        while True:
+            await asyncio.sleep(CHECK_S)
+            changed.set()
+
+    async def work() -> None:
+        while True:
+            await changed.wait()
+            changed.clear()
+            unit.status(await controller.step())
+
+    # Files first: with them HAProxy can start, which systemd orders after our readiness.
+    unit.ready(controller.prepare())
+    for task, name in ((follow(), "follow"), (check(), "check"), (work(), "work")):
+        unit.spawn(task, name)
+    await unit.stopping.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="netstack-ingress", description="Ingress objects on HAProxy")
+    parser.add_argument("--config", type=Path, default=Path("/etc/netstack/ingress.yaml"))
+    parser.add_argument("--endpoint", choices=("add", "del"), help="wire or remove HAProxy's namespace, then exit")
+    arguments = parser.parse_args()
+    try:
+        settings = load(IngressSettings, arguments.config)
+    except (BadConfig, OSError) as error:
+        sys.exit(f"{arguments.config}: {error}")
+    if arguments.endpoint is None:
+        run("ingress", lambda unit: serve(unit, settings))
+        return
+    log_to_journal()
+    try:
+        if arguments.endpoint == "add":
+            logging.getLogger("endpoint").info("HAProxy is at %s", endpoint.add(settings))
+        else:
+            endpoint.delete(settings)
+    except endpoint.EndpointError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -87,7 +87,8 @@ struct tuple {
 #define NAT_SOURCE	6	/* pod -> LAN: source becomes addr:port, this node's */
 #define NAT_SOURCE_REPLY 7	/* LAN -> node: destination becomes addr:port, the pod's */
 
-#define NAT_CLOSING	1	/* FIN or RST was seen: short life */
+#define NAT_SEEN	1	/* a packet came this way */
+#define NAT_FIN		2	/* FIN came this way; RST counts for both ways */
 
 struct nat {
 	__u64 deadline;
@@ -214,10 +215,11 @@ struct flow_key {
 };
 
 #define FLOW_REPLIED	1	/* a packet went against the flow's direction */
-#define FLOW_CLOSING	2	/* FIN or RST was seen */
-#define FLOW_HOST	4	/* the peer is this node itself, known by the door and not by address */
-#define FLOW_REDIRECT	8	/* goes to the DNS proxy; answers come from this node only */
-#define FLOW_NAMED	16	/* a name-selector allowed it: fqdn_use is kept */
+#define FLOW_FIN	2	/* FIN went in the flow's direction; RST counts for both */
+#define FLOW_FIN_REPLY	4	/* FIN went against it */
+#define FLOW_HOST	8	/* the peer is this node itself, known by the door and not by address */
+#define FLOW_REDIRECT	16	/* goes to the DNS proxy; answers come from this node only */
+#define FLOW_NAMED	32	/* a name-selector allowed it: fqdn_use is kept */
 
 struct flow {
 	__u64 deadline;		/* past = absent */

@@ -297,8 +297,7 @@ class Program(Object):
     def load(cls, name: str, kind: int, instructions: bytes, *, attach_type: int = 0) -> Self:
         """Have the verifier accept `instructions` (8 bytes each, map descriptors filled in). BpfError with its log."""
         code, license_ = _buffer(instructions), _buffer(b"GPL\0")
-
-        def attempt(log_bytes: int) -> Self:
+        for log_bytes in (0, _LOG_BYTES):  # the log costs time: only when the first attempt was refused
             log = ctypes.create_string_buffer(max(log_bytes, 1))
             attr = struct.pack(
                 "=IIQQIIQII16sII",
@@ -310,12 +309,8 @@ class Program(Object):
                 return cls(_bpf(_PROG_LOAD, attr, "load program", name), name)
             except BpfError as error:
                 lines = log.value.decode(errors="replace").splitlines()
-                raise BpfError(error.errno or 0, error.operation, name, "\n".join(lines[-40:])) from None
-
-        try:
-            return attempt(0)
-        except BpfError:
-            return attempt(_LOG_BYTES)  # slow, hence only now
+                refusal = BpfError(error.errno or 0, error.operation, name, "\n".join(lines[-40:]))
+        raise refusal
 
     def map_ids(self) -> frozenset[int]:
         """Ids of the maps that the program uses."""

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Flows of endpoints. A policy judges a flow's first packet; what follows in either direction passes by this table.
+ *
+ * An entry counts until its deadline and for the generation of the policy that judged it. When the generation is
+ * another, the entry is judged again in the direction of its first packet before any packet passes, replies too: a
+ * policy that no longer allows the flow ends it. Every endpoint's flows are kept, selected by a policy or not.
+ *
+ * Only what can start a flow makes an entry. ICMP errors pass as part of the flow that they quote; an echo reply
+ * without its request, and a SYN against the direction of a flow, get nothing from it.
+ *
+ * Lives as Cilium's: 8000 s for TCP that was answered, 10 s once closed both ways, 60 s for all else.
+ */
+#pragma once
+#include "abi.h"
+#include "compat.h"
+#include "identity.h"
+#include "maps.h"
+#include "parse.h"
+#include "policy.h"
+#include "verdict.h"
+
+#define LIFE_ESTABLISHED	(8000 * NANOSECONDS)
+#define LIFE_CLOSED		(10 * NANOSECONDS)
+#define LIFE_OTHER		(60 * NANOSECONDS)
+
+/* A deadline is written only when a quarter of the life is gone, or when life has become shorter. */
+INLINE void prolong(__u64 *deadline, __u64 now, __u64 life)
+{
+	if (*deadline < now + life - life / 4 || *deadline > now + life)
+		*deadline = now + life;
+}
+
+INLINE __u8 flow_tcp_flags(const struct packet *p, bool forward)
+{
+	if (p->tcp & TCP_RST)
+		return FLOW_FIN | FLOW_FIN_REPLY;
+	if (p->tcp & TCP_FIN)
+		return forward ? FLOW_FIN : FLOW_FIN_REPLY;
+	return 0;
+}
+
+INLINE __u64 flow_life(__u8 proto, __u8 flags)
+{
+	if (proto != IPPROTO_TCP || !(flags & (FLOW_REPLIED | FLOW_FIN | FLOW_FIN_REPLY)))
+		return LIFE_OTHER;
+	if ((flags & FLOW_FIN) && (flags & FLOW_FIN_REPLY))
+		return LIFE_CLOSED;
+	return flags & FLOW_REPLIED ? LIFE_ESTABLISHED : LIFE_OTHER;
+}
+
+/* The port that a flow of this direction asked for. ICMP: the type of an echo request. */
+INLINE __be16 flow_port(const struct flow_key *key, __u8 direction)
+{
+	if (key->proto == IPPROTO_ICMP)
+		return be16(ICMP4_ECHO);
+	if (key->proto == IPPROTO_ICMPV6)
+		return be16(ICMP6_ECHO);
+	return direction == DIRECTION_EGRESS ? key->peer_port : key->local_port;
+}
+
+INLINE void flow_use_name(const struct flow_key *flow, __u64 now)
+{
+	struct fqdn_key key = { .endpoint = flow->endpoint, .addr = flow->peer };
+	__u64 *last = fqdn_use_get(&key);
+
+	if (!last || now - *last >= NANOSECONDS)
+		fqdn_use_put(&key, &now);
+}
+
+INLINE void flow_remember(struct flow *flow, const struct decision *d, int verdict, __u32 generation)
+{
+	flow->generation = generation;
+	flow->rule = d->rule;
+	flow->flags &= ~(FLOW_REDIRECT | FLOW_NAMED);
+	if (verdict == VERDICT_REDIRECTED_DNS)
+		flow->flags |= FLOW_REDIRECT;
+	if (d->named)
+		flow->flags |= FLOW_NAMED;
+}
+
+/* An entry of another generation: judged as its first packet was. FORWARDED / REDIRECTED_DNS, or a drop. */
+INLINE int flow_rejudge(struct config *config, struct endpoint *ep, struct packet *p, struct flow *flow)
+{
+	struct decision d;
+	struct who who;
+	int verdict;
+
+	identify(&p->flow.peer, &who);
+	if (flow->flags & FLOW_HOST)
+		who.identity = IDENTITY_HOST;
+	verdict = judge(ep, flow->direction, &who, &p->flow.peer, p->flow.proto, flow_port(&p->flow, flow->direction),
+			p->now, &d);
+	p->rule = d.rule;
+	if (verdict >= VERDICT_DROPS)
+		flow_forget(&p->flow);
+	else
+		flow_remember(flow, &d, verdict, config->generation);
+	return verdict;
+}
+
+/* The first packet of a flow. */
+INLINE int flow_start(struct config *config, struct endpoint *ep, struct packet *p, __u8 direction,
+		      const struct who *who)
+{
+	struct decision d;
+	int verdict;
+
+	if (!p->starts)
+		return VERDICT_DEFAULT_DENY;
+	verdict = judge(ep, direction, who, &p->flow.peer, p->flow.proto, flow_port(&p->flow, direction), p->now, &d);
+	p->rule = d.rule;
+	if (verdict >= VERDICT_DROPS)
+		return verdict;
+	__builtin_memset(&p->flow_made, 0, sizeof(p->flow_made));
+	p->flow_made.direction = direction;
+	p->flow_made.flags = flow_tcp_flags(p, true);
+	if (direction == DIRECTION_INGRESS && who->identity == IDENTITY_HOST)
+		p->flow_made.flags |= FLOW_HOST;
+	p->flow_made.deadline = p->now + flow_life(p->flow.proto, p->flow_made.flags);
+	flow_remember(&p->flow_made, &d, verdict, config->generation);
+	if (flow_put(&p->flow, &p->flow_made))
+		return VERDICT_MAP_FULL;
+	if (d.named)
+		flow_use_name(&p->flow, p->now);
+	return verdict;
+}
+
+/* A packet from (EGRESS) or to (INGRESS) an endpoint, p->t as the pod sees it without service addresses; `who` is the
+ * peer. FORWARDED, REPLY, REDIRECTED_DNS, or a drop.
+ */
+INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *p, __u8 direction,
+		  const struct who *who)
+{
+	bool egress = direction == DIRECTION_EGRESS, syn = (p->tcp & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	struct flow *flow;
+	bool forward;
+	__u8 flags;
+	int verdict;
+
+	p->flow.endpoint = ep->id;
+	p->flow.peer = egress ? p->t.dst : p->t.src;
+	p->flow.peer_port = egress ? p->t.dport : p->t.sport;
+	p->flow.local_port = egress ? p->t.sport : p->t.dport;
+	p->flow.proto = p->t.proto;
+
+	flow = flow_get(&p->flow);
+	if (!flow || flow->deadline <= p->now)
+		return flow_start(config, ep, p, direction, who);
+	forward = flow->direction == direction;
+	if (syn && (flow->direction != direction || (flow->flags & (FLOW_FIN | FLOW_FIN_REPLY))))
+		return flow_start(config, ep, p, direction, who);
+
+	verdict = flow->flags & FLOW_REDIRECT ? VERDICT_REDIRECTED_DNS : VERDICT_FORWARDED;
+	if (flow->generation != config->generation)
+		verdict = flow_rejudge(config, ep, p, flow);
+	if (verdict >= VERDICT_DROPS)
+		return verdict;
+	p->rule = flow->rule;
+	if (verdict == VERDICT_REDIRECTED_DNS && !egress && p->from_device)
+		return VERDICT_SPOOFED;	/* the proxy is the only one who answers */
+	if (p->quoted)
+		return verdict == VERDICT_REDIRECTED_DNS && egress ? VERDICT_UNSUPPORTED : VERDICT_REPLY;
+
+	flags = flow->flags | flow_tcp_flags(p, forward) | (forward ? 0 : FLOW_REPLIED);
+	if (flags != flow->flags)
+		flow->flags = flags;
+	prolong(&flow->deadline, p->now, flow_life(p->flow.proto, flags));
+	if (flags & FLOW_NAMED)
+		flow_use_name(&p->flow, p->now);
+	return forward ? verdict : VERDICT_REPLY;
+}

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * The shared maps, a sentence each, and the few ways in which programs touch them.
+ */
+#pragma once
+#include "abi.h"
+#include "compat.h"
+
+/* Who this node is. Absent until the agent wrote it: node is :: then, and no pod exists. */
+MAP("array", __u32, struct config, config);
+
+/* Service ports, and service addresses as such. */
+MAP("hash", struct service_key, struct service, services);
+
+/* One row of backend ids for all services, in Maglev order. */
+MAP("array", __u32, __u32, slots);
+
+/* Where a backend is. */
+MAP("hash", __u32, struct backend, backends);
+
+/* Translations in force, both ways, and pins of what another node serves. */
+MAP("lru_hash", struct tuple, struct nat, nat);
+
+/* What a socket believes to talk to. */
+MAP("lru_hash", struct socket_peer, struct socket_origin, socket_revnat);
+
+/* Pods of this node by address. */
+MAP("hash", struct addr, struct endpoint, endpoints);
+
+/* Who is behind an address. */
+MAP_NO_PREALLOC("lpm_trie", struct prefix, struct identity, identities);
+
+/* What an endpoint may do. */
+MAP_NO_PREALLOC("lpm_trie", struct policy_key, struct policy_rule, policy);
+
+/* Which names of its policy an endpoint has learned for an address. */
+MAP_NO_PREALLOC("hash", struct fqdn_key, struct fqdn, fqdn);
+
+/* When an address that was opened by name was last used. */
+MAP("lru_hash", struct fqdn_key, __u64, fqdn_use);
+
+/* Flows that a policy has judged. */
+MAP("lru_hash", struct flow_key, struct flow, conntrack);
+
+/* LoadBalancer addresses that are allocated, and until when they are ours. */
+MAP("hash", struct vip_key, struct vip, vips);
+
+/* Until when a node is believed alive. */
+MAP("hash", struct addr, __u64, node_alive);
+
+/* Packets by verdict. */
+MAP("percpu_array", __u32, __u64, counters);
+
+INLINE struct config *config_get(void)
+{
+	__u32 zero = 0;
+
+	return config.lookup(&zero);
+}
+
+INLINE struct service *service_get(struct service_key *key)
+{
+	return services.lookup(key);
+}
+
+/* 0 = empty slot */
+INLINE __u32 slot_get(__u32 index)
+{
+	__u32 *id = slots.lookup(&index);
+
+	return id ? *id : 0;
+}
+
+INLINE struct backend *backend_get(__u32 id)
+{
+	return backends.lookup(&id);
+}
+
+INLINE struct nat *nat_get(struct tuple *key)
+{
+	return nat.lookup(key);
+}
+
+/* 0, or negative if there is no room */
+INLINE int nat_put(struct tuple *key, struct nat *value)
+{
+	return nat.update(key, value);
+}
+
+/* 0, or negative if another packet was first or there is no room */
+INLINE int nat_claim(struct tuple *key, struct nat *value)
+{
+	return nat.insert(key, value);
+}
+
+INLINE void nat_forget(struct tuple *key)
+{
+	nat.delete(key);
+}
+
+INLINE struct socket_origin *socket_origin_get(struct socket_peer *key)
+{
+	return socket_revnat.lookup(key);
+}
+
+INLINE int socket_origin_put(struct socket_peer *key, struct socket_origin *value)
+{
+	return socket_revnat.update(key, value);
+}
+
+INLINE struct endpoint *endpoint_get(struct addr *addr)
+{
+	return endpoints.lookup(addr);
+}
+
+INLINE struct identity *identity_get(struct prefix *key)
+{
+	return identities.lookup(key);
+}
+
+INLINE struct policy_rule *policy_get(struct policy_key *key)
+{
+	return policy.lookup(key);
+}
+
+INLINE struct fqdn *fqdn_get(struct fqdn_key *key)
+{
+	return fqdn.lookup(key);
+}
+
+INLINE __u64 *fqdn_use_get(struct fqdn_key *key)
+{
+	return fqdn_use.lookup(key);
+}
+
+INLINE void fqdn_use_put(struct fqdn_key *key, __u64 *now)
+{
+	fqdn_use.update(key, now);
+}
+
+INLINE struct flow *flow_get(struct flow_key *key)
+{
+	return conntrack.lookup(key);
+}
+
+/* 0, or negative if there is no room */
+INLINE int flow_put(struct flow_key *key, struct flow *value)
+{
+	return conntrack.update(key, value);
+}
+
+INLINE void flow_forget(struct flow_key *key)
+{
+	conntrack.delete(key);
+}
+
+INLINE struct vip *vip_get(struct vip_key *key)
+{
+	return vips.lookup(key);
+}
+
+INLINE __u64 *node_alive_get(struct addr *node)
+{
+	return node_alive.lookup(node);
+}
+
+INLINE void count(__u32 verdict)
+{
+	__u64 *packets = counters.lookup(&verdict);
+
+	if (packets)
+		*packets += 1;
+}

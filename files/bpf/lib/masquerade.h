@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Pods speak to the world with their node's address. Source ports come from a range that the node itself never uses,
+ * so a port that is translated belongs to a pod and every other one to the node.
+ */
+#pragma once
+#include "abi.h"
+#include "compat.h"
+#include "hash.h"
+#include "identity.h"
+#include "nat.h"
+#include "parse.h"
+#include "rewrite.h"
+#include "verdict.h"
+
+#define PORT_ATTEMPTS 32
+
+/* Did the peer open this connection? Then its answers keep the pod's address. */
+INLINE bool opened_by_peer(struct packet *p)
+{
+	struct endpoint *ep = endpoint_get(&p->t.src);
+	struct flow *flow;
+
+	if (!ep)
+		return false;
+	p->flow.endpoint = ep->id;
+	p->flow.peer = p->t.dst;
+	p->flow.peer_port = p->t.dport;
+	p->flow.local_port = p->t.sport;
+	p->flow.proto = p->t.proto;
+	flow = flow_get(&p->flow);
+	return flow && p->now < flow->deadline && flow->direction == DIRECTION_INGRESS;
+}
+
+/* A free source port for p's connection: p->other and p->made stand for it then. NULL if none was found. */
+INLINE struct nat *masquerade_port(struct packet *p, const struct addr *node, __be16 *port)
+{
+	__u32 i, hash = tuple_hash(&p->t);
+	struct nat *back;
+
+	for (i = 0; i < PORT_ATTEMPTS; i++) {
+		*port = be16(MASQUERADE_FIRST + (hash + i * 257) % MASQUERADE_COUNT);
+		nat_answer_to_source(p, node, *port);
+		nat_make(p, NAT_SOURCE_REPLY, &p->t.src, p->t.sport, 0, 0);
+		back = nat_claim_answer(p);
+		if (back)
+			return back;
+	}
+	return NULL;
+}
+
+/* p leaves this node by the uplink with a pod's source. CONTINUE = stays as it is. */
+INLINE int masquerade(struct __sk_buff *skb, struct config *config, struct packet *p)
+{
+	const struct addr *node = &family(config, p->v6)->node;
+	struct nat *there, *back = NULL;
+	struct who peer;
+	__be16 port;
+
+	identify(&p->dst, &peer);
+	if (!peer.outside)
+		return CONTINUE;
+	if (p->opaque)
+		return p->opaque;
+	there = nat_live(&p->t, p->now);
+	if (there && there->kind == NAT_SOURCE && addr_equal(&there->addr, node)) {
+		port = there->port;
+		nat_answer_to_source(p, node, port);
+		nat_make(p, NAT_SOURCE_REPLY, &p->t.src, p->t.sport, 0, 0);
+		back = nat_claim_answer(p);	/* it is there, unless it was evicted */
+	} else if (opened_by_peer(p)) {
+		return CONTINUE;
+	}
+	if (!back) {
+		if (!p->starts)
+			return VERDICT_DEFAULT_DENY;	/* an error or echo reply that belongs to nothing */
+		if (p->proto == IPPROTO_SCTP)
+			return VERDICT_UNSUPPORTED;
+		back = masquerade_port(p, node, &port);
+		if (!back)
+			return VERDICT_NO_PORT;
+		nat_make(p, NAT_SOURCE, node, port, 0, 0);
+		if (nat_put(&p->t, &p->made))
+			return VERDICT_MAP_FULL;
+		there = nat_get(&p->t);
+		if (!there)
+			return VERDICT_MAP_FULL;
+	}
+	if (nat_closed(there, back) && (p->tcp & TCP_SYN)) {
+		there->flags = 0;
+		back->flags = 0;
+	}
+	nat_touch(p, there, back);
+	return rewrite_source(skb, p, node, port) ? VERDICT_MALFORMED : VERDICT_MASQUERADED;
+}
+
+/* p came to this node by the uplink: is it an answer to a masqueraded connection? CONTINUE = no. */
+INLINE int masquerade_answer(struct __sk_buff *skb, struct packet *p)
+{
+	struct nat *back, *there;
+	struct addr addr;
+	__be16 port;
+
+	if (be16(p->t.dport) < MASQUERADE_FIRST)
+		return CONTINUE;
+	back = nat_live(&p->t, p->now);
+	if (!back || back->kind != NAT_SOURCE_REPLY)
+		return CONTINUE;
+	addr = back->addr;
+	port = back->port;
+	p->other.src = addr;
+	p->other.dst = p->t.src;
+	p->other.sport = port;
+	p->other.dport = p->t.sport;
+	p->other.proto = p->t.proto;
+	there = nat_get(&p->other);
+	if (there)
+		nat_touch(p, back, there);
+	return rewrite_destination(skb, p, &addr, port) ? VERDICT_MALFORMED : VERDICT_TRANSLATED;
+}

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * Translations that must last as long as their connection: each has an entry for its own direction and one for the
+ * other, each found by the packet as it is before translation, and each packet keeps both alive.
+ */
+#pragma once
+#include "abi.h"
+#include "address.h"
+#include "compat.h"
+#include "conntrack.h"
+#include "maps.h"
+#include "parse.h"
+
+INLINE struct nat *nat_live(struct tuple *key, __u64 now)
+{
+	struct nat *entry = nat_get(key);
+
+	return entry && now < entry->deadline ? entry : NULL;
+}
+
+INLINE bool nat_closed(const struct nat *a, const struct nat *b)
+{
+	return (a->flags & NAT_FIN) && (b->flags & NAT_FIN);
+}
+
+INLINE __u64 nat_life(__u8 proto, const struct nat *a, const struct nat *b)
+{
+	if (proto != IPPROTO_TCP)
+		return LIFE_OTHER;
+	if (nat_closed(a, b))
+		return LIFE_CLOSED;
+	return (a->flags & NAT_SEEN) && (b->flags & NAT_SEEN) ? LIFE_ESTABLISHED : LIFE_OTHER;
+}
+
+/* This packet used `entry`; `other` is its counterpart. An error belongs to the connection without living for it. */
+INLINE void nat_touch(const struct packet *p, struct nat *entry, struct nat *other)
+{
+	__u64 life;
+
+	if (p->quoted)
+		return;
+	if (!(entry->flags & NAT_SEEN))
+		entry->flags |= NAT_SEEN;
+	if (p->tcp & (TCP_FIN | TCP_RST))
+		entry->flags |= NAT_FIN;
+	if (p->tcp & TCP_RST)
+		other->flags |= NAT_FIN;
+	life = nat_life(p->t.proto, entry, other);
+	prolong(&entry->deadline, p->now, life);
+	prolong(&other->deadline, p->now, life);
+}
+
+/* The packet that answers p after p was given the destination addr:port. */
+INLINE void nat_answer_to_destination(struct packet *p, const struct addr *addr, __be16 port)
+{
+	p->other.src = *addr;
+	p->other.dst = p->t.src;
+	p->other.sport = port;
+	p->other.dport = p->t.sport;
+	p->other.proto = p->t.proto;
+}
+
+/* The packet that answers p after p was given the source addr:port. */
+INLINE void nat_answer_to_source(struct packet *p, const struct addr *addr, __be16 port)
+{
+	p->other.src = p->t.dst;
+	p->other.dst = *addr;
+	p->other.sport = p->t.dport;
+	p->other.dport = port;
+	p->other.proto = p->t.proto;
+}
+
+/* Fill p->made for a connection that begins now. */
+INLINE struct nat *nat_make(struct packet *p, __u8 kind, const struct addr *addr, __be16 port, __u32 service,
+			    __u32 backend)
+{
+	__builtin_memset(&p->made, 0, sizeof(p->made));
+	p->made.deadline = p->now + LIFE_OTHER;
+	p->made.addr = *addr;
+	p->made.port = port;
+	p->made.kind = kind;
+	p->made.service = service;
+	p->made.backend = backend;
+	return &p->made;
+}
+
+/* The answering direction (p->other) becomes p->made, unless a live translation of another connection holds it.
+ * Claimed by insertion, so of two packets on two CPUs one wins.
+ */
+INLINE struct nat *nat_claim_answer(struct packet *p)
+{
+	struct nat *there = nat_get(&p->other);
+
+	if (there && p->now < there->deadline)
+		return there->kind == p->made.kind && there->port == p->made.port &&
+		       addr_equal(&there->addr, &p->made.addr) ? there : NULL;
+	if (there)
+		nat_forget(&p->other);
+	return nat_claim(&p->other, &p->made) ? NULL : nat_get(&p->other);
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * What a policy says about a new flow of an endpoint.
+ *
+ * Rules are found under the peer's identity, under IDENTITY_ANY, and (towards addresses outside the cluster) under
+ * every name-selector that the endpoint has learned for the address and that has not expired. Any deny wins, then any
+ * redirect, then any allow. Nothing found: denied if the direction is enforced, else allowed by rule 0.
+ */
+#pragma once
+#include "abi.h"
+#include "compat.h"
+#include "identity.h"
+#include "maps.h"
+#include "verdict.h"
+
+struct decision {
+	__u32 rule;
+	__u8 action;		/* ACTION_*; 0 = no rule */
+	__u8 named;		/* only a name-selector allowed it */
+};
+
+INLINE __u8 precedence(__u8 action)
+{
+	return action == ACTION_DENY ? 3 : action == ACTION_REDIRECT_DNS ? 2 : action == ACTION_ALLOW ? 1 : 0;
+}
+
+INLINE void consult(struct policy_key *key, __u32 peer, __u8 named, struct decision *d)
+{
+	struct policy_rule *found;
+
+	key->bits = POLICY_BITS_PORT;
+	key->peer = peer;
+	found = policy_get(key);
+	if (!found || precedence(found->action) <= precedence(d->action))
+		return;
+	d->rule = found->rule;
+	d->action = found->action;
+	d->named = named;
+}
+
+INLINE void consult_names(struct policy_key *key, const struct addr *peer, __u64 now, struct decision *d)
+{
+	struct fqdn_key fqdn_key = { .endpoint = key->endpoint, .addr = *peer };
+	struct fqdn *names = fqdn_get(&fqdn_key);
+	__u32 now_s = now / NANOSECONDS;
+	__u32 i;
+
+	if (!names)
+		return;
+	for (i = 0; i < FQDN_SELECTORS; i++) {
+		struct fqdn_learned learned = names->learned[i];
+
+		if (learned.selector && now_s < learned.expires_s)
+			consult(key, learned.selector, 1, d);
+	}
+}
+
+/* VERDICT_FORWARDED, VERDICT_REDIRECTED_DNS, or a drop; d says by which rule. `port` is the one that was asked. */
+INLINE int judge(struct endpoint *ep, __u8 direction, const struct who *who, const struct addr *peer, __u8 proto,
+		 __be16 port, __u64 now, struct decision *d)
+{
+	struct policy_key key = { .endpoint = ep->id, .direction = direction, .proto = proto, .port = port };
+	__u32 enforced = direction == DIRECTION_EGRESS ? ENFORCE_EGRESS : ENFORCE_INGRESS;
+
+	d->rule = 0;
+	d->action = 0;
+	d->named = 0;
+	if (direction == DIRECTION_INGRESS && who->identity == IDENTITY_HOST)
+		return VERDICT_FORWARDED;	/* kubelet's probes: a node always reaches its own pods */
+	consult(&key, who->identity, 0, d);
+	consult(&key, IDENTITY_ANY, 0, d);
+	if (direction == DIRECTION_EGRESS && who->outside)
+		consult_names(&key, peer, now, d);
+	switch (d->action) {
+	case 0:
+		return ep->enforce & enforced ? VERDICT_DEFAULT_DENY : VERDICT_FORWARDED;
+	case ACTION_ALLOW:
+		return VERDICT_FORWARDED;
+	case ACTION_REDIRECT_DNS:
+		return direction == DIRECTION_EGRESS ? VERDICT_REDIRECTED_DNS : VERDICT_POLICY_DENIED;
+	}
+	return VERDICT_POLICY_DENIED;
+}

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * tc ingress of a pod's host-side veth: everything that a pod sends.
+ *
+ * door -> gateway ARP -> service translation -> egress policy -> DNS proxy; what is left is the kernel's to route.
+ */
+#include "lib/abi.h"
+#include "lib/address.h"
+#include "lib/arp.h"
+#include "lib/compat.h"
+#include "lib/conntrack.h"
+#include "lib/finish.h"
+#include "lib/identity.h"
+#include "lib/lb.h"
+#include "lib/maps.h"
+#include "lib/nat.h"
+#include "lib/parse.h"
+#include "lib/proxy.h"
+#include "lib/service.h"
+
+INLINE bool mac_equal(const __u8 *a, const __u8 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] && a[5] == b[5];
+}
+
+/* A pod knows one neighbour, the gateway, and learns of no other. */
+INLINE int gateway_arp(struct __sk_buff *skb, int *action)
+{
+	struct arp_frame frame;
+	struct endpoint *ep;
+	struct addr sender;
+
+	if (arp_parse(skb, &frame))
+		return VERDICT_MALFORMED;
+	addr_from_v4(&sender, arp_addr(frame.arp.sender));
+	ep = endpoint_get(&sender);
+	if (!ep || ep->ifindex != skb->ifindex || !mac_equal(frame.arp.sender_mac, ep->mac) ||
+	    !mac_equal(frame.from, ep->mac))
+		return VERDICT_SPOOFED;
+	if (frame.arp.operation != be16(ARP_REQUEST) || arp_addr(frame.arp.target) != be32(GATEWAY_V4))
+		return VERDICT_UNSUPPORTED;
+	return arp_answer(skb, &frame, ep->host_mac, action);
+}
+
+/* CONTINUE if the frame is from this endpoint to its gateway and goes to one peer. */
+INLINE int door(struct __sk_buff *skb, struct packet *p, struct endpoint *ep)
+{
+	struct ethhdr eth;
+
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
+		return VERDICT_MALFORMED;
+	if (!mac_equal(eth.h_source, ep->mac))
+		return VERDICT_SPOOFED;
+	if (!mac_equal(eth.h_dest, ep->host_mac) || addr_many(&p->dst))
+		return VERDICT_UNSUPPORTED;
+	return CONTINUE;
+}
+
+/* What no socket hook translated. CONTINUE with p->t towards the backend, or towards what is no service. */
+INLINE int service(struct __sk_buff *skb, struct config *config, struct packet *p)
+{
+	struct service *service = service_find(config, &p->service, &p->t.dst, p->t.dport, p->t.proto, SCOPE_CLUSTER);
+	struct backend *backend;
+	struct nat *pin;
+	__u32 id = 0;
+	int verdict;
+
+	if (!service)
+		return service_address(&p->service, &p->t.dst, SCOPE_CLUSTER) ? VERDICT_NO_SERVICE : CONTINUE;
+	pin = service_pin(config, p, service, NAT_POD);
+	if (pin) {
+		verdict = service_translate(skb, p, NAT_POD, service->id, pin->backend, &pin->addr, pin->port);
+	} else {
+		if (p->quoted)
+			return VERDICT_NO_SERVICE;
+		backend = backend_pick(config, service, p->v6, tuple_hash(&p->t), p->now, &id);
+		if (!backend)
+			return VERDICT_NO_BACKEND;
+		verdict = service_translate(skb, p, NAT_POD, service->id, id, &backend->addr, backend->port);
+	}
+	return verdict >= VERDICT_DROPS ? verdict : CONTINUE;
+}
+
+INLINE int from_pod(struct __sk_buff *skb, struct packet *p)
+{
+	struct config *config = config_get();
+	struct endpoint *ep;
+	struct who peer;
+	int verdict;
+
+	verdict = parse(skb, p);
+	if (verdict)
+		return verdict;
+	ep = endpoint_get(&p->src);
+	if (!config || !ep || ep->ifindex != p->ifindex)
+		return VERDICT_SPOOFED;
+	verdict = door(skb, p, ep);
+	if (verdict)
+		return verdict;
+	if (p->opaque)
+		return p->opaque;
+	if (!addr_equal(&p->src, &p->t.src))
+		return VERDICT_SPOOFED;	/* an error about a packet that was not sent to this pod */
+	verdict = service(skb, config, p);
+	if (verdict)
+		return verdict;
+	identify(&p->t.dst, &peer);
+	verdict = flow_pass(config, ep, p, DIRECTION_EGRESS, &peer);
+	return verdict == VERDICT_REDIRECTED_DNS ? proxy_redirect(skb, p) : verdict;
+}
+
+int pod_ingress(struct __sk_buff *skb)
+{
+	struct packet *p = packet_get();
+	int action = TC_ACT_OK;
+
+	if (!p || skb->vlan_present)
+		return finish(VERDICT_UNSUPPORTED, TC_ACT_SHOT);
+	if (skb->protocol == be16(ETH_P_ARP))
+		return finish(gateway_arp(skb, &action), action);
+	if (skb->protocol != be16(ETH_P_IP) && skb->protocol != be16(ETH_P_IPV6))
+		return finish(VERDICT_UNSUPPORTED, TC_ACT_SHOT);
+	return finish(from_pod(skb, p), TC_ACT_OK);
+}

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * tc ingress of the uplink: everything that the LAN sends to this node.
+ *
+ * ARP for LoadBalancer addresses -> door -> services -> answers to masqueraded connections; the kernel gets the rest.
+ * Service addresses sit on no interface, so what no service port takes is dropped here: the kernel would route it,
+ * send redirects or answer "unreachable" for an address that another node serves.
+ */
+#include "lib/abi.h"
+#include "lib/address.h"
+#include "lib/arp.h"
+#include "lib/compat.h"
+#include "lib/finish.h"
+#include "lib/hash.h"
+#include "lib/identity.h"
+#include "lib/lb.h"
+#include "lib/maps.h"
+#include "lib/masquerade.h"
+#include "lib/nat.h"
+#include "lib/parse.h"
+#include "lib/service.h"
+
+#define AF_INET		2
+#define AF_INET6	10
+
+INLINE struct vip *vip_here(__u32 ifindex, const struct addr *addr)
+{
+	struct vip_key key = { .addr = *addr, .ifindex = ifindex };
+
+	return vip_get(&key);
+}
+
+/* A request for an allocated address is answered by its owner while the deadline holds, and by nobody else on this
+ * node ever: a probe (sender 0.0.0.0) is answered too, that defends the address (RFC 5227 section 2.1.1). Another's
+ * announcement (sender = target) is not a question.
+ */
+INLINE int vip_arp(struct __sk_buff *skb, int *action)
+{
+	struct arp_frame frame;
+	struct addr target;
+	struct vip *vip;
+
+	if (arp_parse(skb, &frame) || frame.arp.operation != be16(ARP_REQUEST))
+		return VERDICT_FORWARDED;
+	addr_from_v4(&target, arp_addr(frame.arp.target));
+	vip = vip_here(skb->ifindex, &target);
+	if (!vip)
+		return VERDICT_FORWARDED;
+	if (arp_addr(frame.arp.sender) == target.w[3] || bpf_ktime_get_ns() >= vip->deadline)
+		return VERDICT_VIP_NOT_OWNED;
+	return arp_answer(skb, &frame, vip->mac, action);
+}
+
+/* Nobody on the LAN speaks with this node's addresses or those of its pods. */
+INLINE int door(struct config *config, struct packet *p)
+{
+	struct family_config *own = family(config, p->v6);
+
+	if (addr_equal(&p->src, &own->node) || addr_within(&p->src, &own->pod_net, own->pod_net_bits))
+		return VERDICT_SPOOFED;
+	return CONTINUE;
+}
+
+/* The packet goes on as it is; the node that hosts the backend translates it and answers the client itself. */
+INLINE int forward(struct __sk_buff *skb, struct config *config, struct packet *p, const struct addr *node)
+{
+	struct bpf_redir_neigh next = {};
+	int verdict = rewrite_ttl(skb, p);
+
+	if (verdict)
+		return verdict;
+	if (p->v6) {
+		next.nh_family = AF_INET6;
+		__builtin_memcpy(next.ipv6_nh, node->w, sizeof(next.ipv6_nh));
+	} else {
+		next.nh_family = AF_INET;
+		next.ipv4_nh = node->w[3];
+	}
+	p->action = redirect_neigh(config->uplink, &next, sizeof(next), 0);
+	return VERDICT_FORWARDED;
+}
+
+INLINE int serve_pinned(struct __sk_buff *skb, struct config *config, struct packet *p, struct nat *pin)
+{
+	struct addr node;
+
+	if (pin->kind == NAT_SERVICE)
+		return service_translate(skb, p, NAT_SERVICE, pin->service, pin->backend, &pin->addr, pin->port);
+	node = pin->addr;
+	nat_touch(p, pin, pin);
+	return forward(skb, config, p, &node);
+}
+
+INLINE int serve_new(struct __sk_buff *skb, struct config *config, struct packet *p, struct service *service)
+{
+	__u32 id = 0;
+	struct backend *backend = backend_pick(config, service, p->v6, tuple_hash(&p->t), p->now, &id);
+	struct addr node;
+
+	if (!backend)
+		return VERDICT_NO_BACKEND;
+	node = backend->node;
+	if (addr_none(&node))
+		return VERDICT_UNSUPPORTED;	/* outside the cluster: its answer would not come back through us */
+	if (addr_equal(&node, &family(config, p->v6)->node)) {
+		if (p->quoted)
+			return VERDICT_NO_SERVICE;	/* an error about a connection that is not here */
+		return service_translate(skb, p, NAT_SERVICE, service->id, id, &backend->addr, backend->port);
+	}
+	if (!p->quoted) {
+		nat_make(p, NAT_FORWARD, &node, 0, service->id, id);
+		if (nat_put(&p->t, &p->made))
+			return VERDICT_MAP_FULL;
+	}
+	return forward(skb, config, p, &node);
+}
+
+INLINE int serve(struct __sk_buff *skb, struct config *config, struct packet *p)
+{
+	struct service *service = NULL;
+	struct nat *pin;
+
+	if (!p->opaque)
+		service = service_find(config, &p->service, &p->t.dst, p->t.dport, p->t.proto, SCOPE_WORLD);
+	if (!service) {
+		if (service_address(&p->service, &p->dst, SCOPE_WORLD) || vip_here(p->ifindex, &p->dst))
+			return p->opaque ? p->opaque : VERDICT_NO_SERVICE;
+		return CONTINUE;
+	}
+	pin = service_pin(config, p, service, NAT_SERVICE);
+	return pin ? serve_pinned(skb, config, p, pin) : serve_new(skb, config, p, service);
+}
+
+INLINE int from_lan(struct __sk_buff *skb, struct packet *p)
+{
+	struct config *config = config_get();
+	int verdict;
+
+	if (!config || parse(skb, p))
+		return VERDICT_FORWARDED;	/* the kernel refuses what has no proper IP header */
+	verdict = door(config, p);
+	if (verdict)
+		return verdict;
+	verdict = serve(skb, config, p);
+	if (verdict)
+		return verdict;
+	if (!p->opaque && addr_equal(&p->dst, &family(config, p->v6)->node))
+		verdict = masquerade_answer(skb, p);
+	return verdict ? verdict : VERDICT_FORWARDED;
+}
+
+int uplink_ingress(struct __sk_buff *skb)
+{
+	struct packet *p = packet_get();
+	int action = TC_ACT_OK, verdict = VERDICT_FORWARDED;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	if (skb->vlan_present)	/* another device's, which has its own rules */
+		return finish(verdict, TC_ACT_OK);
+	if (skb->protocol == be16(ETH_P_ARP))
+		verdict = vip_arp(skb, &action);
+	else if (skb->protocol == be16(ETH_P_IP) || skb->protocol == be16(ETH_P_IPV6)) {
+		p->action = TC_ACT_OK;
+		verdict = from_lan(skb, p);
+		action = p->action;
+	}
+	return finish(verdict, action);
+}

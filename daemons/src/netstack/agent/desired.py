@@ -1,0 +1,214 @@
+"""The whole compile: objects and this node's endpoints in; every table, route and DNS rule out. Pure.
+
+What has to be remembered between two compiles goes in and comes out: the tables in force (`services.py` keeps regions
+of slots where they are) and the last good version of each policy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from netstack.agent.identities import Identities, LocalEndpoint, View, compile_identities
+from netstack.agent.order import NAMES, Tables
+from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, accept
+from netstack.agent.policy.entries import PolicyTables, Server, compile_policy
+from netstack.agent.routes import Wanted, compile_routes
+from netstack.agent.services import ServiceTables, compile_services
+from netstack.core.address import ANY, Prefix, is_v4, unpack
+from netstack.core.errors import BadObject
+from netstack.core.ref import Ref
+from netstack.core.table import Table
+from netstack.kernel import layout
+from netstack.source.models import EndpointSlice, Namespace, Node, Pod, Policy, Service
+from netstack.source.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this node stands."""
+
+    node: str
+    addresses: tuple[bytes, ...]
+    """This node's; the first is the one that others know."""
+    pod_cidrs: tuple[Prefix, ...]
+    uplink: int = 0
+    """ifindex"""
+    ingress_services: tuple[Ref, ...] = ()
+    """The Services for whose pods the ingress endpoint stands; the first that exists lends it its labels."""
+    dns_services: tuple[Ref, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What is in force."""
+
+    tables: Tables = field(default_factory=lambda: {name: Table(name) for name in NAMES})
+    good: Mapping[Ref, RawSpecs] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What should be in force, and why."""
+
+    tables: Tables
+    routes: frozenset[Wanted]
+    identities: Identities
+    policy: PolicyTables
+    accepted: Accepted
+    owners: Mapping[int, Ref]
+    """Service id -> object."""
+    problems: tuple[str, ...]
+    generation: int
+
+    def dns_rules(self) -> str:
+        """The DNS proxy's rules file (netstack.dns.rules has the form)."""
+        endpoints = [
+            {
+                "endpoint": item.endpoint,
+                "addresses": [unpack(address) for address in item.addresses],
+                "names": [{"selector": number, name.field: name.text} for name, number in sorted(item.names.items())],
+                "queries": [{name.field: name.text} for name in item.queries],
+            }
+            for item in self.policy.dns
+        ]
+        return json.dumps({"generation": self.generation, "endpoints": endpoints}, indent=1) + "\n"
+
+
+def compile_all(
+    snapshot: Snapshot, endpoints: tuple[LocalEndpoint, ...], place: Place, before: Before, sizes: Mapping[str, int]
+) -> Desired:
+    """`sizes`: capacity of each map. A table that does not fit is left as it is, whole, and said in `problems`."""
+    nodes = snapshot.all(Node)
+    node_address = {node.meta.name: node.addresses[0] for node in nodes if node.addresses}
+    node_address[place.node] = place.addresses[0]
+    services = compile_services(
+        snapshot.all(Service),
+        snapshot.all(EndpointSlice),
+        node_address,
+        place.node,
+        ServiceTables(before.tables["services"], before.tables["slots"], before.tables["backends"]),
+        sizes["slots"],
+    )
+    accepted = accept(snapshot.all(Policy), before.good, _unreadable(snapshot))
+    identities, policy = _who_may(snapshot, endpoints, place, accepted)
+    tables = {
+        **{table.name: table for table in (services.services, services.slots, services.backends)},
+        "policy": policy.policy,
+        "identities": identities.table,
+        "endpoints": _endpoints(endpoints, identities, policy),
+    }
+    tables, overflows = _fitting(tables, before.tables, sizes)
+    generation = _generation(before.tables, tables)
+    tables["config"] = Table("config", {layout.Number(0).pack(): _config(place, generation).pack()})
+    return Desired(
+        tables=tables,
+        routes=compile_routes(nodes, place.node),
+        identities=identities,
+        policy=policy,
+        accepted=accepted,
+        owners=services.owners,
+        problems=(*map(str, services.problems), *identities.problems, *overflows),
+        generation=generation,
+    )
+
+
+def _who_may(
+    snapshot: Snapshot, endpoints: tuple[LocalEndpoint, ...], place: Place, accepted: Accepted
+) -> tuple[Identities, PolicyTables]:
+    dns = _dns_addresses(snapshot, place.dns_services)
+    blocks = [block for spec in accepted.specs for rule in spec.rules if rule.peers for block in rule.peers.blocks]
+    selectors = {ref: _selector(snapshot, ref) for ref in place.ingress_services}
+    view = View(
+        node=place.node,
+        own_addresses=place.addresses,
+        own_cidrs=place.pod_cidrs,
+        nodes=snapshot.all(Node),
+        pods=snapshot.all(Pod),
+        namespaces=snapshot.all(Namespace),
+        slices=snapshot.all(EndpointSlice),
+        endpoints=endpoints,
+        prefixes=frozenset(
+            {prefix for block in blocks for prefix in (block.prefix, *block.excluded)}
+            | {Prefix(address, 128) for address, _ in dns}
+        ),
+        ingress_services={ref: labels for ref, labels in selectors.items() if labels},
+    )
+    identities = compile_identities(view)
+    servers = {Server(identities.at(address), port) for address, port in dns}
+    return identities, compile_policy(accepted.specs, identities, endpoints, servers)
+
+
+def _selector(snapshot: Snapshot, ref: Ref) -> Mapping[str, str]:
+    service = snapshot.get(Service, ref.kind, ref.namespace, ref.name)
+    return service.selector if service else {}
+
+
+def _dns_addresses(snapshot: Snapshot, services: tuple[Ref, ...]) -> set[tuple[bytes, int]]:
+    """Where the cluster's DNS servers answer: the backends of port 53 of these Services."""
+    found = set()
+    for ref in services:
+        service = snapshot.get(Service, ref.kind, ref.namespace, ref.name)
+        names = {port.name for port in service.ports if port.port == layout.PROXY_PORT} if service else set()
+        for item in snapshot.all(EndpointSlice):
+            if (item.meta.namespace, item.service) != (ref.namespace, ref.name):
+                continue
+            ports = {number for name, _, number in item.ports if name in names}
+            found |= {(address, port) for entry in item.endpoints for address in entry.addresses for port in ports}
+    return found
+
+
+def _endpoints(endpoints: tuple[LocalEndpoint, ...], identities: Identities, policy: PolicyTables) -> Table:
+    return Table(
+        "endpoints",
+        {
+            endpoint.address: layout.Endpoint(
+                endpoint.id,
+                endpoint.ifindex,
+                identities.of_endpoint[endpoint.id].number,
+                policy.enforce[endpoint.id],
+                endpoint.mac,
+                endpoint.host_mac,
+            ).pack()
+            for endpoint in endpoints
+        },
+    )
+
+
+def _unreadable(snapshot: Snapshot) -> dict[Ref, BadObject]:
+    """Policies of which the source has no version at all (law 4 says what they mean)."""
+    return {
+        broken.error.ref: broken.error
+        for broken in snapshot.broken
+        if broken.error.ref.kind in READERS and not broken.kept and broken.error.ref not in snapshot.objects
+    }
+
+
+def _fitting(wanted: Tables, old: Tables, sizes: Mapping[str, int]) -> tuple[dict[str, Table], list[str]]:
+    """Tables that depend on one another change together or not at all."""
+    tables, problems = dict(wanted), []
+    for group in (("services", "slots", "backends"), ("policy", "identities", "endpoints")):
+        for name in group:
+            count = len(wanted[name].entries)
+            if name != "slots" and count > sizes[name]:
+                problems.append(f"map {name} is too small: {count} entries of {sizes[name]}; nothing of it was changed")
+                tables.update((kept, old[kept]) for kept in group)
+    return tables, problems
+
+
+def _generation(old: Tables, new: Tables) -> int:
+    """One more than what is in force if anything that judges flows changed."""
+    raw = old["config"].entries.get(layout.Number(0).pack())
+    generation = layout.Config.unpack(raw).generation if raw else 0
+    changed = any(old[name].entries != new[name].entries for name in ("policy", "identities", "endpoints"))
+    return (generation + changed) % (1 << 32) if generation else 1
+
+
+def _config(place: Place, generation: int) -> layout.Config:
+    node4 = next((address for address in place.addresses if is_v4(address)), ANY)
+    node6 = next((address for address in place.addresses if not is_v4(address)), ANY)
+    nowhere = Prefix(ANY, 0)
+    pods4 = next((cidr for cidr in place.pod_cidrs if is_v4(cidr.address)), nowhere)
+    pods6 = next((cidr for cidr in place.pod_cidrs if not is_v4(cidr.address)), nowhere)
+    return layout.Config(node4, pods4.address, pods4.bits, node6, pods6.address, pods6.bits, place.uplink, generation)

@@ -1,0 +1,291 @@
+"""Who is who: labels -> identity, addresses -> identity and owning node (the `identities` table).
+
+Policies name peers by labels, by entity or by address range; the programs compare one number. Everything that policies
+can tell apart therefore gets a number of its own (a `Peer`):
+
+* pods: one per set of labels, hashed from the labels, so every node computes the same without agreement;
+* what Cilium reserves (pkg/identity/numericidentity.go): host, world, unmanaged, init, remote-node, kube-apiserver;
+* each address range that a policy names: it is `world`, and itself. An address belongs to the longest range only, so
+  a rule for a range lists the narrower ranges inside it too (`Peer.prefix`).
+
+Labels are the pod's own plus those by which Cilium's selectors reach its namespace and service account. None is left
+out: two pods that any selector can tell apart have different numbers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from netstack.agent.numbers import numbers
+from netstack.core.address import ANY, Prefix
+from netstack.core.ref import Ref
+from netstack.core.table import Table
+from netstack.kernel import layout
+from netstack.source.models import EndpointSlice, Namespace, Node, Pod
+
+NAMESPACE = "io.kubernetes.pod.namespace"
+NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
+SERVICE_ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
+CLUSTER = "io.cilium.k8s.policy.cluster"
+INGRESS = "netstack.io/ingress"
+"""Stands in the labels of the ingress endpoints and of nothing else: the entity `ingress`."""
+MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
+INGRESS_MANAGER = "netstack-ingress"
+
+LABELS_BASE, PREFIX_BASE, BITS = 1 << 30, 2 << 30, 30
+"""Identities above 2^30 are labels, above 2^31 ranges, above 3 * 2^30 name-selectors (policy/names.py)."""
+CHANGING = 255
+"""An address on its way from one identity to another: denied by every endpoint that a policy selects (order.py)."""
+
+Labels = Mapping[str, str]
+NamedPort = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEndpoint:
+    """A pod of this node, as ADD made it; `labels` and the rest of its object as last seen."""
+
+    id: int
+    address: bytes
+    ref: Ref
+    ifindex: int
+    mac: bytes
+    host_mac: bytes
+    labels: Labels = field(default_factory=dict)
+    service_account: str = ""
+    ingress: bool = False
+    """This is the node's ingress endpoint, not a pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One identity, with everything that a policy can know of it."""
+
+    number: int
+    name: str
+    labels: Labels = field(default_factory=dict)
+    entities: frozenset[str] = frozenset()
+    prefix: Prefix | None = None
+    ports: frozenset[NamedPort] = frozenset()
+    """Named container ports of the pods that have this identity: (name, protocol, number)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """All peers, who has which address, and the identity of each local endpoint."""
+
+    peers: tuple[Peer, ...]
+    table: Table
+    of_endpoint: Mapping[int, Peer]
+    """Local endpoint id -> its peer, with the ports that this very pod names."""
+    of_address: Mapping[bytes, int]
+    """Pod and node address -> identity."""
+    problems: tuple[str, ...] = ()
+
+    def at(self, address: bytes) -> int:
+        """The identity of any address: its own, that of the longest range around it, or world."""
+        best = (-1, layout.IDENTITY_WORLD)
+        for key, value in self.table.entries.items():
+            prefix = layout.PrefixKey.unpack(key)
+            if prefix.bits > best[0] and address in Prefix(prefix.address, prefix.bits):
+                best = (prefix.bits, layout.Identity.unpack(value).identity)
+        return best[1]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What decides who is who."""
+
+    node: str
+    own_addresses: tuple[bytes, ...]
+    """This node's addresses, whether or not a Node object says so; the first is the one it is known by."""
+    own_cidrs: tuple[Prefix, ...]
+    nodes: tuple[Node, ...]
+    pods: tuple[Pod, ...]
+    namespaces: tuple[Namespace, ...]
+    slices: tuple[EndpointSlice, ...]
+    endpoints: tuple[LocalEndpoint, ...]
+    prefixes: frozenset[Prefix] = frozenset()
+    """The ranges that policies name, exceptions included."""
+    ingress_services: Mapping[Ref, Labels] = field(default_factory=dict)
+    """Services whose pods the ingress endpoints stand for -> their selectors."""
+
+
+@dataclass(slots=True)
+class _Members:
+    """Who was found so far: canonical label text -> labels, ports; address -> (text, node address)."""
+
+    labels: dict[str, Labels] = field(default_factory=dict)
+    ports: dict[str, set[NamedPort]] = field(default_factory=lambda: defaultdict(set))
+    holders: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)
+
+    def add(self, labels: Labels, ports: Iterable[NamedPort]) -> str:
+        text = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+        self.labels[text] = labels
+        self.ports[text].update(ports)
+        return text
+
+
+def full_labels(own: Labels, namespace: str, service_account: str, namespaces: Mapping[str, Labels]) -> dict[str, str]:
+    """A pod's labels with those of its namespace and service account under Cilium's keys."""
+    labels = dict(own)
+    labels[NAMESPACE] = namespace
+    labels[CLUSTER] = "default"
+    if service_account:
+        labels[SERVICE_ACCOUNT] = service_account
+    for key, value in {"kubernetes.io/metadata.name": namespace, **namespaces.get(namespace, {})}.items():
+        labels[NAMESPACE_LABELS + key] = value
+    return labels
+
+
+def compile_identities(view: View) -> Identities:
+    """Every peer and every address. An address that two objects claim goes to the local endpoint, else the newer."""
+    namespaces = {item.meta.name: item.meta.labels for item in view.namespaces}
+    node_address = {node.meta.name: node.addresses[0] for node in view.nodes if node.addresses}
+    members = _Members()
+    _pods(view, members, namespaces, node_address)
+    _ingress(view, members, namespaces, node_address)
+    of_endpoint = _local(view, members, namespaces)
+    ids, collisions = numbers(members.labels, base=LABELS_BASE, bits=BITS)
+    peers = {text: _labelled(ids[text], labels, members.ports[text]) for text, labels in members.labels.items()}
+    table: dict[bytes, bytes] = {}
+    of_address: dict[bytes, int] = {}
+
+    def put(prefix: Prefix, identity: int, node: bytes) -> None:
+        table[layout.PrefixKey(prefix.bits, prefix.address).pack()] = layout.Identity(identity, 0, node).pack()
+
+    api = _api_servers(view)
+    reserved, of_node = _nodes(view, api)
+    prefixes, more = _ranges(view, api, frozenset(of_node))
+    for prefix, peer in prefixes.items():
+        put(prefix, peer.number, ANY)
+    for cidr, owner in _pod_cidrs(view, node_address).items():
+        put(cidr, layout.IDENTITY_UNMANAGED, owner)
+    for address, (text, owner) in members.holders.items():
+        of_address[address] = ids[text]
+        put(Prefix(address, 128), ids[text], owner)
+    for address, (identity, owner) in of_node.items():
+        of_address[address] = identity
+        put(Prefix(address, 128), identity, owner)
+    everyone = (*reserved, *(peers[text] for text in sorted(peers)), *(prefixes[p] for p in sorted(prefixes)))
+    return Identities(
+        peers=everyone,
+        table=Table("identities", table),
+        of_endpoint={number: replace(peers[text], ports=ports) for number, (text, ports) in of_endpoint.items()},
+        of_address=of_address,
+        problems=tuple(f"identity of {loser!r} collides with {winner!r}" for loser, winner in [*collisions, *more]),
+    )
+
+
+def _labelled(number: int, labels: Labels, ports: Iterable[NamedPort]) -> Peer:
+    entities = {"cluster", "ingress"} if INGRESS in labels else {"cluster"}
+    name = "ingress" if INGRESS in labels else f"pods {labels.get(NAMESPACE, '')}"
+    return Peer(number, name, labels, frozenset(entities), None, frozenset(ports))
+
+
+def _pods(view: View, members: _Members, namespaces: Mapping[str, Labels], node_address: Mapping[str, bytes]) -> None:
+    for pod in sorted(view.pods, key=lambda pod: (pod.meta.created, pod.meta.ref)):
+        if pod.host_network or pod.phase in ("Succeeded", "Failed"):  # their addresses are the node's, or given back
+            continue
+        text = members.add(full_labels(pod.meta.labels, pod.meta.namespace, pod.service_account, namespaces), pod.ports)
+        for address in pod.addresses:
+            members.holders[address] = (text, node_address.get(pod.node, ANY))
+
+
+def _ingress(
+    view: View, members: _Members, namespaces: Mapping[str, Labels], node_address: Mapping[str, bytes]
+) -> None:
+    """The ingress endpoints of all nodes, by the EndpointSlices that netstack-ingress writes for its Services."""
+    for item in view.slices:
+        service = Ref("Service", item.meta.namespace, item.service)
+        if item.meta.labels.get(MANAGED_BY) != INGRESS_MANAGER or service not in view.ingress_services:
+            continue
+        own = {**view.ingress_services[service], INGRESS: ""}
+        text = members.add(full_labels(own, service.namespace, "", namespaces), item.ports)
+        for endpoint in item.endpoints:
+            for address in endpoint.addresses:
+                members.holders.setdefault(address, (text, node_address.get(endpoint.node, ANY)))
+
+
+def _local(
+    view: View, members: _Members, namespaces: Mapping[str, Labels]
+) -> dict[int, tuple[str, frozenset[NamedPort]]]:
+    """This node's endpoints: their address is what ADD gave them, whatever objects say. Id -> labels, own ports."""
+    pods = {pod.meta.ref: pod for pod in view.pods}
+    found = {}
+    for endpoint in view.endpoints:
+        pod = pods.get(endpoint.ref)
+        own = pod.meta.labels if pod else endpoint.labels
+        account = pod.service_account if pod else endpoint.service_account
+        if endpoint.ingress:
+            own = {**endpoint.labels, INGRESS: ""}
+        text = members.add(full_labels(own, endpoint.ref.namespace, account, namespaces), pod.ports if pod else ())
+        members.holders[endpoint.address] = (text, view.own_addresses[0])
+        found[endpoint.id] = (text, frozenset(pod.ports if pod else ()))
+    return found
+
+
+def _pod_cidrs(view: View, node_address: Mapping[str, bytes]) -> dict[Prefix, bytes]:
+    """Every node's pod ranges -> its address."""
+    cidrs = {cidr: node_address.get(node.meta.name, ANY) for node in view.nodes for cidr in node.pod_cidrs}
+    cidrs.update((cidr, view.own_addresses[0]) for cidr in view.own_cidrs)
+    return cidrs
+
+
+def _ranges(view: View, api: set[bytes], taken: frozenset[bytes]) -> tuple[dict[Prefix, Peer], list[tuple[str, str]]]:
+    """A peer for each range that policies name. Ranges inside a PodCIDR, and single cluster addresses, have none:
+    policies' ranges never mean pods or nodes (Cilium's policy-cidr-match-mode, default).
+    """
+    pod_cidrs = _pod_cidrs(view, {})
+    outside = {str(Prefix(address, 128)): Prefix(address, 128) for address in api - taken}
+    outside.update((str(prefix), prefix) for prefix in view.prefixes)
+    texts = {
+        text: prefix
+        for text, prefix in outside.items()
+        if not any(cidr.covers(prefix) for cidr in pod_cidrs) and not (prefix.bits == 128 and prefix.address in taken)
+    }
+    ids, collisions = numbers(texts, base=PREFIX_BASE, bits=BITS)
+    peers = {}
+    for text, prefix in texts.items():
+        entities = {"world", "kube-apiserver"} if prefix.bits == 128 and prefix.address in api else {"world"}
+        peers[prefix] = Peer(ids[text], text, {}, frozenset(entities), prefix)
+    return peers, collisions
+
+
+def _api_servers(view: View) -> set[bytes]:
+    """Where the API server answers: the endpoints of Service default/kubernetes."""
+    return {
+        address
+        for item in view.slices
+        if (item.meta.namespace, item.service) == ("default", "kubernetes")
+        for endpoint in item.endpoints
+        for address in endpoint.addresses
+    }
+
+
+def _nodes(view: View, api: set[bytes]) -> tuple[tuple[Peer, ...], dict[bytes, tuple[int, bytes]]]:
+    """The reserved peers, and each node's addresses -> (identity, the node's own address)."""
+    found: dict[bytes, tuple[int, bytes]] = {}
+    for node in view.nodes:
+        for address in node.addresses:
+            number = layout.IDENTITY_KUBE_APISERVER if api & set(node.addresses) else layout.IDENTITY_REMOTE_NODE
+            found[address] = (number, node.addresses[0])
+    own = next((node.addresses for node in view.nodes if node.meta.name == view.node), ())
+    for address in (*own, *view.own_addresses):
+        found[address] = (layout.IDENTITY_HOST, view.own_addresses[0])
+    is_api = {"kube-apiserver"} if api & {*own, *view.own_addresses} else set()
+    reserved = (
+        Peer(layout.IDENTITY_HOST, "host", entities=frozenset({"host", "cluster", *is_api})),
+        Peer(layout.IDENTITY_WORLD, "world", entities=frozenset({"world"})),
+        Peer(layout.IDENTITY_UNMANAGED, "unmanaged", entities=frozenset({"unmanaged", "cluster"})),
+        Peer(layout.IDENTITY_INIT, "init", entities=frozenset({"init", "cluster"})),
+        Peer(layout.IDENTITY_REMOTE_NODE, "remote-node", entities=frozenset({"remote-node", "cluster"})),
+        Peer(
+            layout.IDENTITY_KUBE_APISERVER,
+            "kube-apiserver",
+            entities=frozenset({"kube-apiserver", "remote-node", "cluster"}),
+        ),
+    )
+    return reserved, found

@@ -1,0 +1,227 @@
+"""In which order the difference of two sets of tables is written, so that nothing is ever open in between.
+
+Services: new backends, new regions of slots, then each service in one write, then what nobody uses any more.
+
+Policy is written so that every state in between, for every packet, (1) denies it if the old or the new tables deny it
+explicitly, (2) allows it only if the old or the new tables do, and (3) allows it if both do:
+
+    1 put denies              only takes away what the new tables deny
+    2 delete old allows that lie inside a new deny of the same peer (they would shadow it: the longest prefix decides)
+    3 put redirects, then allows, but none that lies inside an old deny of the same peer (it would shadow that)
+    4 endpoints that stay (who enforces) or go, identities
+    5 delete old allows, then old redirects (a redirect outweighs an allow, so it is there before and goes after it)
+    6 put the redirects and allows that step 3 left out, delete old denies
+    7 endpoints that are new: from their first packet on they see nothing but the new tables
+
+Steps 1-3 keep every old and every new deny effective until step 6, when the new tables are whole. This holds for an
+address whose identity stays. For one whose identity changes from X to Y in the same batch, state 4 could combine what
+is new for X with what is old for Y. Where it could, the address is CHANGING from before step 3 until after step 6:
+an identity that every endpoint with any policy denies explicitly. Longest prefixes are written first and shortest
+deleted first, so no address falls back to a wider range's identity in between.
+
+`config` with its new generation comes last: from then on, flows are judged again by the new tables.
+tests/instruments/cluster.py checks (1) to (3) after every single write, for every test that uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from netstack.agent.identities import CHANGING
+from netstack.core.address import Prefix
+from netstack.core.table import Change, Op, Table, diff
+from netstack.kernel import layout
+from netstack.kernel.layout import Identity, PolicyKey, PolicyRule, PrefixKey
+
+Tables = Mapping[str, Table]
+
+ENDPOINT_ID = 4
+"""Bytes of `layout.Endpoint.id`, its first field."""
+
+NAMES = ("backends", "slots", "services", "policy", "endpoints", "identities", "config")
+"""Every table that the agent owns."""
+
+
+def plan(old: Tables, new: Tables) -> list[Change]:
+    """Every write that turns `old` into `new`, in order. Both must hold all NAMES."""
+    return [*_services(old, new), *_policy(old, new), *diff(old["config"], new["config"])]
+
+
+def _services(old: Tables, new: Tables) -> Iterator[Change]:
+    changes = {name: diff(old[name], new[name]) for name in ("backends", "slots", "services")}
+    for name in ("backends", "slots"):
+        yield from (change for change in changes[name] if change.op is Op.PUT)
+    yield from changes["services"]
+    for name in ("slots", "backends"):
+        yield from (change for change in changes[name] if change.op is Op.DELETE)
+
+
+def _policy(old: Tables, new: Tables) -> Iterator[Change]:
+    policy = diff(old["policy"], new["policy"])
+    puts = [change for change in policy if change.op is Op.PUT]
+    deletes = [change for change in policy if change.op is Op.DELETE]
+    old_denies, new_denies = _Denies(old["policy"]), _Denies(new["policy"])
+    staying, arriving = _endpoints(old["endpoints"], new["endpoints"])
+    identities = diff(old["identities"], new["identities"])
+    moving = _moving(old, identities, puts, deletes, staying)
+    guards = _guards(old, new) if moving else {}
+
+    yield from _each(puts, layout.ACTION_DENY)
+    yield from (Change("policy", Op.PUT, key, value) for key, value in guards.items())
+    yield from _by_length((_to_changing(change) for change in moving), longest_first=True)
+    shadowing, rest = _split(deletes, new_denies)
+    yield from shadowing
+    late, early = _split(puts, old_denies)
+    yield from _each(early, layout.ACTION_REDIRECT_DNS)
+    yield from _each(early, layout.ACTION_ALLOW)
+    yield from staying
+    moved = {change.key for change in moving}
+    yield from _settle(change for change in identities if change.key not in moved)
+    yield from _each(rest, layout.ACTION_ALLOW)
+    yield from _each(rest, layout.ACTION_REDIRECT_DNS)
+    yield from _each(late, layout.ACTION_REDIRECT_DNS)
+    yield from _each(late, layout.ACTION_ALLOW)
+    yield from _each(rest, layout.ACTION_DENY)
+    yield from _settle(moving)
+    yield from (Change("policy", Op.DELETE, key, value) for key, value in guards.items())
+    yield from arriving
+
+
+def _endpoints(old: Table, new: Table) -> tuple[list[Change], list[Change]]:
+    """(endpoints that change or go, endpoints that come). One with another id at the same address goes and comes."""
+    staying, arriving = [], []
+    for change in diff(old, new):
+        before = old.entries.get(change.key)
+        if change.op is Op.DELETE or (before and before[:ENDPOINT_ID] == change.value[:ENDPOINT_ID]):
+            staying.append(change)
+            continue
+        arriving.append(change)
+        if before is not None:
+            staying.append(Change("endpoints", Op.DELETE, change.key, before))
+    return staying, arriving
+
+
+def _action(change: Change) -> int:
+    return PolicyRule.unpack(change.value).action
+
+
+def _each(changes: Iterable[Change], action: int) -> Iterator[Change]:
+    return (change for change in changes if _action(change) == action)
+
+
+def _split(changes: Iterable[Change], denies: _Denies) -> tuple[list[Change], list[Change]]:
+    """Those that are no denies themselves but lie inside one of `denies`, and the others."""
+    inside: list[Change] = []
+    others: list[Change] = []
+    for change in changes:
+        covered = _action(change) != layout.ACTION_DENY and denies.cover(change.key)
+        (inside if covered else others).append(change)
+    return inside, others
+
+
+class _Denies:
+    """The deny entries of a policy table, asked whether one of the same endpoint, peer and direction covers a key."""
+
+    def __init__(self, table: Table) -> None:
+        self._keys: dict[tuple[int, int, int], list[PolicyKey]] = {}
+        for key, value in table.entries.items():
+            if PolicyRule.unpack(value).action == layout.ACTION_DENY:
+                deny = PolicyKey.unpack(key)
+                self._keys.setdefault((deny.endpoint, deny.peer, deny.direction), []).append(deny)
+
+    def cover(self, key: bytes) -> bool:
+        inner = PolicyKey.unpack(key)
+        same = self._keys.get((inner.endpoint, inner.peer, inner.direction), ())
+        return any(_covers(deny, inner) for deny in same)
+
+
+def _covers(outer: PolicyKey, inner: PolicyKey) -> bool:
+    if outer.bits > inner.bits:
+        return False
+    if outer.bits == layout.POLICY_BITS_ANY:
+        return True
+    shift = layout.POLICY_BITS_PORT - outer.bits
+    return outer.protocol == inner.protocol and outer.port >> shift == inner.port >> shift
+
+
+def _moving(
+    old: Tables,
+    identities: Iterable[Change],
+    puts: Iterable[Change],
+    deletes: Iterable[Change],
+    endpoints: Iterable[Change],
+) -> list[Change]:
+    """The identity changes that could combine new rules for the old identity with old rules for the new one.
+
+    They could only if an allow for the old identity (or for any) comes, one for the new (or for any) goes, or an
+    endpoint that stays changes (begins or ceases to enforce). The usual cases, a pod that comes or goes, are none of these.
+    """
+    coming = {PolicyKey.unpack(change.key).peer for change in puts if _action(change) != layout.ACTION_DENY}
+    going = {PolicyKey.unpack(change.key).peer for change in deletes if _action(change) != layout.ACTION_DENY}
+    replaced = [change.key for change in puts if change.key in old["policy"].entries]
+    going |= {PolicyKey.unpack(key).peer for key in replaced}
+    enforcing = any(change.op is Op.PUT for change in endpoints)
+    ranges = _Ranges(old["identities"])
+    found = []
+    for change in identities:
+        before, after = ranges.of(change, before=True), ranges.of(change, before=False)
+        if before == after:
+            continue
+        if enforcing or {before, layout.IDENTITY_ANY} & coming or {after, layout.IDENTITY_ANY} & going:
+            found.append(change)
+    return found
+
+
+class _Ranges:
+    """Which identity the addresses of a range have before and after one change to the old table."""
+
+    def __init__(self, table: Table) -> None:
+        self._entries = {
+            Prefix(key.address, key.bits): Identity.unpack(value).identity
+            for key, value in ((PrefixKey.unpack(raw), value) for raw, value in table.entries.items())
+        }
+        self._lengths = sorted({prefix.bits for prefix in self._entries}, reverse=True)
+
+    def of(self, change: Change, *, before: bool) -> int:
+        key = PrefixKey.unpack(change.key)
+        prefix = Prefix(key.address, key.bits)
+        if before and prefix in self._entries:
+            return self._entries[prefix]
+        if not before and change.op is Op.PUT:
+            return Identity.unpack(change.value).identity
+        for bits in self._lengths:
+            shift = 128 - bits
+            wider = Prefix((int.from_bytes(prefix.address) >> shift << shift).to_bytes(16), bits)
+            if bits < prefix.bits and wider in self._entries:
+                return self._entries[wider]
+        return layout.IDENTITY_WORLD
+
+
+def _to_changing(change: Change) -> Change:
+    node = Identity.unpack(change.value).node
+    return Change("identities", Op.PUT, change.key, Identity(CHANGING, 0, node).pack())
+
+
+def _guards(old: Tables, new: Tables) -> dict[bytes, bytes]:
+    """Denies of CHANGING for every endpoint that any policy concerns, before or after."""
+    endpoints = {PolicyKey.unpack(key).endpoint for tables in (old, new) for key in tables["policy"].entries}
+    for tables in (old, new):
+        values = map(layout.Endpoint.unpack, tables["endpoints"].entries.values())
+        endpoints |= {endpoint.id for endpoint in values if endpoint.enforce}
+    deny = PolicyRule(0, layout.ACTION_DENY).pack()
+    return {
+        PolicyKey(layout.POLICY_BITS_ANY, endpoint, CHANGING, direction).pack(): deny
+        for endpoint in sorted(endpoints)
+        for direction in (layout.DIRECTION_INGRESS, layout.DIRECTION_EGRESS)
+    }
+
+
+def _settle(changes: Iterable[Change]) -> Iterator[Change]:
+    """Identities as they shall be."""
+    changes = list(changes)
+    yield from _by_length((change for change in changes if change.op is Op.PUT), longest_first=True)
+    yield from _by_length((change for change in changes if change.op is Op.DELETE), longest_first=False)
+
+
+def _by_length(changes: Iterable[Change], *, longest_first: bool) -> list[Change]:
+    return sorted(changes, key=lambda change: PrefixKey.unpack(change.key).bits, reverse=longest_first)

@@ -1,0 +1,113 @@
+"""Which version of each policy is in force (law 4: a policy that cannot be used denies, it never opens).
+
+A policy that reads well is in force and is remembered. One that does not is refused as a whole, and then
+1. its last good version stays in force; if there is none,
+2. the pods that its selector selects deny everything in the directions that it has rules for; where the directions
+   cannot be told, in both; where the selector cannot be read, every pod of its namespace (of a cluster-wide policy:
+   every pod).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from netstack.agent.identities import NAMESPACE
+from netstack.agent.policy import cilium, kubernetes
+from netstack.agent.policy.rules import Direction, Spec
+from netstack.core.errors import BadObject
+from netstack.core.ref import Ref
+from netstack.source.fields import Fields
+from netstack.source.models import Policy
+from netstack.source.selectors import LabelSelector, Requirement
+
+RawSpecs = tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How one kind's spec is read: whole, its subject alone, its directions alone."""
+
+    read: Callable[[Ref, Mapping[str, Any], str], Spec]
+    subject: Callable[[Fields], LabelSelector]
+    directions: Callable[[Mapping[str, Any]], frozenset[Direction]]
+
+
+CILIUM = Reader(cilium.read_cilium, cilium.read_subject, cilium.read_directions)
+READERS = {
+    "NetworkPolicy": Reader(kubernetes.read_kubernetes, kubernetes.read_subject, kubernetes.read_directions),
+    "CiliumNetworkPolicy": CILIUM,
+    "CiliumClusterwideNetworkPolicy": CILIUM,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a policy is not in force as written. `kept`: an earlier version is; otherwise its pods deny."""
+
+    error: BadObject
+    kept: bool
+
+    def __str__(self) -> str:
+        instead = "its last good version stays in force" if self.kept else "the pods that it selects deny instead"
+        return f"{self.error}; {instead}"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """`specs` are in force; `good` is what to pass in next time."""
+
+    specs: tuple[Spec, ...] = ()
+    refused: Mapping[Ref, Refusal] = field(default_factory=dict)
+    good: Mapping[Ref, RawSpecs] = field(default_factory=dict)
+
+
+def accept(
+    policies: Iterable[Policy], good: Mapping[Ref, RawSpecs], unreadable: Mapping[Ref, BadObject] | None = None
+) -> Accepted:
+    """`good`: the last good specs by policy. `unreadable`: policies of which the source could read only the name."""
+    specs: list[Spec] = []
+    refused: dict[Ref, Refusal] = {}
+    kept: dict[Ref, RawSpecs] = {}
+    wanted = {policy.meta.ref: policy.specs for policy in policies}
+    failed = dict(unreadable or {})
+    for ref in sorted(wanted.keys() | failed.keys()):
+        raw = wanted.get(ref, ())
+        try:
+            if ref in failed:
+                raise failed[ref]
+            specs.extend(read_policy(ref, raw))
+            kept[ref] = raw
+        except BadObject as error:
+            refused[ref] = Refusal(error, kept=ref in good)
+            if ref in good:
+                specs.extend(read_policy(ref, good[ref]))
+                kept[ref] = good[ref]
+            else:
+                specs.extend(_deny(ref, raw))
+    return Accepted(tuple(specs), refused, kept)
+
+
+def read_policy(ref: Ref, raw: RawSpecs) -> list[Spec]:
+    """All specs of one policy; BadObject if any of them is not usable."""
+    if not raw:
+        raise BadObject(ref, "spec", "is required")
+    paths = ["spec"] if len(raw) == 1 else [f"specs[{index}]" for index in range(len(raw))]
+    return [READERS[ref.kind].read(ref, data, path) for data, path in zip(raw, paths, strict=True)]
+
+
+def _deny(ref: Ref, raw: RawSpecs) -> list[Spec]:
+    """Default deny for whatever of a broken policy can be read."""
+    reader = READERS[ref.kind]
+    everyone = Requirement(NAMESPACE, "In", (ref.namespace,)) if ref.namespace else Requirement(NAMESPACE, "Exists")
+    specs = []
+    for data in raw or ({},):
+        if "nodeSelector" in data and "endpointSelector" not in data:  # it selects nodes, so no pod
+            continue
+        try:
+            subject = reader.subject(Fields(ref, data, "spec"))
+        except BadObject:
+            subject = LabelSelector((everyone,))
+        specs.append(Spec(ref, subject, reader.directions(data)))
+    return specs

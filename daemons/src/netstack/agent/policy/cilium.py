@@ -1,0 +1,210 @@
+"""cilium.io/v2 CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy -> rules (cilium v1.17 pkg/policy/api).
+
+A policy is taken as a whole or refused as a whole, with the field that is the reason: a field that is not enforced is
+never accepted and ignored. What a refused policy means is decided in accept.py.
+
+Three details of the API that are easy to get wrong:
+* a rule without any peer field means anyone, one with an empty list of peers means nobody, and a rule without peers
+  and without ports (`- {}`) allows nothing: it only turns the default deny on;
+* a selector in a namespaced policy means pods of that namespace unless it names a namespace itself;
+* ranges never mean pods or nodes (identities.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from netstack.agent.identities import NAMESPACE, NAMESPACE_LABELS
+from netstack.agent.policy.names import read_name
+from netstack.agent.policy.ports import read_port
+from netstack.agent.policy.rules import Action, Block, Direction, Peers, Port, Rule, Spec
+from netstack.core.address import Prefix
+from netstack.core.ref import Ref, RuleRef
+from netstack.source.fields import Fields
+from netstack.source.selectors import LabelSelector, Requirement
+
+ENTITIES = (
+    "all world cluster host remote-node kube-apiserver init ingress health unmanaged none".split()  # noqa: SIM905
+)
+SECTIONS = (
+    ("ingress", Direction.INGRESS, Action.ALLOW),
+    ("ingressDeny", Direction.INGRESS, Action.DENY),
+    ("egress", Direction.EGRESS, Action.ALLOW),
+    ("egressDeny", Direction.EGRESS, Action.DENY),
+)
+PREFIXES = ("k8s:", "any:")
+UNSUPPORTED = (
+    "fromRequires toRequires fromNodes toNodes fromGroups toGroups toServices icmps authentication".split()  # noqa: SIM905
+)
+"""Fields of the API that are not enforced here."""
+MAX_PORTS = 40
+"""Per toPorts entry (cilium pkg/policy/api: maxPorts)."""
+
+
+def read_cilium(ref: Ref, data: Mapping[str, Any], path: str) -> Spec:
+    """One spec. BadObject names the field that makes the policy unusable."""
+    spec = Fields(ref, data, path)
+    subject = read_subject(spec)
+    spec.raw("description")
+    spec.raw("labels")
+    sections = {name: _items(spec, name) for name, _, _ in SECTIONS}
+    wanted = {direction for name, direction, _ in SECTIONS if sections[name]}
+    override = spec.child("enableDefaultDeny")
+    default_deny = frozenset(
+        direction for direction in Direction if override.boolean(direction.name.lower(), direction in wanted)
+    )
+    override.close()
+    spec.close()
+    rules: list[Rule] = []
+    for name, direction, action in SECTIONS:
+        for item in sections[name]:
+            rules.extend(_rule(ref, item, direction, action))
+    return Spec(ref, subject, default_deny, tuple(rules))
+
+
+def read_subject(spec: Fields) -> LabelSelector:
+    """endpointSelector, within the policy's namespace."""
+    if "nodeSelector" in spec:
+        spec.fail("nodeSelector", "policies for nodes are not enforced")
+    if not isinstance(spec.raw("endpointSelector"), Mapping):
+        spec.fail("endpointSelector", "is required")
+    selector = _selector(spec.child("endpointSelector"))
+    namespace = spec.ref.namespace
+    if not namespace:
+        return selector
+    for requirement in selector.requirements:
+        if requirement.key == NAMESPACE and not requirement.holds({NAMESPACE: namespace}):
+            spec.fail("endpointSelector", f"cannot select pods outside the policy's namespace {namespace}")
+    return _in_namespace(selector, namespace)
+
+
+def read_directions(data: Mapping[str, Any]) -> frozenset[Direction]:
+    """The directions that a spec, perhaps a broken one, has rules for; both if none can be told."""
+    named = frozenset(direction for name, direction, _ in SECTIONS if data.get(name))
+    return named or frozenset(Direction)
+
+
+def _items(spec: Fields, name: str) -> list[Fields]:
+    return list(spec.children(name))
+
+
+def _rule(ref: Ref, fields: Fields, direction: Direction, action: Action) -> Iterator[Rule]:
+    prefix = "from" if direction is Direction.INGRESS else "to"
+    for name in UNSUPPORTED:
+        if name in fields:
+            fields.fail(name, "is not supported, so the whole policy is refused")
+    peers = _peers(fields, prefix, direction, action)
+    ports = list(_ports(fields))
+    fields.close()
+    if peers is None and not ports:
+        return
+    yield Rule(RuleRef(ref, fields.path), direction, action, peers, tuple(ports))
+
+
+def _peers(fields: Fields, prefix: str, direction: Direction, action: Action) -> Peers | None:
+    """The rule's peers; None if it has no peer field at all."""
+    readers = {f"{prefix}Endpoints": _endpoints, f"{prefix}Entities": _entities, f"{prefix}CIDR": _cidrs}
+    readers[f"{prefix}CIDRSet"] = _cidr_sets
+    if direction is Direction.EGRESS and action is Action.ALLOW:
+        readers["toFQDNs"] = _names
+    given = [name for name in readers if name in fields]
+    if len(given) > 1:
+        fields.fail(given[1], f"cannot be combined with {given[0]} in one rule")
+    return readers[given[0]](fields, given[0]) if given else None
+
+
+def _endpoints(fields: Fields, name: str) -> Peers:
+    selectors = []
+    for item in fields.children(name):
+        selector = _selector(item)
+        own_namespace = not any(
+            requirement.key == NAMESPACE or requirement.key.startswith(NAMESPACE_LABELS)
+            for requirement in selector.requirements
+        )
+        if own_namespace and fields.ref.namespace:
+            selector = _in_namespace(selector, fields.ref.namespace)
+        elif own_namespace:  # cluster-wide: any pod, but nothing that is not a pod
+            selector = LabelSelector((*selector.requirements, Requirement(NAMESPACE, "Exists")))
+        selectors.append(selector)
+    return Peers(selectors=tuple(selectors))
+
+
+def _entities(fields: Fields, name: str) -> Peers:
+    entities = fields.strings(name)
+    for index, entity in enumerate(entities):
+        if entity not in ENTITIES:
+            fields.fail(f"{name}[{index}]", f"must be one of {', '.join(ENTITIES)}, not {entity!r}")
+    return Peers(entities=frozenset(entities))
+
+
+def _cidrs(fields: Fields, name: str) -> Peers:
+    blocks = []
+    for index, text in enumerate(fields.strings(name)):
+        try:
+            blocks.append(Block(Prefix.parse(text)))
+        except ValueError as error:
+            fields.fail(f"{name}[{index}]", str(error))
+    return Peers(blocks=tuple(blocks))
+
+
+def _cidr_sets(fields: Fields, name: str) -> Peers:
+    blocks = []
+    for item in fields.children(name):
+        for unsupported in ("cidrGroupRef", "cidrGroupSelector"):
+            if unsupported in item:
+                item.fail(unsupported, "is not supported, so the whole policy is refused")
+        blocks.append(read_block(item))
+    return Peers(blocks=tuple(blocks))
+
+
+def read_block(fields: Fields) -> Block:
+    """`{cidr, except}`; each exception must lie inside the range."""
+    prefix = fields.prefix("cidr")
+    excluded = []
+    for index, text in enumerate(fields.strings("except")):
+        try:
+            hole = Prefix.parse(text)
+        except ValueError as error:
+            fields.fail(f"except[{index}]", str(error))
+        if not prefix.covers(hole):
+            fields.fail(f"except[{index}]", f"{hole} is not inside {prefix}")
+        excluded.append(hole)
+    fields.close()
+    return Block(prefix, tuple(excluded))
+
+
+def _names(fields: Fields, name: str) -> Peers:
+    return Peers(names=tuple(read_name(item) for item in fields.children(name)))
+
+
+def _ports(fields: Fields) -> Iterator[Port]:
+    for group in fields.children("toPorts"):
+        count = 0
+        for item in group.children("ports"):
+            yield read_port(item, "ANY", zero=True)
+            count += 1
+        if not count:
+            group.fail("ports", "is required and must not be empty")
+        if count > MAX_PORTS:
+            group.fail("ports", f"has {count} entries, more than {MAX_PORTS}")
+        for name in group.data:
+            if name != "ports":
+                group.fail(str(name), "is not supported, so the whole policy is refused")
+
+
+def _selector(fields: Fields) -> LabelSelector:
+    """A selector whose keys have lost their source (`k8s:`, `any:`); other sources are refused."""
+    requirements = []
+    for requirement in LabelSelector.parse(fields).requirements:
+        key = requirement.key
+        for source in PREFIXES:
+            key = key.removeprefix(source)
+        if ":" in key:
+            fields.fail("matchLabels", f"label source of {key!r} is not supported; entities have fields of their own")
+        requirements.append(Requirement(key, requirement.operator, requirement.values))
+    return LabelSelector(tuple(sorted(requirements)))
+
+
+def _in_namespace(selector: LabelSelector, namespace: str) -> LabelSelector:
+    return LabelSelector((*selector.requirements, Requirement(NAMESPACE, "In", (namespace,))))

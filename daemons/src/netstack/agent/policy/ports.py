@@ -1,0 +1,45 @@
+"""Ports: as policies write them, and as prefixes, which is what a longest-prefix key can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from netstack.agent.policy.rules import PROTOCOLS, Port
+from netstack.source.fields import Fields
+
+NAME_LENGTH = 15
+"""RFC 6335 section 5.1: a port's name has 1 to 15 characters."""
+
+
+def read_port(fields: Fields, default_protocol: str, *, zero: bool) -> Port:
+    """`{port, endPort, protocol}`; BadObject names what is wrong. `zero`: port 0 may stand for every port."""
+    protocol = PROTOCOLS[fields.string("protocol", default_protocol, choices=tuple(PROTOCOLS))]
+    raw = fields.raw("port")
+    last = fields.integer("endPort", 0, low=0, high=65535)
+    fields.close()
+    if raw is None and not last:
+        return Port(protocol)
+    if isinstance(raw, bool) or not isinstance(raw, int | str) or raw == "":
+        fields.fail("port", f"must be a port number or name, not {raw!r}")
+    if isinstance(raw, str) and not raw.isdigit():
+        if last:
+            fields.fail("endPort", "cannot be given with a port's name")
+        if len(raw) > NAME_LENGTH:
+            fields.fail("port", f"{raw!r} is longer than a port's name may be ({NAME_LENGTH})")
+        return Port(protocol, name=raw.lower())
+    first = int(raw)
+    if not (0 if zero else 1) <= first <= 65535:
+        fields.fail("port", f"must be from 1 to 65535, not {first}")
+    if last and not 0 < first <= last:
+        fields.fail("endPort", f"{last} is below port {first}")
+    return Port(protocol, first, last or first)
+
+
+def prefixes(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """The fewest (port, length of its prefix in 16 bits) that cover first..last exactly."""
+    while first <= last:
+        size = first & -first or 1 << 16  # the largest aligned block that begins here ...
+        while first + size - 1 > last:  # ... and does not end after `last`
+            size >>= 1
+        yield first, 17 - size.bit_length()
+        first += size

@@ -1,0 +1,103 @@
+"""What a policy says, whichever kind of object said it.
+
+A Spec selects pods (its subject), names the directions in which they deny what nothing allows, and has rules. A rule
+matches a packet if the peer is one of its peers AND the port is one of its ports. Rules are a union: any deny wins,
+then any redirect, then any allow (cilium pkg/policy: no order, no priorities).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from netstack.core.address import Prefix
+from netstack.core.ref import Ref, RuleRef
+from netstack.kernel import layout
+from netstack.source.selectors import LabelSelector
+
+
+class Direction(IntEnum):
+    """Seen from the pod that a policy selects."""
+
+    INGRESS = layout.DIRECTION_INGRESS
+    EGRESS = layout.DIRECTION_EGRESS
+
+    @property
+    def enforce(self) -> int:
+        """The bit of `endpoint.enforce`."""
+        return layout.ENFORCE_INGRESS if self is Direction.INGRESS else layout.ENFORCE_EGRESS
+
+
+class Action(IntEnum):
+    ALLOW = layout.ACTION_ALLOW
+    DENY = layout.ACTION_DENY
+    REDIRECT_DNS = layout.ACTION_REDIRECT_DNS
+
+
+TCP, UDP, SCTP = 6, 17, 132
+ANY_PROTOCOL = 0
+PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP, "ANY": ANY_PROTOCOL}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Port:
+    """Ports first..last of a protocol (0 = any); 0..0 = every port. With a `name`, what pods call that port."""
+
+    protocol: int
+    first: int = 0
+    last: int = 0
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Block:
+    """An address range without some ranges inside it."""
+
+    prefix: Prefix
+    excluded: tuple[Prefix, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Name:
+    """A name-selector: an exact name, or a pattern in which `*` stands for characters of one label.
+
+    Lower case, without the last dot.
+    """
+
+    text: str
+    pattern: bool
+
+    @property
+    def field(self) -> str:
+        return "matchPattern" if self.pattern else "matchName"
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """A union; one without members is nobody."""
+
+    entities: frozenset[str] = frozenset()
+    selectors: tuple[LabelSelector, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    names: tuple[Name, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`peers` None = anyone; `ports` empty = every packet."""
+
+    ref: RuleRef
+    direction: Direction
+    action: Action
+    peers: Peers | None
+    ports: tuple[Port, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """`subject` None selects no pod."""
+
+    ref: Ref
+    subject: LabelSelector | None
+    default_deny: frozenset[Direction]
+    rules: tuple[Rule, ...] = ()

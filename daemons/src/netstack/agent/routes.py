@@ -1,0 +1,54 @@
+"""Nodes -> the kernel routes and rules between them.
+
+Pods of another node are reached through that node's address: one route a PodCIDR, no tunnel, all nodes on one link.
+Our own PodCIDR is unreachable but for the /32 of each pod (cni.py), so an address that nobody has never leaves the
+node by the default route. Packets with the DNS proxy's mark are delivered here whatever their address (table 1053).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from netstack.core.address import Prefix, is_v4
+from netstack.kernel import layout
+from netstack.source.models import Node
+
+PROXY_TABLE = 1053
+PROXY_MASK = 0xFF000000
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Wanted:
+    """One route. `via` b"" = on the link of `device`; `device` is "uplink" or "lo"."""
+
+    destination: Prefix
+    device: str
+    via: bytes = b""
+    table: int = 254
+    local: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WantedRule:
+    priority: int
+    mark: int
+    mask: int
+    table: int
+
+
+PROXY_RULE = WantedRule(PROXY_TABLE, layout.PROXY_MARK, PROXY_MASK, PROXY_TABLE)
+PROXY_ROUTE = Wanted(Prefix.parse("0.0.0.0/0"), "lo", table=PROXY_TABLE, local=True)
+
+
+def compile_routes(nodes: Iterable[Node], node: str) -> frozenset[Wanted]:
+    """`node` is this one's name. A PodCIDR whose node has no address of its family has no route."""
+    wanted = {PROXY_ROUTE}
+    for other in nodes:
+        if other.meta.name == node:
+            continue
+        for cidr in other.pod_cidrs:
+            via = next((address for address in other.addresses if is_v4(address) == is_v4(cidr.address)), None)
+            if via is not None:
+                wanted.add(Wanted(cidr, "uplink", via))
+    return frozenset(wanted)

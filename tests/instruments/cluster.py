@@ -1,0 +1,388 @@
+"""Cluster: objects in, tables and reasons out, as node `n1` compiles them.
+
+    cluster = Cluster()
+    cluster.pod("default/web", labels={"app": "web"})
+    cluster.pod("default/client", node="n2")
+    cluster.put(POLICY_YAML)
+    cluster.compile()
+    assert cluster.verdict("default/client", "default/web", 80) == "DEFAULT_DENY"
+
+Every compile also checks, without being asked:
+* compiling the same objects again gives the same bytes, and from the tables that are then in force, no change at all;
+* the difference, replayed write by write on a model of the maps, ends in the new tables;
+* after every single write, each probe packet is allowed only if the old or the new tables allow it, goes past the DNS
+  proxy only if they let it, and, if its peer's identity stays, is allowed if both allow it; and every service entry
+  points at slots and backends that exist.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from netstack.agent.desired import Before, Desired, Place, compile_all
+from netstack.agent.identities import LocalEndpoint
+from netstack.agent.order import NAMES, Tables, plan
+from netstack.core.address import ANY, V4_MAPPED, Prefix, pack
+from netstack.core.errors import BadObject
+from netstack.core.ref import Ref
+from netstack.core.table import Change, Op, Table, diff
+from netstack.kernel import layout
+from netstack.source.models import Object
+from netstack.source.parse import parse, reference
+from netstack.source.snapshot import Broken, Snapshot
+
+INGRESS, EGRESS = layout.DIRECTION_INGRESS, layout.DIRECTION_EGRESS
+PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1, "SCTP": 132}
+FREE, ALLOWED, REDIRECTED, DENIED, DEFAULT_DENY, ABSENT = (
+    "FREE",
+    "ALLOWED",
+    "REDIRECTED",
+    "POLICY_DENIED",
+    "DEFAULT_DENY",
+    "NO_ENDPOINT",
+)
+OPEN = {FREE, ALLOWED}
+"""Verdicts that let a packet go on directly."""
+
+
+class Maps:
+    """What the kernel holds, and what the programs make of it (files/bpf/lib/policy.h, in ten lines)."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = {name: dict(tables[name].entries) for name in NAMES}
+        self.rules: dict[tuple[int, int, int], dict[tuple[int, int, int], int]] = {}
+        self._identities: dict[bytes, int] = {}
+        for key, value in self.tables["policy"].items():
+            self._rule(key, value)
+
+    def apply(self, change: Change) -> None:
+        table = self.tables[change.table]
+        if change.op is Op.PUT:
+            table[change.key] = change.value
+        else:
+            del table[change.key]
+        if change.table == "policy":
+            self._rule(change.key, change.value if change.op is Op.PUT else None)
+        if change.table == "identities":
+            self._identities.clear()
+
+    def _rule(self, raw: bytes, value: bytes | None) -> None:
+        key = layout.PolicyKey.unpack(raw)
+        rules = self.rules.setdefault((key.endpoint, key.peer, key.direction), {})
+        place = (key.bits, key.protocol, key.port)
+        if value is None:
+            del rules[place]
+        else:
+            rules[place] = layout.PolicyRule.unpack(value).action
+
+    def identity(self, address: bytes) -> int:
+        if address not in self._identities:
+            best = (-1, layout.IDENTITY_WORLD)
+            for raw, value in self.tables["identities"].items():
+                key = layout.PrefixKey.unpack(raw)
+                if key.bits > best[0] and address in Prefix(key.address, key.bits):
+                    best = (key.bits, layout.Identity.unpack(value).identity)
+            self._identities[address] = best[1]
+        return self._identities[address]
+
+    def endpoint(self, address: bytes) -> layout.Endpoint | None:
+        value = self.tables["endpoints"].get(address)
+        return layout.Endpoint.unpack(value) if value is not None else None
+
+    def decide(
+        self, pod: bytes, direction: int, peer: bytes, protocol: int, port: int, learned: tuple[int, ...]
+    ) -> str:
+        """The verdict on a packet between a local pod and a peer; `learned`: name-selectors known for the peer."""
+        endpoint = self.endpoint(pod)
+        if endpoint is None:
+            return ABSENT
+        found = set()
+        for number in (self.identity(peer), layout.IDENTITY_ANY, *learned):
+            best = max(
+                (
+                    (bits, action)
+                    for (bits, proto, first), action in self.rules.get((endpoint.id, number, direction), {}).items()
+                    if bits == 72 or (proto == protocol and first >> (96 - bits) == port >> (96 - bits))
+                ),
+                default=None,
+            )
+            if best is not None:
+                found.add(best[1])
+        for action, verdict in ((2, DENIED), (3, REDIRECTED), (1, ALLOWED)):
+            if action in found:
+                return verdict
+        return DEFAULT_DENY if endpoint.enforce & direction else FREE
+
+
+class Cluster:
+    """The objects of a cluster, and what is in force on its node `n1` (192.168.86.21, pods 10.244.1.0/24)."""
+
+    def __init__(self, *, place: Place | None = None, nodes: int = 2, sizes: dict[str, int] | None = None) -> None:
+        self.objects: dict[Ref, Object] = {}
+        self.broken: list[Broken] = []
+        self.endpoints: dict[Ref, LocalEndpoint] = {}
+        self.place = place or Place(
+            "n1",
+            (pack("192.168.86.21"),),
+            (Prefix.parse("10.244.1.0/24"),),
+            2,
+            ingress_services=(Ref("Service", "ingress-nginx", "ingress-nginx-controller"),),
+            dns_services=(Ref("Service", "kube-system", "kube-dns"),),
+        )
+        self.sizes = {name: spec.entries for name, spec in layout.MAPS.items()} | (sizes or {})
+        self.before = Before()
+        self.desired: Desired | None = None
+        self.changes: list[Change] = []
+        self._ids = itertools.count(1)
+        self._hosts = {f"n{number}": itertools.count(3) for number in range(1, nodes + 1)}
+        for number in range(1, nodes + 1):
+            self.put(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Node",
+                    "metadata": {"name": f"n{number}"},
+                    "spec": {"podCIDR": f"10.244.{number}.0/24"},
+                    "status": {"addresses": [{"type": "InternalIP", "address": f"192.168.86.2{number}"}]},
+                }
+            )
+
+    # objects ---------------------------------------------------------------------------------------------------------
+
+    def put(self, *objects: str | dict[str, Any]) -> None:
+        """YAML (any number of documents) or mappings; an object that does not parse is `broken`, as in the source."""
+        for item in objects:
+            for document in yaml.safe_load_all(item) if isinstance(item, str) else [item]:
+                ref = reference(document)
+                try:
+                    model = parse(document)
+                except BadObject as error:
+                    self.broken.append(Broken("test.yaml", error, kept=ref in self.objects))
+                    continue
+                assert model is not None, f"{ref} is no object of ours"
+                self.objects[ref] = model
+
+    def remove(self, kind: str, name: str) -> None:
+        namespace, _, short = name.rpartition("/")
+        del self.objects[Ref(kind, namespace, short)]
+
+    def pod(
+        self,
+        name: str,
+        labels: dict[str, str] | None = None,
+        *,
+        node: str = "n1",
+        ports: Iterable[tuple[str, str, int]] = (),
+        address: str = "",
+        **metadata: Any,
+    ) -> str:
+        """A running pod (on n1: with its endpoint); its address."""
+        namespace, _, short = name.rpartition("/")
+        address = address or f"10.244.{node[1:]}.{next(self._hosts[node])}"
+        listed = [{"name": n, "protocol": proto, "containerPort": number} for n, proto, number in ports]
+        self.put(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": short, "namespace": namespace, "labels": labels or {}, **metadata},
+                "spec": {"nodeName": node, "containers": [{"name": "main", "ports": listed}]},
+                "status": {"phase": "Running", "podIPs": [{"ip": address}]},
+            }
+        )
+        ref = Ref("Pod", namespace, short)
+        if node == self.place.node and ref not in self.endpoints:
+            number = next(self._ids)
+            mac = bytes([2, 0, 0, 0, 0, number % 256])
+            self.endpoints[ref] = LocalEndpoint(number, pack(address), ref, 100 + number, mac, mac, labels or {})
+        return address
+
+    def delete_pod(self, name: str) -> None:
+        namespace, _, short = name.rpartition("/")
+        self.remove("Pod", name)
+        self.endpoints.pop(Ref("Pod", namespace, short), None)
+
+    def relabel(self, name: str, labels: dict[str, str]) -> None:
+        namespace, _, short = name.rpartition("/")
+        ref = Ref("Pod", namespace, short)
+        pod: Any = self.objects[ref]
+        self.objects[ref] = replace(pod, meta=replace(pod.meta, labels=labels))
+
+    def service(self, name: str, targets: list[str], *, port: int = 80, target_port: int = 80, **spec: Any) -> None:
+        """A Service and its EndpointSlice; `targets` are addresses, with `/node` behind them if not n1."""
+        namespace, _, short = name.rpartition("/")
+        self.put(
+            {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {"name": short, "namespace": namespace},
+                "spec": {"ports": [{"port": port, "targetPort": target_port}]} | spec,
+            },
+            {
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {
+                    "name": f"{short}-1",
+                    "namespace": namespace,
+                    "labels": {"kubernetes.io/service-name": short},
+                },
+                "addressType": "IPv4",
+                "endpoints": [
+                    {"addresses": [target.partition("/")[0]], "nodeName": target.partition("/")[2] or "n1"}
+                    for target in targets
+                ],
+                "ports": [{"port": target_port, "protocol": "TCP"}],
+            },
+        )
+
+    # compiling -------------------------------------------------------------------------------------------------------
+
+    def compile(self) -> Desired:
+        """Compile, apply to the model, and check the free properties."""
+        new, again = self._compile(self.before), self._compile(self.before)
+        for name in NAMES:
+            assert new.tables[name] == again.tables[name], f"{name}: compiling twice gives two tables"
+            assert diff(new.tables[name], new.tables[name]) == []
+        assert new.dns_rules() == again.dns_rules()
+        self.changes = plan(self.before.tables, new.tables)
+        self._replay(self.before.tables, new.tables)
+        self.before = Before(new.tables, new.accepted.good)
+        settled = self._compile(self.before)
+        assert plan(new.tables, settled.tables) == [], "nothing changed, and yet there is something to write"
+        self.desired = new
+        return new
+
+    def _compile(self, before: Before) -> Desired:
+        snapshot = Snapshot(dict(self.objects), tuple(self.broken))
+        return compile_all(snapshot, tuple(self.endpoints.values()), self.place, before, self.sizes)
+
+    def _replay(self, old: Tables, new: Tables) -> None:
+        maps, was, will = Maps(old), Maps(old), Maps(new)
+        probes = [
+            (probe, was.decide(*probe), will.decide(*probe), _moves(probe, was, will)) for probe in _probes(was, will)
+        ]
+        for change in self.changes:
+            maps.apply(change)
+            if change.table in ("services", "slots", "backends"):
+                _check_services(maps)
+            concerned = _concerned(change, was, will)
+            for probe, before, after, moves in probes:
+                if concerned(probe):
+                    _check(change, probe, before, maps.decide(*probe), after, moves)
+        for name in NAMES:
+            assert maps.tables[name] == dict(new[name].entries), f"{name}: replaying the changes gives another table"
+
+    # answers ---------------------------------------------------------------------------------------------------------
+
+    def address(self, who: str) -> bytes:
+        """A pod by name, or an address in text."""
+        namespace, _, short = who.rpartition("/")
+        pod: Any = self.objects.get(Ref("Pod", namespace, short))
+        return pod.addresses[0] if pod is not None else pack(who)
+
+    def verdict(
+        self, source: str, destination: str, port: int, protocol: str = "TCP", *, learned: tuple[str, ...] = ()
+    ) -> str:
+        """What happens to the first packet: the sender's egress first, then the receiver's ingress. `learned`: the
+        names (as the policy writes them) that the sender has learned for the destination.
+        """
+        assert self.desired is not None
+        maps = Maps(self.before.tables)
+        a, b, number = self.address(source), self.address(destination), PROTOCOLS[protocol]
+        selectors = {name.text: selector for item in self.desired.policy.dns for name, selector in item.names.items()}
+        verdict = FREE
+        if maps.endpoint(a):
+            verdict = maps.decide(a, EGRESS, b, number, port, tuple(selectors[name] for name in learned))
+        if verdict in OPEN and maps.endpoint(b):
+            verdict = maps.decide(b, INGRESS, a, number, port, ())
+        return verdict
+
+    def table(self, name: str) -> Table:
+        return self.before.tables[name]
+
+    def backends(self, address: str, port: int, *, protocol: str = "TCP", scope: int = 0) -> list[bytes] | None:
+        """The backends' addresses of a service entry, slot by slot; None if there is no entry. "" = node port."""
+        tables = self.before.tables
+        packed = pack(address) if address else ANY
+        raw = tables["services"].entries.get(layout.ServiceKey(packed, port, PROTOCOLS[protocol], scope).pack())
+        if raw is None:
+            return None
+        service = layout.Service.unpack(raw)
+        if not service.slots:
+            return []
+        region = tables["slots"].entries[layout.Number(service.first).pack()]
+        ids = [region[at : at + 4] for at in range(0, 4 * service.slots, 4)]
+        return [layout.Backend.unpack(tables["backends"].entries[key]).address for key in ids]
+
+
+Probe = tuple[bytes, int, bytes, int, int, tuple[int, ...]]
+
+
+def _probes(was: Maps, will: Maps) -> Iterator[Probe]:
+    """Packets between every endpoint and every known address and range, on every port that a rule knows and its
+    neighbours.
+    """
+    pods = was.tables["endpoints"].keys() | will.tables["endpoints"].keys()
+    peers = {pack("203.0.113.9")}
+    selectors: set[int] = set()
+    ports = {(6, 80), (1, 8)}
+    for maps in (was, will):
+        for raw in maps.tables["identities"]:
+            key = layout.PrefixKey.unpack(raw)
+            last = int.from_bytes(key.address) | ((1 << (128 - key.bits)) - 1)
+            peers |= {key.address, last.to_bytes(16)} if key.bits >= 96 else {V4_MAPPED + bytes([8, 8, 8, 8])}
+        for raw in maps.tables["policy"]:
+            rule = layout.PolicyKey.unpack(raw)
+            if rule.peer >= 3 << 30:
+                selectors.add(rule.peer)
+            if rule.bits > 80:
+                size = 1 << (96 - rule.bits)
+                ports |= {(rule.protocol, port % 65536) for port in (rule.port, rule.port + size - 1, rule.port + size)}
+    learned: list[tuple[int, ...]] = [(), *((selector,) for selector in sorted(selectors))]
+    for pod, peer, direction in itertools.product(sorted(pods), sorted(peers), (INGRESS, EGRESS)):
+        for protocol, port in sorted(ports):
+            for known in learned if direction == EGRESS else [()]:
+                yield pod, direction, peer, protocol, port, known
+
+
+def _concerned(change: Change, was: Maps, will: Maps) -> Callable[[Probe], bool]:
+    """Which probes a write can make a difference to."""
+    if change.table == "policy":
+        key = layout.PolicyKey.unpack(change.key)
+        ends = [(pod, maps.endpoint(pod)) for maps in (was, will) for pod in maps.tables["endpoints"]]
+        pods = {pod for pod, endpoint in ends if endpoint and endpoint.id == key.endpoint}
+        return lambda probe: probe[0] in pods and probe[1] == key.direction
+    if change.table == "identities":
+        place = layout.PrefixKey.unpack(change.key)
+        prefix = Prefix(place.address, place.bits)
+        return lambda probe: probe[2] in prefix
+    if change.table == "endpoints":
+        return lambda probe: probe[0] == change.key
+    return lambda probe: False
+
+
+def _moves(probe: Probe, was: Maps, will: Maps) -> bool:
+    return was.identity(probe[2]) != will.identity(probe[2])
+
+
+def _check(change: Change, probe: Probe, old: str, now: str, new: str, moves: bool) -> None:
+    where = f"after {change}: {probe}: {old} -> {now} -> {new}"
+    if now in OPEN:
+        assert old in OPEN or new in OPEN, f"opened {where}"
+    if now == REDIRECTED:
+        assert {old, new} & {*OPEN, REDIRECTED}, f"redirected {where}"
+    if old in OPEN and new in OPEN and not moves:
+        assert now in OPEN, f"dropped {where}"
+
+
+def _check_services(maps: Maps) -> None:
+    for value in maps.tables["services"].values():
+        service = layout.Service.unpack(value)
+        if service.slots:
+            region = maps.tables["slots"][layout.Number(service.first).pack()]
+            assert len(region) == 4 * service.slots
+            for at in range(0, len(region), 4):
+                assert region[at : at + 4] in maps.tables["backends"], "a slot names a backend that is not there"

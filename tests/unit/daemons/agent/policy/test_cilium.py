@@ -1,0 +1,303 @@
+"""CiliumNetworkPolicy: what it allows, and what is refused with which words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from instruments.cluster import Cluster
+
+from netstack.agent.policy.accept import read_policy
+from netstack.core.errors import BadObject
+from netstack.core.ref import Ref
+
+SEED = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata:
+  name: openclaw-egress-fqdn
+spec:
+  endpointSelector:
+    matchLabels:
+      app: openclaw
+  egress:
+    - toFQDNs:
+        - matchName: "api.anthropic.com"
+        - matchName: "discord.com"
+        - matchName: "gateway.discord.gg"
+        - matchName: "api.github.com"
+        - matchName: "api.search.brave.com"
+      toPorts:
+        - ports:
+            - port: "443"
+              protocol: TCP
+"""
+
+
+def policy(spec: str, *, kind: str = "CiliumNetworkPolicy", name: str = "p") -> dict[str, Any]:
+    return {"apiVersion": "cilium.io/v2", "kind": kind, "metadata": {"name": name}, "spec": yaml.safe_load(spec)}
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    cluster = Cluster()
+    cluster.pod("default/openclaw", {"app": "openclaw"})
+    cluster.pod("default/web", {"app": "web"}, ports=[("http", "TCP", 8080)])
+    cluster.pod("default/far", {"app": "far"}, node="n2", ports=[("http", "TCP", 8081)])
+    cluster.pod("other/web", {"app": "web"}, node="n2")
+    cluster.pod("kube-system/dns", {"k8s-app": "kube-dns"}, node="n2", address="10.244.2.53")
+    cluster.service("kube-system/kube-dns", ["10.244.2.53/n2"], port=53, target_port=53, clusterIP="10.96.0.10")
+    return cluster
+
+
+def test_the_seed_policy_denies_all_but_its_names_on_443(cluster: Cluster) -> None:
+    cluster.put(SEED)
+    cluster.compile()
+    api = ("api.anthropic.com",)
+    assert cluster.verdict("default/openclaw", "160.79.104.10", 443) == "DEFAULT_DENY"
+    assert cluster.verdict("default/openclaw", "160.79.104.10", 443, learned=api) == "ALLOWED"
+    assert cluster.verdict("default/openclaw", "160.79.104.10", 80, learned=api) == "DEFAULT_DENY"
+    assert cluster.verdict("default/openclaw", "160.79.104.10", 443, "UDP", learned=api) == "DEFAULT_DENY"
+    assert cluster.verdict("default/openclaw", "default/web", 80) == "DEFAULT_DENY"
+    assert cluster.verdict("default/web", "160.79.104.10", 443) == "FREE"
+    assert cluster.verdict("default/web", "default/openclaw", 80) == "FREE"
+
+
+def test_the_seed_policy_may_ask_the_clusters_dns_for_its_names_through_the_proxy(cluster: Cluster) -> None:
+    cluster.put(SEED)
+    desired = cluster.compile()
+    for protocol in ("UDP", "TCP"):
+        assert cluster.verdict("default/openclaw", "10.244.2.53", 53, protocol) == "REDIRECTED"
+        assert cluster.verdict("default/openclaw", "8.8.8.8", 53, protocol) == "DEFAULT_DENY"
+    assert cluster.verdict("default/openclaw", "10.244.2.53", 443) == "DEFAULT_DENY"
+    (endpoint,) = desired.policy.dns
+    assert sorted(name.text for name in endpoint.names) == [
+        "api.anthropic.com",
+        "api.github.com",
+        "api.search.brave.com",
+        "discord.com",
+        "gateway.discord.gg",
+    ]
+    assert endpoint.queries == ()
+
+
+def test_dns_rules_file(cluster: Cluster) -> None:
+    cluster.put(SEED)
+    rules = yaml.safe_load(cluster.compile().dns_rules())
+    assert rules["generation"] == 1
+    (endpoint,) = rules["endpoints"]
+    assert endpoint["endpoint"] == 1
+    assert endpoint["addresses"] == ["10.244.1.3"]
+    assert endpoint["names"][0].keys() == {"selector", "matchName"}
+    assert endpoint["queries"] == []
+
+
+def test_dns_servers_outside_the_cluster_have_an_identity_of_their_own(cluster: Cluster) -> None:
+    cluster.service("kube-system/kube-dns", ["192.168.86.1/none"], port=53, target_port=53, clusterIP="10.96.0.10")
+    cluster.put(SEED)
+    cluster.compile()
+    assert cluster.verdict("default/openclaw", "192.168.86.1", 53, "UDP") == "REDIRECTED"
+    assert cluster.verdict("default/openclaw", "192.168.86.2", 53, "UDP") == "DEFAULT_DENY"
+
+
+def test_a_plain_rule_for_dns_keeps_every_question_allowed_but_sends_it_through_the_proxy(cluster: Cluster) -> None:
+    allow_dns = {"toEndpoints": [{"matchLabels": {"k8s:io.kubernetes.pod.namespace": "kube-system"}}]}
+    seed = yaml.safe_load(SEED)
+    seed["spec"]["egress"].append(allow_dns)
+    cluster.put(seed)
+    (endpoint,) = cluster.compile().policy.dns
+    assert cluster.verdict("default/openclaw", "10.244.2.53", 53, "UDP") == "REDIRECTED"
+    assert [name.text for name in endpoint.queries] == ["*"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "allowed", "denied"),
+    [
+        (  # an endpoint selector means the policy's own namespace
+            "{endpointSelector: {}, egress: [{toEndpoints: [{matchLabels: {app: web}}]}]}",
+            ["default/web"],
+            ["other/web", "8.8.8.8", "192.168.86.22", "default/far"],
+        ),
+        (
+            "{endpointSelector: {}, egress: [{toEndpoints: [{matchLabels: {io.kubernetes.pod.namespace: other}}]}]}",
+            ["other/web"],
+            ["default/web", "kube-system/dns"],
+        ),
+        (
+            "{endpointSelector: {}, egress: [{toEndpoints: [{matchExpressions: "
+            "[{key: 'k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name', operator: In, values: [other]}]}]}]}",
+            ["other/web"],
+            ["default/web", "kube-system/dns"],
+        ),
+        ("{endpointSelector: {}, egress: [{}]}", [], ["default/web", "8.8.8.8"]),
+        ("{endpointSelector: {}, egress: []}", ["default/web", "8.8.8.8"], []),
+        ("{endpointSelector: {}, egress: [{toEndpoints: []}]}", [], ["default/web", "8.8.8.8"]),
+        ("{endpointSelector: {}, egress: [{toEndpoints: [{}]}]}", ["default/web", "default/far"], ["other/web"]),
+        ("{endpointSelector: {}, egress: [{toEntities: [world]}]}", ["8.8.8.8"], ["default/web", "192.168.86.22"]),
+        (
+            "{endpointSelector: {}, egress: [{toEntities: [cluster]}]}",
+            ["default/web", "192.168.86.22", "192.168.86.21", "10.244.2.99"],
+            ["8.8.8.8"],
+        ),
+        ("{endpointSelector: {}, egress: [{toEntities: [host]}]}", ["192.168.86.21"], ["192.168.86.22"]),
+        ("{endpointSelector: {}, egress: [{toEntities: [remote-node]}]}", ["192.168.86.22"], ["192.168.86.21"]),
+        ("{endpointSelector: {}, egress: [{toEntities: [all]}]}", ["192.168.86.22", "8.8.8.8", "other/web"], []),
+        ("{endpointSelector: {}, egress: [{toEntities: [none]}]}", [], ["192.168.86.22", "8.8.8.8", "other/web"]),
+        (
+            "{endpointSelector: {}, egress: [{toCIDR: [10.0.0.0/8]}]}",
+            ["10.1.2.3"],
+            ["default/web", "10.244.2.9", "8.8.8.8"],
+        ),
+        (
+            "{endpointSelector: {}, egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: [10.1.0.0/16]}]}]}",
+            ["10.2.0.1"],
+            ["10.1.0.1"],
+        ),
+        ("{endpointSelector: {}, egress: [{toCIDR: [192.168.86.0/24]}]}", ["192.168.86.40"], ["192.168.86.22"]),
+        ("{endpointSelector: {}, egress: [{toCIDR: [0.0.0.0/0]}]}", ["8.8.8.8"], ["default/web", "192.168.86.22"]),
+        (
+            "{endpointSelector: {}, egress: [{toEntities: [world]}], egressDeny: [{toCIDR: [8.8.0.0/16]}]}",
+            ["8.9.0.1"],
+            ["8.8.8.8"],
+        ),
+        (
+            "{endpointSelector: {}, egressDeny: [{toEndpoints: [{matchLabels: {app: web}}]}], "
+            "enableDefaultDeny: {egress: false}}",
+            ["8.8.8.8", "default/far"],
+            ["default/web"],
+        ),
+        (
+            "{endpointSelector: {matchLabels: {app: nobody}}, egress: [{}]}",
+            ["8.8.8.8", "default/far", "default/web"],
+            [],
+        ),
+    ],
+)
+def test_peers(cluster: Cluster, spec: str, allowed: list[str], denied: list[str]) -> None:
+    cluster.put(policy(spec))
+    cluster.compile()
+    for peer in allowed:
+        assert cluster.verdict("default/openclaw", peer, 80) in ("ALLOWED", "FREE"), peer
+    for peer in denied:
+        assert cluster.verdict("default/openclaw", peer, 80) in ("DEFAULT_DENY", "POLICY_DENIED"), peer
+
+
+@pytest.mark.parametrize(
+    ("ports", "allowed", "denied"),
+    [
+        ("[{port: '80'}]", [(80, "TCP"), (80, "UDP")], [(81, "TCP"), (80, "ICMP")]),
+        ("[{port: '80', protocol: TCP}]", [(80, "TCP")], [(80, "UDP")]),
+        ("[{port: '0', protocol: TCP}]", [(1, "TCP"), (65535, "TCP")], [(80, "UDP")]),
+        (
+            "[{port: '8000', endPort: 8999, protocol: TCP}]",
+            [(8000, "TCP"), (8999, "TCP")],
+            [(7999, "TCP"), (9000, "TCP")],
+        ),
+        ("[{port: http, protocol: TCP}]", [(8080, "TCP")], [(80, "TCP"), (8081, "TCP")]),
+        ("[{port: http, protocol: UDP}]", [], [(8080, "UDP"), (8080, "TCP")]),
+    ],
+)
+def test_ports(cluster: Cluster, ports: str, allowed: list[tuple[int, str]], denied: list[tuple[int, str]]) -> None:
+    cluster.put(
+        policy(f"{{endpointSelector: {{matchLabels: {{app: web}}}}, ingress: [{{toPorts: [{{ports: {ports}}}]}}]}}")
+    )
+    cluster.compile()
+    for port, protocol in allowed:
+        assert cluster.verdict("default/openclaw", "default/web", port, protocol) == "ALLOWED"
+    for port, protocol in denied:
+        assert cluster.verdict("default/openclaw", "default/web", port, protocol) == "DEFAULT_DENY"
+
+
+def test_a_named_port_of_a_peer_is_the_number_that_the_peer_gives_it(cluster: Cluster) -> None:
+    cluster.pod("other/named", {"app": "named"}, node="n2", ports=[("http", "TCP", 8080)])
+    cluster.put(
+        policy("{endpointSelector: {matchLabels: {app: openclaw}}, egress: [{toPorts: [{ports: [{port: http}]}]}]}")
+    )
+    cluster.compile()
+    assert cluster.verdict("default/openclaw", "other/named", 8080) == "ALLOWED"
+    assert cluster.verdict("default/openclaw", "default/far", 8081) == "ALLOWED"
+    assert cluster.verdict("default/openclaw", "default/far", 8080) == "DEFAULT_DENY"
+    assert cluster.verdict("default/openclaw", "8.8.8.8", 8080) == "DEFAULT_DENY"
+
+
+def test_the_host_reaches_its_own_pods_and_other_nodes_do_not(cluster: Cluster) -> None:
+    cluster.put(policy("{endpointSelector: {}, ingress: [{}]}"))
+    cluster.compile()
+    assert cluster.verdict("192.168.86.21", "default/web", 80) == "ALLOWED"
+    assert cluster.verdict("192.168.86.22", "default/web", 80) == "DEFAULT_DENY"
+
+
+def test_a_deny_inside_an_allow_and_an_allow_inside_a_deny(cluster: Cluster) -> None:
+    cluster.put(
+        policy(
+            "{endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEntities: [cluster]}], "
+            "ingressDeny: [{fromEndpoints: [{}], toPorts: [{ports: [{port: '80', protocol: TCP}]}]}]}"
+        ),
+        policy(
+            "{endpointSelector: {matchLabels: {app: web}}, ingressDeny: [{fromEntities: [remote-node]}], "
+            "ingress: [{fromEntities: [remote-node], toPorts: [{ports: [{port: '80', protocol: TCP}]}]}]}",
+            name="q",
+        ),
+    )
+    cluster.compile()
+    assert cluster.verdict("default/openclaw", "default/web", 80) == "POLICY_DENIED"
+    assert cluster.verdict("default/openclaw", "default/web", 81) == "ALLOWED"
+    assert cluster.verdict("192.168.86.22", "default/web", 80) == "POLICY_DENIED"
+
+
+def test_a_clusterwide_policy_selects_and_means_pods_of_all_namespaces(cluster: Cluster) -> None:
+    spec = "{endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEndpoints: [{}]}]}"
+    cluster.put(policy(spec, kind="CiliumClusterwideNetworkPolicy"))
+    cluster.compile()
+    assert cluster.verdict("other/web", "default/web", 80) == "ALLOWED"
+    assert cluster.verdict("8.8.8.8", "default/web", 80) == "DEFAULT_DENY"
+    assert cluster.verdict("192.168.86.22", "default/web", 80) == "DEFAULT_DENY"
+
+
+@pytest.mark.parametrize(
+    ("spec", "error"),
+    [
+        ("{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: '80'}], rules: {http: [{path: /}]}}]}]}",
+         "spec.egress[0].toPorts[0].rules: is not supported, so the whole policy is refused"),
+        ("{endpointSelector: {}, egress: [{toServices: [{k8sService: {serviceName: a}}]}]}",
+         "spec.egress[0].toServices: is not supported, so the whole policy is refused"),
+        ("{endpointSelector: {}, ingress: [{icmps: [{fields: [{type: 8}]}]}]}",
+         "spec.ingress[0].icmps: is not supported, so the whole policy is refused"),
+        ("{endpointSelector: {}, ingress: [{authentication: {mode: required}}]}",
+         "spec.ingress[0].authentication: is not supported, so the whole policy is refused"),
+        ("{nodeSelector: {}, ingress: [{}]}", "spec.nodeSelector: policies for nodes are not enforced"),
+        ("{ingress: [{}]}", "spec.endpointSelector: is required"),
+        ("{endpointSelector: {}, ingress: [{fromEndpoint: [{}]}]}", "spec.ingress[0].fromEndpoint: unknown field"),
+        ("{endpointSelector: {}, ingress: [{fromEntities: [moon]}]}",
+         "spec.ingress[0].fromEntities[0]: must be one of all, world, cluster, host, remote-node, kube-apiserver, "
+         "init, ingress, health, unmanaged, none, not 'moon'"),
+        ("{endpointSelector: {}, egress: [{toCIDR: [10.0.0.300/8]}]}",
+         "spec.egress[0].toCIDR[0]: '10.0.0.300/8' does not appear to be an IPv4 or IPv6 network"),
+        ("{endpointSelector: {}, egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: [11.0.0.0/16]}]}]}",
+         "spec.egress[0].toCIDRSet[0].except[0]: 11.0.0.0/16 is not inside 10.0.0.0/8"),
+        ("{endpointSelector: {}, egress: [{toCIDR: [10.0.0.0/8], toEntities: [world]}]}",
+         "spec.egress[0].toCIDR: cannot be combined with toEntities in one rule"),
+        ("{endpointSelector: {}, egress: [{toFQDNs: [{matchName: 'a b'}]}]}",
+         "spec.egress[0].toFQDNs[0].matchName: 'a b' is not a DNS name"),
+        ("{endpointSelector: {}, egress: [{toFQDNs: [{matchName: a.b, matchPattern: c}]}]}",
+         "spec.egress[0].toFQDNs[0].matchName: exactly one of matchName and matchPattern must be given"),
+        ("{endpointSelector: {}, egressDeny: [{toFQDNs: [{matchName: a.b}]}]}",
+         "spec.egressDeny[0].toFQDNs: unknown field"),
+        ("{endpointSelector: {}, ingress: [{toPorts: [{ports: [{port: '70000'}]}]}]}",
+         "spec.ingress[0].toPorts[0].ports[0].port: must be from 1 to 65535, not 70000"),
+        ("{endpointSelector: {}, ingress: [{toPorts: [{ports: [{port: '90', endPort: 80}]}]}]}",
+         "spec.ingress[0].toPorts[0].ports[0].endPort: 80 is below port 90"),
+        ("{endpointSelector: {}, ingress: [{toPorts: [{}]}]}",
+         "spec.ingress[0].toPorts[0].ports: is required and must not be empty"),
+        ("{endpointSelector: {matchLabels: {io.kubernetes.pod.namespace: x}}, ingress: [{}]}",
+         "spec.endpointSelector: cannot select pods outside the policy's namespace default"),
+        ("{endpointSelector: {matchLabels: {'reserved:host': ''}}, ingress: [{}]}",
+         "spec.endpointSelector.matchLabels: label source of 'reserved:host' is not supported; "
+         "entities have fields of their own"),
+    ],
+)  # fmt: skip
+def test_what_is_not_enforced_is_refused_with_its_field(spec: str, error: str) -> None:
+    with pytest.raises(BadObject) as refused:
+        read_policy(Ref("CiliumNetworkPolicy", "default", "p"), (yaml.safe_load(spec),))
+    assert str(refused.value) == f"CiliumNetworkPolicy default/p: {error}"

@@ -82,7 +82,8 @@ class Learned:
         live |= {selector: max(until_s, live.get(selector, 0)) for selector in credit.selectors}
         if len(live) > FQDN_SELECTORS:
             raise Refused(f"endpoint {credit.endpoint} needs {len(live)} selectors for one address")
-        self._table.put(key, Fqdn.of(live).pack())
+        if (value := Fqdn.of(live).pack()) != held:
+            self._table.put(key, value)
         if held is None:
             self._of_endpoint[credit.endpoint] += 1
         names = self._names.setdefault(key, {})

@@ -43,7 +43,7 @@ class Proxy:
         self._rules = rules
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
-        self._udp: dict[bool, socket.socket] = {}  # by whether it serves IPv4
+        self._udp: dict[bool, sockets.Listener] = {}  # by whether it serves IPv4
         self._upstream: dict[int, socket.socket | None] = {}  # by Forward.key; None: TCP, closed by its own coroutine
         self._connections: dict[int, asyncio.StreamWriter] = {}
         self._of_pod: Counter[bytes] = Counter()
@@ -56,15 +56,16 @@ class Proxy:
         """Start to serve; returns at once. OSError if a listener cannot be used."""
         for sock in listeners:
             if sock.type == socket.SOCK_DGRAM:
-                self._udp[sock.family == socket.AF_INET] = sock
-                self._loop.add_reader(sock, self._on_datagrams, sock)
+                listener = sockets.Listener(sock)
+                self._udp[listener.v4] = listener
+                self._loop.add_reader(sock.fileno(), self._on_datagrams, listener)
             else:
                 self._servers.append(await asyncio.start_server(self._on_connection, sock=sock))
 
     async def finish(self, within_s: float) -> None:
         """Take no more questions (they wait in systemd's sockets for the successor) and answer those under way."""
-        for sock in self._udp.values():
-            self._loop.remove_reader(sock)
+        for listener in self._udp.values():
+            self._loop.remove_reader(listener.sock.fileno())
         for server in self._servers:
             server.close()
         if self._session.in_flight:
@@ -79,11 +80,11 @@ class Proxy:
         if self._rules.refresh():
             self._session.rules = self._rules.rules
 
-    def _on_datagrams(self, sock: socket.socket) -> None:
+    def _on_datagrams(self, listener: sockets.Listener) -> None:
         self._refresh()
         for _ in range(_BATCH):
             try:
-                received = sockets.receive(sock)
+                received = listener.receive()
             except OSError as error:  # an ICMP error of an earlier answer: the pod has closed its socket
                 _log.debug("receive: %s", error)
                 continue
@@ -166,7 +167,7 @@ class Proxy:
                 writer.write(len(payload).to_bytes(2) + payload)
             return
         try:
-            sockets.send(self._udp[is_v4(client.address)], client, payload)
+            self._udp[is_v4(client.address)].send(client, payload)
         except OSError as error:  # the pod is gone, or its queue is full: it asks again
             _log.debug("answer to %s: %s", unpack(client.address), error)
 
@@ -184,7 +185,7 @@ class Proxy:
         except OSError as error:
             self._unreachable(forward, error)
             return
-        self._loop.add_reader(sock, self._on_answer, forward, sock)
+        self._loop.add_reader(sock.fileno(), self._on_answer, forward, sock)
 
     def _on_answer(self, forward: Forward, sock: socket.socket) -> None:
         try:
@@ -218,7 +219,7 @@ class Proxy:
     def _close(self, key: int) -> None:
         sock = self._upstream.pop(key, None)
         if sock is not None:
-            self._loop.remove_reader(sock)
+            self._loop.remove_reader(sock.fileno())
             sock.close()
 
     # ---- upkeep ----

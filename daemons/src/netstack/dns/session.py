@@ -154,7 +154,8 @@ class Session:
         self.refused: deque[tuple[bytes, Name, Reason]] = deque(maxlen=REMEMBERED_REFUSALS)
         self._settings = settings
         self._random_id = random_id
-        self._guarded = tuple(Prefix.parse(network) for network in settings.never_open)
+        guarded = [Prefix.parse(network) for network in settings.never_open]
+        self._guarded = [(128 - net.bits, int.from_bytes(net.address) >> 128 - net.bits) for net in guarded]
         self._pending: dict[int, _Pending] = {}  # in order of their deadlines: all wait equally long
         self._of_endpoint: Counter[int] = Counter()
         self._next_key = 0
@@ -230,11 +231,14 @@ class Session:
     ) -> tuple[Credit, ...]:
         if not selectors:
             return ()
-        opened = [address for address in addresses if not any(address in network for network in self._guarded)]
+        opened = [address for address in addresses if not self._is_guarded(int.from_bytes(address))]
         if guarded := len(addresses) - len(opened):
             self.counters[Reason.ADDRESS_GUARDED] += guarded
         chosen = tuple(sorted(selectors))
         return tuple(Credit(pending.endpoint, address, chosen, until_s, pending.query.name) for address in opened)
+
+    def _is_guarded(self, address: int) -> bool:
+        return any(address >> shift == network for shift, network in self._guarded)
 
     def unreachable(self, key: int) -> list[Command]:
         """The socket of `key` could not be made or used: the server is not there (a port closed, no route, reset)."""

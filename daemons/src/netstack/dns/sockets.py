@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from netstack.core.address import V4_MAPPED, pack, unpack
+from netstack.core.address import V4_MAPPED, unpack
 from netstack.dns.message import MAX_QUERY
 from netstack.dns.session import Client, Transport
 
@@ -41,6 +41,45 @@ _FAMILIES = {
 }
 
 Ancillary = Iterable[tuple[int, int, bytes]]
+
+
+class Listener:
+    """A UDP socket of the proxy. What Python asks the kernel for at each look (family, own name) is kept here."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.v4 = sock.family == socket.AF_INET
+        self._names = _FAMILIES[socket.AddressFamily(sock.family)]
+        self._name = sock.getsockname()
+        self._own = _packed(self._name[0])
+
+    def receive(self) -> tuple[Client, bytes] | None:
+        """The next datagram, one byte longer than a query may be if it was longer. None if none waits, or if it could
+        not be answered as asked: sent to another port, or to the listener itself, where asking on would end up."""
+        try:
+            payload, ancillary, _, sender = self.sock.recvmsg(MAX_QUERY + 1, socket.CMSG_SPACE(28))
+        except BlockingIOError:
+            return None
+        asked = original_destination(ancillary)
+        if asked is None or asked[1] != self._name[1] or asked[0] == self._own:
+            return None
+        return Client(_packed(sender[0]), sender[1], asked[0], Transport.UDP), payload
+
+    def send(self, client: Client, payload: bytes) -> None:
+        """A datagram to `client` from the address that it asked. OSError as sendmsg(2)."""
+        if self.v4:
+            source = struct.pack("=i4s4x", 0, client.asked[12:])  # in_pktinfo: ifindex, ipi_spec_dst, ipi_addr
+        else:
+            source = struct.pack("=16si", client.asked, 0)  # in6_pktinfo: address, ifindex
+        target = (unpack(client.address), client.port)
+        self.sock.sendmsg([payload], [(self._names.level, self._names.pktinfo, source)], 0, target)
+
+
+def _packed(text: str) -> bytes:
+    """netstack.core.address.pack for text that the kernel wrote, ten times as fast."""
+    if ":" in text:
+        return socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
+    return V4_MAPPED + socket.inet_aton(text)
 
 
 def inherited() -> list[socket.socket]:
@@ -79,20 +118,6 @@ def _prepared(sock: socket.socket) -> socket.socket:
     return sock
 
 
-def receive(sock: socket.socket) -> tuple[Client, bytes] | None:
-    """The next datagram, one byte longer than a query may be if it was longer. None if none waits, or if it could not
-    be answered as asked: sent to another port, or to the listener itself, where asking on would come back here."""
-    try:
-        payload, ancillary, _, sender = sock.recvmsg(MAX_QUERY + 1, socket.CMSG_SPACE(28))
-    except BlockingIOError:
-        return None
-    own = sock.getsockname()
-    asked = original_destination(ancillary)
-    if asked is None or asked[1] != own[1] or asked[0] == pack(own[0]):
-        return None
-    return Client(pack(sender[0]), sender[1], asked[0], Transport.UDP), payload
-
-
 def original_destination(ancillary: Ancillary) -> tuple[bytes, int] | None:
     """Address and port to which a datagram was sent: sockaddr_in or sockaddr_in6 as the kernel lays them out."""
     for level, kind, data in ancillary:
@@ -103,16 +128,6 @@ def original_destination(ancillary: Ancillary) -> tuple[bytes, int] | None:
             port, address = struct.unpack_from("!2xH4x16s", data)
             return address, port
     return None
-
-
-def send(sock: socket.socket, client: Client, payload: bytes) -> None:
-    """A datagram to `client` from the address that it asked. OSError as sendmsg(2)."""
-    names = _FAMILIES[socket.AddressFamily(sock.family)]
-    if sock.family == socket.AF_INET:
-        source = struct.pack("=i4s4x", 0, client.asked[12:])  # in_pktinfo: ifindex, ipi_spec_dst, ipi_addr
-    else:
-        source = struct.pack("=16si", client.asked, 0)  # in6_pktinfo: address, ifindex
-    sock.sendmsg([payload], [(names.level, names.pktinfo, source)], 0, (unpack(client.address), client.port))
 
 
 def towards(server: bytes) -> socket.socket:

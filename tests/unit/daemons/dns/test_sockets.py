@@ -39,3 +39,31 @@ def test_each_question_has_a_port_of_its_own() -> None:
     finally:
         for sock in opened:
             sock.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "anywhere", "asked", "recvorigdstaddr"),
+    [
+        (socket.AF_INET, "0.0.0.0", "127.0.0.10", (socket.IPPROTO_IP, 20)),
+        (socket.AF_INET6, "::", "::1", (socket.IPPROTO_IPV6, 74)),
+    ],
+)
+def test_an_answer_leaves_from_the_address_that_was_asked(
+    family: socket.AddressFamily, anywhere: str, asked: str, recvorigdstaddr: tuple[int, int]
+) -> None:
+    with socket.socket(family, socket.SOCK_DGRAM) as sock, socket.socket(family, socket.SOCK_DGRAM) as pod:
+        sock.bind((anywhere, 0))
+        sock.setsockopt(*recvorigdstaddr, 1)
+        sock.setblocking(False)
+        listener = sockets.Listener(sock)
+        assert listener.receive() is None
+        pod.settimeout(5)
+        pod.connect((asked, sock.getsockname()[1]))
+        pod.send(b"question" + bytes(2000))
+        received = listener.receive()
+        assert received is not None
+        client, payload = received
+        assert client.asked == pack(asked)
+        assert len(payload) == 1233
+        listener.send(client, b"answer")
+        assert pod.recv(100) == b"answer"

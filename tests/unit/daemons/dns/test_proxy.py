@@ -1,0 +1,135 @@
+"""The order of things, on loopback and without privilege. Transparent sockets: tests/integration/test_dns_proxy.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import select
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from instruments.dns_talk import answer_to, endpoint, question, rules_text
+from netstack.core.files import write_atomic
+from netstack.dns import sockets
+from netstack.dns.apply import Learned
+from netstack.dns.message import Rcode
+from netstack.dns.proxy import Proxy
+from netstack.dns.rulesfile import RulesFile
+from netstack.dns.session import Reason, Session
+from netstack.dns.settings import DnsSettings
+from netstack.kernel.layout import FqdnKey
+
+POD, ASKED = "127.0.0.5", "127.0.0.10"
+
+
+class Table(dict[bytes, bytes]):
+    """Calls `on_put` before it takes an entry."""
+
+    on_put: Callable[[], None] = staticmethod(lambda: None)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self.on_put()
+        self[key] = value
+
+    def delete(self, key: bytes) -> bool:
+        return self.pop(key, None) is not None
+
+
+def bound(address: str) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((address, 0))
+    sock.settimeout(5)
+    return sock
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Table, socket.socket, socket.socket]]:
+    """The table, the pod's socket and the server's."""
+    with contextlib.ExitStack() as stack:
+        pod, server = (stack.enter_context(bound(address)) for address in (POD, ASKED))
+        monkeypatch.setattr(sockets, "PORT", server.getsockname()[1])
+        yield Table(), pod, server
+
+
+async def served(folder: Path, table: Table, talk: Callable[[int], None]) -> Session:
+    """Run `talk(port of the proxy)` in a thread while a proxy serves; its session afterwards."""
+    write_atomic(folder / "rules.json", rules_text(endpoint(12, POD, {3: "x.io"})))
+    rules = RulesFile(folder / "rules.json", folder / "copy.json")
+    session = Session(DnsSettings(), rules.rules, lambda: 0xABCD)
+    tasks = []
+    proxy = Proxy(
+        DnsSettings(), session, Learned(table, Table(), 9), rules, lambda work, _: tasks.append(asyncio.Task(work))
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.setsockopt(socket.IPPROTO_IP, 20, 1)  # IP_RECVORIGDSTADDR
+        listener.setblocking(False)
+        await proxy.serve([listener])
+        await asyncio.to_thread(talk, listener.getsockname()[1])
+        await proxy.finish(1)
+    return session
+
+
+def test_nothing_reaches_the_pod_before_its_address_is_in_the_table(
+    tmp_path: Path, parts: tuple[Table, socket.socket, socket.socket]
+) -> None:
+    table, pod, server = parts
+    seen_early = []
+    table.on_put = lambda: seen_early.append(bool(select.select([pod], [], [], 0.1)[0]))
+
+    def talk(port: int) -> None:
+        pod.sendto(question("x.io"), (ASKED, port))
+        payload, proxy = server.recvfrom(512)
+        assert payload[:2] == b"\xab\xcd"
+        server.sendto(answer_to(payload, "x.io. 5 A 192.0.2.1"), proxy)
+        answer, sender = pod.recvfrom(512)
+        assert sender == (ASKED, port)
+        assert answer[:2] == b"\x12\x34"
+        assert [FqdnKey.unpack(key).endpoint for key in table] == [12]
+
+    asyncio.run(served(tmp_path, table, talk))
+    assert seen_early == [False]
+
+
+def test_an_answer_whose_address_is_not_taken_is_replaced(
+    tmp_path: Path, parts: tuple[Table, socket.socket, socket.socket]
+) -> None:
+    table, pod, server = parts
+
+    def refuse() -> None:
+        raise OSError(errno.E2BIG, "the table is full")
+
+    table.on_put = refuse
+
+    def talk(port: int) -> None:
+        pod.sendto(question("x.io"), (ASKED, port))
+        payload, proxy = server.recvfrom(512)
+        server.sendto(answer_to(payload, "x.io. 5 A 192.0.2.1"), proxy)
+        answer = pod.recv(512)
+        assert answer[3] & 15 == Rcode.SERVFAIL
+        assert b"\xc0\x00\x02\x01" not in answer
+
+    session = asyncio.run(served(tmp_path, table, talk))
+    assert session.counters[Reason.TABLE_REFUSED] == 1
+
+
+def test_only_the_server_that_was_asked_is_heard(
+    tmp_path: Path, parts: tuple[Table, socket.socket, socket.socket]
+) -> None:
+    """A forger who knows id, question and port, but sends from elsewhere: the kernel does not let it in."""
+    table, pod, server = parts
+
+    def talk(port: int) -> None:
+        pod.sendto(question("x.io"), (ASKED, port))
+        payload, proxy = server.recvfrom(512)
+        with bound("127.0.0.66") as forger:
+            forger.sendto(answer_to(payload, "x.io. 5 A 203.0.113.66"), proxy)
+        server.sendto(answer_to(payload, "x.io. 5 A 192.0.2.1"), proxy)
+        assert pod.recv(512).endswith(b"\xc0\x00\x02\x01")
+
+    session = asyncio.run(served(tmp_path, table, talk))
+    assert session.counters == {Reason.FORWARDED: 1, Reason.ANSWERED: 1}

@@ -83,7 +83,7 @@ class Talk:
 
     def say(self, payload: bytes, pod: str = POD, transport: Transport = Transport.UDP) -> Command:
         """The pod sends `payload`; the one command that follows."""
-        client = Client(pack(pod), 40000, pack(SERVER), transport)
+        client = Client(pack(pod), 40000, pack(SERVER), 53, transport)
         (command,) = self.session.query(client, payload, self.now)
         if isinstance(command, Forward):
             assert command.payload[2:] == payload[2:]

@@ -46,8 +46,11 @@ TPROXY = """
 table ip dns {
     chain pods {
         type filter hook prerouting priority mangle;
-        iifname "pod*" meta l4proto { tcp, udp } th dport 53 tproxy to 169.254.1.53:53 meta mark set 0x53000000 accept
-        iifname "pod*" th dport 53 drop
+        iifname "pod*" meta l4proto { tcp, udp } th dport { 53, 8053 } goto proxy
+    }
+    chain proxy {
+        meta l4proto { tcp, udp } tproxy to 169.254.1.53:53 meta mark set 0x53000000 accept
+        drop
     }
 }
 """
@@ -75,6 +78,7 @@ class Server:
 
     netns: str
     address: str = SERVER
+    port: int = 53
     zone: dict[str, tuple[str, ...]] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
     """(transport, name) of every question that arrived."""
@@ -91,8 +95,8 @@ class Server:
     def __enter__(self) -> Self:
         with inside(self.netns):
             self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self._udp.bind((self.address, 53))
-            self._tcp = socket.create_server((self.address, 53))
+            self._udp.bind((self.address, self.port))
+            self._tcp = socket.create_server((self.address, self.port))
         self._kept: list[tuple[bytes, Any]] = []
         self._wake, self._sleep = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name="dns server")

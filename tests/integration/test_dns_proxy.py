@@ -293,6 +293,21 @@ def test_another_dns_server_is_asked_by_its_own_address(wire: Wire, server: Serv
     assert server.asked == []
 
 
+def test_a_server_behind_another_port_answers_from_it(wire: Wire, server: Server) -> None:
+    """A Service that translates port 53 to the port of its pods: the proxy sees the translated one."""
+    wire.start()
+    with Server(wire.server_ns, ROUTER, 8053, zone=dict(ZONE)) as behind:
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            with wire.pod_socket(kind) as sock:
+                sock.connect((ROUTER, 8053))
+                stream = kind == socket.SOCK_STREAM
+                sock.sendall(framed(question(API)) if stream else question(API))
+                answer = receive_framed(sock) if stream else sock.recv(512)
+                assert addresses(dnslib.DNSRecord.parse(answer)) == ["192.0.2.10", "192.0.2.11"]
+        assert behind.asked == [("udp", API), ("tcp", API)]
+    assert server.asked == []
+
+
 @pytest.mark.parametrize("refusal", ["REFUSED", "NXDOMAIN"])
 def test_glibc_finds_an_allowed_name_through_kubelets_search_list(wire: Wire, server: Server, refusal: str) -> None:
     """ndots:5 makes it try the cluster's suffixes first, and all of those are refused."""

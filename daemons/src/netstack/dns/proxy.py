@@ -99,7 +99,7 @@ class Proxy:
             writer.transport.abort()
             return
         self._next_connection += 1
-        client = Client(pod, peer[1], pack(asked[0]), Transport.TCP, self._next_connection)
+        client = Client(pod, peer[1], pack(asked[0]), asked[1], Transport.TCP, self._next_connection)
         self._connections[client.connection] = writer
         self._of_pod[pod] += 1
         try:
@@ -179,7 +179,7 @@ class Proxy:
             self._spawn(self._ask_by_tcp(forward), f"dns question {forward.key}")
             return
         try:
-            sock = sockets.towards(forward.client.asked)
+            sock = sockets.towards(forward.client.server, forward.client.server_port)
             self._upstream[forward.key] = sock
             sock.send(forward.payload)
         except OSError as error:
@@ -202,7 +202,9 @@ class Proxy:
         with contextlib.ExitStack() as stack:
             try:
                 async with asyncio.timeout(self._settings.upstream_timeout_s):
-                    reader, writer = await asyncio.open_connection(unpack(forward.client.asked), sockets.PORT)
+                    reader, writer = await asyncio.open_connection(
+                        unpack(forward.client.server), forward.client.server_port
+                    )
                     stack.callback(writer.close)
                     writer.write(len(forward.payload).to_bytes(2) + forward.payload)
                     while forward.key in self._upstream:
@@ -213,7 +215,7 @@ class Proxy:
                 self._unreachable(forward, error)
 
     def _unreachable(self, forward: Forward, error: Exception) -> None:
-        _log.debug("server %s: %s", unpack(forward.client.asked), error)
+        _log.debug("server %s: %s", unpack(forward.client.server), error)
         self._run(self._session.unreachable(forward.key))
 
     def _close(self, key: int) -> None:

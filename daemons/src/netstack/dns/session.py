@@ -75,11 +75,13 @@ class Transport(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asked, and whom: addresses of 16 bytes. The reply leaves from `asked`, as if it had answered itself."""
+    """Who asked, and whom: addresses of 16 bytes. The reply leaves from the server's address and port, as if it had
+    answered itself. (Its port is 53 but for a cluster DNS whose Service translates to another one.)"""
 
     address: bytes
     port: int
-    asked: bytes
+    server: bytes
+    server_port: int
     transport: Transport
     connection: int = 0
     """The shim's number of the TCP connection."""
@@ -98,7 +100,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send `payload` from a new socket to `client.asked`, port 53; its answers come back under `key`."""
+    """Send `payload` from a new socket to the server that `client` asked; its answers come back under `key`."""
 
     key: int
     client: Client

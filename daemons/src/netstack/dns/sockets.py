@@ -2,7 +2,8 @@
 
 The kernel program (bpf_sk_assign) gives them packets for any DNS server. ip(7): the address that the pod asked comes
 with each datagram as IP_ORIGDSTADDR, and IP_PKTINFO sets the source of the answer, which IP_TRANSPARENT lets be no
-address of this node. An accepted TCP connection has the asked address as its own. SO_REUSEPORT stays off: before
+address of this node. Its port is the socket's own; a server asked at another port answers through a socket made for
+that one datagram. An accepted TCP connection has the asked address and port as its own. SO_REUSEPORT stays off: before
 Linux 6.6 bpf_sk_assign refuses sockets that have it.
 
 systemd keeps the sockets (netstack-dns.socket), so that questions which arrive during a restart wait in them.
@@ -55,23 +56,30 @@ class Listener:
 
     def receive(self) -> tuple[Client, bytes] | None:
         """The next datagram, one byte longer than a query may be if it was longer. None if none waits, or if it could
-        not be answered as asked: sent to another port, or to the listener itself, where asking on would end up."""
+        not be answered as asked: sent to the listener itself, where asking on would end up again."""
         try:
             payload, ancillary, _, sender = self.sock.recvmsg(MAX_QUERY + 1, socket.CMSG_SPACE(28))
         except BlockingIOError:
             return None
         asked = original_destination(ancillary)
-        if asked is None or asked[1] != self._name[1] or asked[0] == self._own:
+        if asked is None or asked[0] == self._own:
             return None
-        return Client(_packed(sender[0]), sender[1], asked[0], Transport.UDP), payload
+        return Client(_packed(sender[0]), sender[1], *asked, Transport.UDP), payload
 
     def send(self, client: Client, payload: bytes) -> None:
-        """A datagram to `client` from the address that it asked. OSError as sendmsg(2)."""
-        if self.v4:
-            source = struct.pack("=i4s4x", 0, client.asked[12:])  # in_pktinfo: ifindex, ipi_spec_dst, ipi_addr
-        else:
-            source = struct.pack("=16si", client.asked, 0)  # in6_pktinfo: address, ifindex
+        """A datagram to `client` from the server that it asked. OSError as sendmsg(2) or bind(2)."""
         target = (unpack(client.address), client.port)
+        if client.server_port != self._name[1]:
+            with socket.socket(self.sock.family, socket.SOCK_DGRAM) as sock:
+                sock.setsockopt(self._names.level, self._names.transparent, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind((unpack(client.server), client.server_port))
+                sock.sendto(payload, target)
+            return
+        if self.v4:
+            source = struct.pack("=i4s4x", 0, client.server[12:])  # in_pktinfo: ifindex, ipi_spec_dst, ipi_addr
+        else:
+            source = struct.pack("=16si", client.server, 0)  # in6_pktinfo: address, ifindex
         self.sock.sendmsg([payload], [(self._names.level, self._names.pktinfo, source)], 0, target)
 
 
@@ -130,13 +138,13 @@ def original_destination(ancillary: Ancillary) -> tuple[bytes, int] | None:
     return None
 
 
-def towards(server: bytes) -> socket.socket:
-    """A new UDP socket connected to port 53 of `server`: the kernel picks an unpredictable port for it, and lets in
-    nothing but what this server sends from there. OSError if there is no way to it."""
+def towards(server: bytes, port: int) -> socket.socket:
+    """A new UDP socket connected to the server: the kernel picks an unpredictable port for it, and lets in nothing but
+    what this server sends from there. OSError if there is no way to it."""
     text = unpack(server)
     sock = socket.socket(socket.AF_INET6 if ":" in text else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
-        sock.connect((text, PORT))
+        sock.connect((text, port))
     except OSError:
         sock.close()
         raise

@@ -51,7 +51,9 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Tab
     """The table, the pod's socket and the server's."""
     with contextlib.ExitStack() as stack:
         pod, server = (stack.enter_context(bound(address)) for address in (POD, ASKED))
-        monkeypatch.setattr(sockets, "PORT", server.getsockname()[1])
+        # the pod asks the proxy's port of the server's address; the server itself has another one
+        port, towards = server.getsockname()[1], sockets.towards
+        monkeypatch.setattr(sockets, "towards", lambda address, _: towards(address, port))
         yield Table(), pod, server
 
 

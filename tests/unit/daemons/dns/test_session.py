@@ -272,7 +272,7 @@ def test_all_pods_together_have_a_limit_too() -> None:
 def test_a_question_by_tcp_is_forwarded_by_tcp() -> None:
     command = talk().say(question(API), transport=Transport.TCP)
     assert isinstance(command, Forward)
-    assert (command.client.transport, command.client.asked) == (Transport.TCP, pack(SERVER))
+    assert (command.client.transport, command.client.server) == (Transport.TCP, pack(SERVER))
 
 
 def test_who_asks_with_edns_reads_why_it_was_refused() -> None:

@@ -29,11 +29,11 @@ def test_descriptors_meant_for_another_process_are_not_taken(monkeypatch: pytest
 
 def test_a_server_without_a_route_is_an_error_at_once() -> None:
     with pytest.raises(OSError):
-        sockets.towards(pack("255.255.255.255"))
+        sockets.towards(pack("255.255.255.255"), 53)
 
 
 def test_each_question_has_a_port_of_its_own() -> None:
-    opened = [sockets.towards(pack("127.0.0.1")) for _ in range(8)]
+    opened = [sockets.towards(pack("127.0.0.1"), 53) for _ in range(8)]
     try:
         assert len({sock.getsockname()[1] for sock in opened}) == 8
     finally:
@@ -63,7 +63,7 @@ def test_an_answer_leaves_from_the_address_that_was_asked(
         received = listener.receive()
         assert received is not None
         client, payload = received
-        assert client.asked == pack(asked)
+        assert (client.server, client.server_port) == (pack(asked), sock.getsockname()[1])
         assert len(payload) == 1233
         listener.send(client, b"answer")
         assert pod.recv(100) == b"answer"

@@ -63,15 +63,19 @@ def read(root: str) -> Layout:
         names = []
     whole = [name for name in names if os.path.exists(os.path.join(folder(root, name), MARK))]
     whole.sort(key=lambda name: _age(root, name))
-    return Layout(tuple(whole), _target(root, "current"), _target(root, "previous"), os.path.isdir(os.path.join(root, "releases")))
+    return Layout(
+        tuple(whole), _target(root, "current"), _target(root, "previous"), os.path.isdir(os.path.join(root, "releases"))
+    )
 
 
 def prune(layout: Layout, keep: int) -> Layout:
-    """Forget the oldest releases beyond `keep`; never the current one, nor the one to go back to."""
-    held = {layout.current, layout.previous}
-    spare = [release for release in layout.releases if release not in held]
-    excess = max(0, len(layout.releases) - keep)
-    gone = set(spare[:excess])
+    """Forget the oldest releases beyond `keep`, but never the current one, nor the one to go back to, nor those that
+    were staged after the current one: they wait for an upgrade."""
+    if layout.current is None:
+        return layout
+    older = layout.releases[: layout.releases.index(layout.current)]
+    spare = [release for release in older if release != layout.previous]
+    gone = set(spare[: max(0, len(layout.releases) - keep)])
     return replace(layout, releases=tuple(release for release in layout.releases if release not in gone))
 
 
@@ -85,7 +89,8 @@ def active(now: Layout, release: str, keep: int, assume_staged: bool) -> Layout:
     """`assume_staged`: check mode, where the task that stages has changed nothing either."""
     if release not in now.releases:
         if not assume_staged:
-            raise ReleaseError(f"release {release} is not staged on this node; staged: {', '.join(now.releases) or 'none'}")
+            there = ", ".join(now.releases) or "none"
+            raise ReleaseError(f"release {release} is not staged on this node; staged: {there}")
         now = staged(now, release)
     if now.current == release:
         return prune(now, keep)

@@ -28,7 +28,8 @@ options:
   state:
     description:
       - V(staged) makes the release O(id) from the archive O(src), if it is not there yet.
-      - V(active) switches to the release O(id), which must be staged, and forgets the oldest releases beyond O(keep).
+      - V(active) switches to the release O(id), which must be staged, and forgets the oldest releases
+        before it beyond O(keep).
       - V(previous) switches back to the release before the last switch. Not idempotent by nature, since the two swap places.
       - V(absent) removes the release O(id); without O(id), all of O(root).
     type: str

@@ -1,0 +1,73 @@
+"""What each role says of itself in several places, compared: Ansible compares none of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[4]
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
+DAEMONS = ("agent", "announcer", "dns", "ingress")
+
+
+def read(role: str, path: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / "roles" / role / path).read_text()))
+
+
+def templated(value: Any) -> bool:
+    return "{{" in yaml.safe_dump(value)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_defaults_are_the_defaults_of_the_argument_specs(role: str) -> None:
+    """A default that is a template is told in the description's words instead."""
+    defaults = read(role, "defaults/main.yml")
+    options = read(role, "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    said = {name: option.get("default") for name, option in options.items()}
+    assert said == {name: None if templated(value) else value for name, value in defaults.items()}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_public_variables_carry_the_roles_name_and_internal_ones_two_underscores(role: str) -> None:
+    assert all(name.startswith(f"{role}_") for name in read(role, "defaults/main.yml"))
+    assert all(name.startswith(f"__{role}_") for name in read(role, "vars/main.yml"))
+
+
+@pytest.mark.parametrize("role", DAEMONS)
+def test_the_configuration_has_only_fields_that_the_daemon_knows(role: str) -> None:
+    settings = pytest.importorskip(f"netstack.{role}.settings")
+    known = {field.name for field in dataclasses.fields(getattr(settings, f"{role.capitalize()}Settings"))}
+    assert set(read(role, "vars/main.yml")[f"__{role}_config"]) <= known
+
+
+def test_networks_that_no_name_opens_are_those_of_the_daemon() -> None:
+    settings = pytest.importorskip("netstack.dns.settings")
+    assert tuple(read("dns", "defaults/main.yml")["dns_never_open"]) == settings.DnsSettings().never_open
+
+
+@pytest.mark.parametrize("role", DAEMONS)
+def test_daemons_start_from_the_current_release_and_restart_when_it_changes(role: str) -> None:
+    for unit in sorted((ROOT / "roles" / role / "templates").glob(f"netstack-{role}.service.j2")):
+        text = unit.read_text()
+        assert f"ExecStart=/opt/netstack/current/bin/netstack-{role} --config /etc/netstack/{role}.yaml\n" in text
+        assert f"Environment=NETSTACK_RELEASE={{{{ {role}_release }}}}\n" in text
+        for line in ("Type=notify", "WatchdogSec=10", "Restart=always", "ProtectSystem=strict", "NoNewPrivileges=yes"):
+            assert f"{line}\n" in text, f"{unit.name} lacks {line}"
+
+
+def test_the_action_group_has_every_module() -> None:
+    groups = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["action_groups"]
+    modules = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))
+    assert sorted(groups["netstack"]) == modules
+
+
+def test_the_constraints_cover_what_the_daemons_need() -> None:
+    tomllib = importlib.import_module("tomllib")
+    needed = tomllib.loads((ROOT / "daemons/pyproject.toml").read_text())["project"]["dependencies"]
+    pinned = {line.partition("==")[0] for line in (ROOT / "roles/release/files/constraints.txt").read_text().split()}
+    assert {word.partition(">")[0] for word in needed} <= pinned

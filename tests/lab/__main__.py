@@ -43,14 +43,21 @@ def status(_: argparse.Namespace) -> None:
 
 
 def enter(options: argparse.Namespace) -> None:
-    """Become a shell, or a command, in a member."""
-    member = Lab.open(options.prefix).member(options.member)
-    argv = member.enter(options.command or ["bash"])
+    """Become a shell, or a command, in a member of the LAN or in a pod."""
+    lab = Lab.open(options.prefix)
+    namespace, _, pod = options.where.partition("/")
+    where = lab.find_pod(namespace, pod) if pod else lab.member(namespace)
+    argv = where.enter(options.command or ["bash"])
     os.execvp(argv[0], argv)
 
 
 def act(options: argparse.Namespace) -> None:
     getattr(Lab.open(options.prefix), options.verb)(options.member)
+
+
+def apply(options: argparse.Namespace) -> None:
+    for manifest in options.manifests:
+        Lab.open(options.prefix).apply(manifest)
 
 
 def loss(options: argparse.Namespace) -> None:
@@ -72,14 +79,17 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("down", help="remove a lab, whatever its state").set_defaults(do=down)
     verbs.add_parser("status", help="the labs of this machine").set_defaults(do=status)
     verbs.add_parser("image", help="build the node image, if it is missing").set_defaults(do=build_image)
-    verb = verbs.add_parser("enter", help="a shell, or a command, in n1 .., cli1, cli2, ctl, rtr")
-    verb.add_argument("member")
+    verb = verbs.add_parser("enter", help="a shell, or a command, in n1 .., cli1, cli2, ctl, rtr or a pod")
+    verb.add_argument("where", help="a member of the LAN, or namespace/pod")
     verb.add_argument("command", nargs=argparse.REMAINDER)
     verb.set_defaults(do=enter)
     for name in MEMBER_CALLS:
         verb = verbs.add_parser(name, help=" ".join((getattr(Lab, name).__doc__ or name).split()))
         verb.add_argument("member")
         verb.set_defaults(do=act)
+    verb = verbs.add_parser("apply", help="create or replace the objects of manifest files")
+    verb.add_argument("manifests", type=Path, nargs="+")
+    verb.set_defaults(do=apply)
     verb = verbs.add_parser("loss", help="lose a share of the frames on a member's cable")
     verb.add_argument("member")
     verb.add_argument("percent", type=int)

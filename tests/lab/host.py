@@ -4,12 +4,13 @@ the machine's."""
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import cgroups, http, network
-from .names import Names
+from .names import SHARE, Names
 from .shell import run
 from .tls import authority
 
@@ -77,8 +78,7 @@ class Host:
             options=trusting,
         )
 
-    def arp(self, address: str, timeout_s: float = 2.0) -> set[str]:
-        """MACs that answer "who has this address?" within a second, in small letters. More than one is a fault."""
-        wait = ["arping", "-c", "2", "-w", f"{timeout_s:g}", "-I", "eth0", address]
-        lines = self.run(wait, check=False, timeout_s=timeout_s + 5).stdout.splitlines()
-        return {line.split("[")[1].split("]")[0].lower() for line in lines if "reply from" in line}
+    def arp(self, address: str, timeout_s: float = 0.3) -> set[str]:
+        """MACs, in small letters, that answer "who has this address?" in time. More than one is a fault."""
+        ask = [sys.executable, str(SHARE / "who_has.py"), address, f"{timeout_s:g}"]
+        return set(self.run(ask, timeout_s=timeout_s + 10).stdout.split())

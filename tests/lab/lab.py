@@ -7,15 +7,17 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from . import cgroups, faults, image, inventory, network, tls
+from . import cgroups, faults, image, inventory, network, objects, pods, tls
 from .capture import Capture
 from .host import Host
 from .names import RUN, Names
 from .node import Node
+from .objects import Api, Object
+from .pods import Pod
 from .router import Router
 from .shell import run, wait_until
 
@@ -40,6 +42,7 @@ class Lab:
         self.clients = [Host(self.names, network.Port(name, address)) for name, address in CLIENTS.items()]
         self.controller = Host(self.names, network.Port(inventory.CONTROLLER, CONTROLLER_ADDRESS))
         self.router = Router(self.names, network.Port("rtr", network.GATEWAY, gateway=None))
+        self.api = Api(self.names.manifests, self.names.run / "shared/names/hosts")
         self._claim: socket.socket | None = None
 
     # Life
@@ -117,6 +120,9 @@ class Lab:
         run(["mount", "-t", "tmpfs", "-o", "size=8g,mode=755", f"lab-{self.names.prefix}", str(run_folder)])
         for folder in ("manifests", "shared", "captures"):
             (run_folder / folder).mkdir()
+        self.api.names.parent.mkdir()
+        self.api.apply([objects.namespace(name) for name in ("default", "kube-system")])
+        self.api.apply([objects.node(node.name, node.address, node.pod_cidr) for node in self.nodes])
         (run_folder / "shared/resolv.conf").write_text(f"nameserver {network.GATEWAY}\n")
         tls.authority()
         network.make_lan(self.names)
@@ -148,6 +154,63 @@ class Lab:
             if one.name == name:
                 return one
         raise KeyError(f"{name}: not one of {', '.join(one.name for one in everyone)}")
+
+    # Cluster
+
+    def apply(self, source: Path | str | Object | Iterable[Object]) -> list[Object]:
+        """Create or replace objects: a manifest file, YAML text, or dictionaries. Returns them as stored."""
+        return self.api.apply(source)
+
+    def delete(self, kind: str, namespace: str, name: str) -> None:
+        """Delete an object; `namespace` is "" for a cluster-scoped one."""
+        self.api.delete(kind, namespace, name)
+
+    def pod(
+        self,
+        node: str,
+        namespace: str,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        command: Sequence[str] = ("sleep", "infinity"),
+        *,
+        ports: Mapping[str, int | str] | None = None,
+        host_network: bool = False,
+        start: bool = True,
+    ) -> Pod:
+        """Create a pod on a node, and start it; ready when its TCP ports listen. `ports`: name -> 8080 or "53/UDP"."""
+        if self.api.get("Namespace", "", namespace) is None:
+            self.apply(objects.namespace(namespace))
+        self.apply(pods.pod_object(node, namespace, name, labels or {}, command, ports or {}, host_network))
+        pod = Pod(self.node(node), self.api, namespace, name)
+        if start:
+            pod.start()
+        return pod
+
+    def web_pod(
+        self, node: str, namespace: str, name: str, labels: Mapping[str, str] | None = None, port: int = 8080
+    ) -> Pod:
+        """A pod that answers HTTP with who was asked and by whom (share/answer.py), and echoes TCP and UDP on 7."""
+        serve = ["python3", "/opt/lab/share/answer.py", "--name", name, "--http", str(port), "--tcp", "7", "--udp", "7"]
+        return self.pod(node, namespace, name, labels, serve, ports={"http": port, "echo": 7, "echo-udp": "7/UDP"})
+
+    def dns_pod(self, node: str) -> Pod:
+        """The cluster's DNS in place of CoreDNS: Services' names, the rest from the home router."""
+        self.apply(pods.KUBE_DNS)
+        return self.pod(
+            node,
+            "kube-system",
+            f"coredns-{node}",
+            {"k8s-app": "kube-dns"},
+            [*pods.DNS_SERVER, f"--server={self.router.address}"],
+            ports={"dns": "53/UDP", "dns-tcp": 53},
+        )
+
+    def find_pod(self, namespace: str, name: str) -> Pod:
+        """A pod that exists. Raises KeyError."""
+        found = self.api.get("Pod", namespace, name)
+        if found is None:
+            raise KeyError(f"Pod {namespace}/{name}")
+        return Pod(self.node(found["spec"]["nodeName"]), self.api, namespace, name)
 
     # Failures
 
@@ -188,16 +251,18 @@ class Lab:
 
     # Looking
 
-    def capture(self, member: str, expression: str = "") -> Capture:
-        """Record what passes a member's cable (seen from the bridge: 'in' is what the member sent)."""
-        netns, device = faults.link(self.names, self.member(member).port)
-        return self._capture(netns, device, member, expression)
-
-    def _capture(self, netns: Path, device: str, label: str, expression: str) -> Capture:
-        folder = self.names.run / "captures"
+    def capture(self, where: str | Pod, expression: str = "") -> Capture:
+        """Record what passes a cable, by its member's name ("n1"); a device of a node ("n1/veth0"); or a pod's eth0."""
+        if isinstance(where, Pod):
+            label, netns, device = f"{where.namespace}.{where.name}", where.netns, "eth0"
+        elif "/" in where:
+            member, _, device = where.partition("/")
+            label, netns = where.replace("/", "."), self.names.netns_path(member)
+        else:
+            label, (netns, device) = where, faults.link(self.names, self.member(where).port)
         cgroup = f"{self.names.cgroup}/captures"
         cgroups.create(cgroup)
-        pcap = folder / f"{label}-{len(list(folder.glob('*.pcap')))}-{time.monotonic_ns()}.pcap"
+        pcap = self.names.run / "captures" / f"{label}-{time.monotonic_ns()}.pcap"
         return Capture(netns, device, expression, pcap, cgroups.members(cgroup))
 
     def write_inventory(self, path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUN = Path("/run/netstack-lab")
+SHARE = Path(__file__).with_name("share")  # programs of the lab; nodes have it as /opt/lab/share
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from . import cgroups, network
 from .image import image, ssh_key
-from .names import Names
+from .names import SHARE, Names
 from .shell import alive, run, wait_until
 from .tls import authority
 
@@ -54,8 +54,6 @@ ENVIRONMENT = {
     "TERM": os.environ.get("TERM", "dumb"),
 }
 
-SHARE = Path(__file__).with_name("share")
-
 
 class NotRunning(Exception):
     """The node has no power."""
@@ -65,7 +63,7 @@ class NotRunning(Exception):
 class Boot:
     """One boot of a node, as its supervisor last wrote it down."""
 
-    count: int  # the first boot is 1
+    count: int  # boots since the lab was made; the first is 1
     leader: int  # the node's PID 1, as the machine numbers it; 0 until there is one
     ready: bool  # the node's systemd reached its default target
 
@@ -151,6 +149,8 @@ class Node:
         layers = f"lowerdir={image()},upperdir={self.folder / 'upper'},workdir={self.folder / 'work'}"
         run(["mount", "-t", "overlay", "-o", layers, self.names.netns(self.name), str(self.root)])
         (self.root / "etc/hostname").write_text(f"{self.name}\n")
+        # Some programs look up their own host's name when they start (curl, through libldap), in pods too.
+        (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         (self.root / "etc/netstack/manifests").mkdir(parents=True)
         with (self.root / "etc/ssl/certs/ca-certificates.crt").open("a") as trusted:
             trusted.write(authority().certificate.read_text())
@@ -166,7 +166,7 @@ class Node:
         )
         (self.folder / "supervisor.pid").write_text(str(supervisor))
 
-    def wait_booted(self, boot: int = 1, timeout_s: float = 60.0) -> None:
+    def wait_booted(self, boot: int = 0, timeout_s: float = 60.0) -> None:
         """Wait until boot number `boot` (or a later one) has reached its default target, sshd included.
 
         Raises NotRunning with the end of the console if the node has gone off meanwhile, and TimedOut.
@@ -208,6 +208,13 @@ class Node:
         cgroups.kill(self.payload)
         cgroups.remove(self.payload)
 
+    def count_boot(self) -> int:
+        """The number of the boot that begins."""
+        path = self.folder / "boots"
+        count = int(path.read_text()) + 1 if path.exists() else 1
+        path.write_text(str(count))
+        return count
+
     def make_boot(self) -> None:
         """Make what lives as long as a boot: namespace and cable, bpffs."""
         network.plug(self.names, self.port)
@@ -237,9 +244,8 @@ class Node:
 
 def supervise(node: Node) -> None:
     """Boot the node, again whenever it asks for a reboot, until it powers off."""
-    count = 0
     while True:
-        count += 1
+        count = node.count_boot()
         node.forget_boot()
         node.make_boot()
         if boot_once(node, count) != REBOOT:

@@ -10,8 +10,6 @@ A second name server, FOREIGN_DNS, answers every name there is: the one that a p
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +17,8 @@ from pathlib import Path
 
 from . import cgroups, network
 from .host import Host
-from .node import SHARE
+from .names import SHARE
+from .objects import write_if_changed
 from .shell import run, wait_until
 from .tls import certificate
 
@@ -45,7 +44,6 @@ HOME_INGRESS = "192.168.86.18"  # where the router sends *.home.lab
 
 HTTP_PORTS, HTTPS_PORTS, TCP_PORTS, UDP_PORTS = (80, 8080), (443, 8443), (7, 9000), (7, 443, 9000)
 TTL_S = 60
-NAME_SERVERS = ("dns", "dns-foreign")  # their logs and pid files
 
 DNSMASQ = (
     *("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--user=root"),
@@ -57,17 +55,18 @@ DNSMASQ = (
 class Router(Host):
     @property
     def hosts(self) -> Path:
-        return self.names.run / "router/hosts"
+        """The hosts file of both name servers; they read it again when it changes."""
+        return self.names.run / "router/names/hosts"
 
     def start(self) -> None:
-        self.hosts.parent.mkdir()
+        self.hosts.parent.mkdir(parents=True)
         self._write_hosts([(address, name) for name, addresses in INTERNET.items() for address in addresses])
         everyone = sorted({address for addresses in INTERNET.values() for address in addresses})
         network.ip([f"addr add {address}/32 dev lo" for address in everyone], self.names.netns(self.name))
-        ttl = [f"--local-ttl={TTL_S}", f"--addn-hosts={self.hosts}"]
+        ttl = [f"--local-ttl={TTL_S}", f"--hostsdir={self.hosts.parent}"]
         home = [f"--address=/{HOME_DOMAIN}/{HOME_INGRESS}"]
-        self._spawn(NAME_SERVERS[0], [*DNSMASQ, *ttl, f"--listen-address={self.address}", *home, "--address=/#/"])
-        self._spawn(NAME_SERVERS[1], [*DNSMASQ, *ttl, f"--listen-address={FOREIGN_DNS}", f"--address=/#/{ATTACKER}"])
+        self._spawn("dns", [*DNSMASQ, *ttl, f"--listen-address={self.address}", *home, "--address=/#/"])
+        self._spawn("dns-foreign", [*DNSMASQ, *ttl, f"--listen-address={FOREIGN_DNS}", f"--address=/#/{ATTACKER}"])
         pair = certificate([*INTERNET, "*.example.com", "*.example.net", "*.example.org", f"*.{HOME_DOMAIN}"])
         ports = {"--http": HTTP_PORTS, "--https": HTTPS_PORTS, "--tcp": TCP_PORTS, "--udp": UDP_PORTS}
         listening = [word for flag, numbers in ports.items() for word in (flag, *map(str, numbers))]
@@ -88,8 +87,6 @@ class Router(Host):
         present = run(["ip", "-n", self.names.netns(self.name), "-o", "addr", "show", "dev", "lo"]).stdout
         missing = [address for address in addresses if f" {address}/32 " not in present]
         network.ip([f"addr add {address}/32 dev lo" for address in missing], self.names.netns(self.name))
-        for server in NAME_SERVERS:
-            os.kill(int((self.hosts.parent / f"{server}.pid").read_text()), signal.SIGHUP)
 
         def served() -> bool:
             said = self.run(["dig", "+short", "+tries=1", "+time=1", f"@{self.address}", name], check=False).stdout
@@ -98,9 +95,7 @@ class Router(Host):
         wait_until(served, f"the router to serve {name}")
 
     def _write_hosts(self, names: Sequence[tuple[str, str]]) -> None:
-        self.hosts.write_text("".join(f"{address} {name}\n" for address, name in names))
+        write_if_changed(self.hosts, "".join(f"{address} {name}\n" for address, name in names))
 
     def _spawn(self, name: str, argv: Sequence[str]) -> None:
-        log = self.hosts.parent / f"{name}.log"
-        pid = cgroups.spawn(argv, cgroup=self.cgroup, netns=self.netns, log=log)
-        log.with_suffix(".pid").write_text(str(pid))
+        cgroups.spawn(argv, cgroup=self.cgroup, netns=self.netns, log=self.hosts.parents[1] / f"{name}.log")

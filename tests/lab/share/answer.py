@@ -121,10 +121,9 @@ class UdpEcho(asyncio.DatagramProtocol):
         self.name = name
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
+        self.transport: Any = transport  # asyncio's own class is no DatagramTransport in Debian's Python 3.11
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        assert isinstance(self.transport, asyncio.DatagramTransport)
         self.transport.sendto(f"{self.name} {addr[0]} ".encode() + data, addr)
 
 
@@ -140,14 +139,14 @@ def tls(cert: str, key: str) -> ssl.SSLContext:
 
 async def serve(options: argparse.Namespace) -> None:
     answer, loop = Answer(options.name), asyncio.get_running_loop()
+    for port in options.udp:
+        await loop.create_datagram_endpoint(lambda: UdpEcho(options.name), (options.bind, port))
     for port in options.http:
         await asyncio.start_server(answer.http, options.bind, port)
     for port in options.https:
         await asyncio.start_server(answer.http, options.bind, port, ssl=tls(options.cert, options.key))
     for port in options.tcp:
         await asyncio.start_server(answer.tcp, options.bind, port)
-    for port in options.udp:
-        await loop.create_datagram_endpoint(lambda: UdpEcho(options.name), (options.bind, port))
     await loop.create_future()
 
 

@@ -1,0 +1,139 @@
+"""The kernel's half and the daemon's half together: what a pod may reach is what it was told by name, and no more."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import dnslib
+import pytest
+
+from instruments.dns_programs import ENDPOINT, SELECTOR, Programs, compiled
+from instruments.dns_talk import endpoint, question, rules_text
+from instruments.dns_wire import POD, ROUTER, SERVER, Server, Wire, framed, inside, receive_framed
+from lab.shell import run
+from netstack.core.address import pack
+from netstack.core.verdict import Verdict
+from netstack.kernel.layout import FqdnKey
+from netstack.kernel.programs import Compiled
+
+pytestmark = pytest.mark.root
+
+API, WEB, NEIGHBOUR = "api.anthropic.com", "192.0.2.10", "192.0.2.66"
+ZONE = {API: (f"{API}. 30 A {WEB}",), "evil.example": (f"evil.example. 30 A {NEIGHBOUR}",)}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return compiled(tmp_path_factory.mktemp("programs"))
+
+
+@pytest.fixture
+def wire(tmp_path: Path) -> Iterator[Wire]:
+    with Wire(tmp_path) as made:
+        made.rules(rules_text(endpoint(ENDPOINT, POD, {SELECTOR: API})))
+        made.keep_sockets()
+        yield made
+
+
+@pytest.fixture
+def programs(wire: Wire, built: Compiled) -> Programs:
+    return Programs(wire, built)
+
+
+@pytest.fixture
+def server(wire: Wire) -> Iterator[Server]:
+    """Its host also has the addresses of two web servers."""
+    for address in (WEB, NEIGHBOUR):
+        run(["ip", "-n", wire.server_ns, "addr", "add", f"{address}/32", "dev", "lo"])
+    with inside(wire.server_ns):
+        web = socket.create_server(("0.0.0.0", 443))
+    with web, Server(wire.server_ns, zone=dict(ZONE)) as made:
+        yield made
+
+
+def reaches(wire: Wire, address: str, port: int = 443) -> bool:
+    with wire.pod_socket(socket.SOCK_STREAM) as sock:
+        sock.settimeout(0.5)
+        try:
+            sock.connect((address, port))
+        except TimeoutError:
+            return False
+        return True
+
+
+def test_an_address_is_open_once_its_name_was_looked_up_and_no_other(
+    wire: Wire, server: Server, programs: Programs
+) -> None:
+    wire.start()
+    assert not reaches(wire, WEB)
+    assert wire.look_up(API).header.rcode == 0
+    assert reaches(wire, WEB)
+    assert not reaches(wire, NEIGHBOUR)
+    assert wire.look_up("evil.example").header.rcode == dnslib.RCODE.REFUSED
+    assert not reaches(wire, NEIGHBOUR)
+    assert server.asked == [("udp", API)]
+    assert programs.counted(Verdict.REDIRECTED_DNS) >= 2
+    assert wire.maps["fqdn_use"].get(FqdnKey(ENDPOINT, pack(WEB)).pack()) is not None
+
+
+def test_dns_by_tcp_goes_the_same_way(wire: Wire, server: Server, programs: Programs) -> None:
+    wire.start()
+    allowed, refused = sorted(wire.look_up_by_tcp(API, "evil.example"), key=lambda answer: answer.header.id)
+    assert (allowed.header.rcode, refused.header.rcode) == (0, dnslib.RCODE.REFUSED)
+    assert server.asked == [("tcp", API)]
+    assert reaches(wire, WEB)
+
+
+def test_another_dns_server_is_not_reached(wire: Wire, server: Server, programs: Programs) -> None:
+    wire.start()
+    with Server(wire.server_ns, ROUTER, zone=dict(ZONE)) as other, wire.pod_socket() as sock:
+        sock.settimeout(0.5)
+        sock.connect((ROUTER, 53))
+        sock.send(question(API))
+        with pytest.raises(TimeoutError):
+            sock.recv(512)
+        assert other.asked == []
+
+
+def test_with_the_daemon_dead_what_was_learned_stays_open_and_nothing_opens(
+    wire: Wire, server: Server, programs: Programs
+) -> None:
+    wire.start()
+    wire.look_up(API)
+    wire.kill()
+    assert reaches(wire, WEB)
+    assert not reaches(wire, NEIGHBOUR)
+    with wire.pod_socket() as udp, wire.pod_socket(socket.SOCK_STREAM) as tcp:
+        udp.connect((SERVER, 53))
+        udp.send(question(API))
+        tcp.connect((SERVER, 53))
+        tcp.sendall(framed(question(API)))
+        wire.start()
+        assert dnslib.DNSRecord.parse(udp.recv(512)).header.rcode == 0
+        assert dnslib.DNSRecord.parse(receive_framed(tcp)).header.rcode == 0
+
+
+def test_without_the_sockets_questions_go_nowhere(wire: Wire, server: Server, programs: Programs) -> None:
+    """The server asked may well be reachable: that a redirect finds nobody must not let the question pass."""
+    for sock in wire.listeners:
+        sock.close()
+    wire.listeners = []
+    with pytest.raises(TimeoutError):
+        wire.look_up(API, timeout_s=0.5)
+    assert not reaches(wire, SERVER, 53)
+    assert server.asked == []
+    assert programs.counted(Verdict.NO_PROXY) >= 2
+
+
+def test_a_policy_deleted_while_the_daemon_is_dead_closes_the_address(
+    wire: Wire, server: Server, programs: Programs
+) -> None:
+    wire.start()
+    wire.look_up(API)
+    wire.kill()
+    assert reaches(wire, WEB)
+    for key, _ in list(wire.maps["policy"].items()):
+        wire.maps["policy"].delete(key)
+    assert not reaches(wire, WEB)

@@ -117,7 +117,6 @@ class Election:
         self._sent: dict[int, float] = {}
         self._started = now
         self._last_seen = now
-        self._patient_until = now
         self._able_since: float | None = None
         self._next_beat = now
         self._next_call = now
@@ -188,9 +187,6 @@ class Election:
 
     def _wake(self, now: float) -> list[Output]:
         """Before anything else: what has ended meanwhile."""
-        if now - self._last_seen > self.timing.silence_s:
-            # This loop stalled. What it now reads may be old, so let a round of beats pass before judging anyone.
-            self._patient_until = now + 2 * self.timing.beat_s
         self._last_seen = now
         out: list[Output] = []
         self._lapse(now, out)
@@ -329,10 +325,9 @@ class Election:
         by_majority = NEVER
         if len(ranked) >= self._others_needed:
             by_majority = self._sent.get(ranked[self._others_needed - 1] if self._others_needed else newest, NEVER)
-        alive = self._alive(now)
-        if not self._may_lean(alive, now):
+        if not self._may_lean(now):
             return by_majority
-        supported = min((own.support.get(peer.name, 0) for peer in alive), default=newest)
+        supported = min((own.support.get(peer.name, 0) for peer in self._alive(now)), default=newest)
         return max(by_majority, min(self._sent.get(supported, NEVER), self._gateway_at))
 
     def _alive(self, now: float) -> list[Peer]:
@@ -349,19 +344,13 @@ class Election:
         ]
         if self._is_majority(acknowledged):
             return True
-        alive = self._alive(now)
-        return (
-            self._may_lean(alive, now)
-            and now - self._gateway_at < self.timing.fence_s
-            and all(peer in acknowledged for peer in alive)
-        )
+        gateway = self._may_lean(now) and now - self._gateway_at < self.timing.fence_s
+        return gateway and all(peer in acknowledged for peer in self._alive(now))
 
-    def _may_lean(self, alive: Collection[Peer], now: float) -> bool:
-        """Whether the gateway may stand in for a majority: not where one is heard, and not for who has only just come
-        out of the dark and sees the gateway before it hears its peers."""
-        if not self._witness or self._is_majority(alive):
-            return False
-        return now - self._gateway_since >= self.timing.takeover_s
+    def _may_lean(self, now: float) -> bool:
+        """Whether the gateway may stand in for a majority: not for who has only just come out of the dark and sees the
+        gateway before it hears its peers."""
+        return self._witness and now - self._gateway_since >= self.timing.takeover_s
 
     def _lapse(self, now: float, out: list[Output]) -> None:
         """Give up what the kernel has stopped answering for: others can then take it before their promises end."""
@@ -410,8 +399,8 @@ class Election:
         """Become a candidate for what is free, in the order of rank."""
         self._next_claim = float("inf")
         free = self._free_since = dict(self._free(now))
-        start = max(self._started + self.timing.listen_s, self._patient_until)
-        if now < start or not self._carrier or self._draining or not self._reaches(now):
+        listening = now < self._started + self.timing.listen_s
+        if listening or not self._carrier or self._draining or not self._reaches(now):
             self._able_since = None
             return
         self._able_since = self._able_since or now

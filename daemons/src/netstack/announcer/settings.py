@@ -93,6 +93,10 @@ class AnnouncerSettings:
     load_balancer_class: str = ""
     """Services with this spec.loadBalancerClass get addresses; "" = those without a class."""
 
+    ignore_exclude_label: bool = False
+    """Announce also from nodes with the label node.kubernetes.io/exclude-from-external-load-balancers, which kubeadm
+    gives to control planes; a small cluster may have no others."""
+
     manifests: Path = Path("/etc/netstack/manifests")
     """Folder of the directory source."""
 

@@ -1,0 +1,143 @@
+"""Programs on devices: tc filters of the clsact qdisc, by netlink. Replacing one loses no packet.
+
+Ours are at preference 1, handle 1, for every protocol, direct-action, named `netstack/<program>`. A filter there that
+is not ours is somebody else's network and is never replaced: `Occupied` names it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from netstack.kernel.bpf import BpfError, Program
+from netstack.kernel.netlink import ACK, CREATE, EXCL, Netlink, _attribute, _attributes, _integer
+from netstack.kernel.programs import POD_EGRESS, POD_INGRESS, PROGRAMS, UPLINK_EGRESS, UPLINK_INGRESS
+
+TRAFFIC = struct.Struct("=BxxxiIII")  # struct tcmsg: family, ifindex, handle, parent, info
+NEWQDISC, DELQDISC, GETQDISC, NEWFILTER, DELFILTER, GETFILTER = 36, 37, 38, 44, 45, 46
+CLSACT, CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
+INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+PREFERENCE, HANDLE = 1, 1
+EVERY_PROTOCOL = socket.htons(3)  # ETH_P_ALL
+KIND, OPTIONS = 1, 2
+BPF_FD, BPF_NAME, BPF_FLAGS, BPF_ID = 6, 7, 8, 11
+DIRECT_ACTION = 1
+OURS = "netstack/"
+
+PARENT = {UPLINK_INGRESS: INGRESS, UPLINK_EGRESS: EGRESS, POD_INGRESS: INGRESS, POD_EGRESS: EGRESS}
+POD = tuple(spec.name for spec in PROGRAMS.values() if spec.hook in (POD_INGRESS, POD_EGRESS))
+UPLINK = tuple(spec.name for spec in PROGRAMS.values() if spec.hook in (UPLINK_INGRESS, UPLINK_EGRESS))
+
+
+class Occupied(Exception):
+    """A device carries a filter where ours belongs."""
+
+    def __init__(self, device: str, direction: str, name: str) -> None:
+        super().__init__(
+            f"{device}: {direction} carries the filter {name!r} at preference {PREFERENCE}, which is not ours"
+        )
+        self.device = device
+        self.name = name
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A bpf filter of one device. `id` is the kernel's number of its program."""
+
+    preference: int
+    handle: int
+    name: str
+    id: int
+
+
+class TrafficControl(Netlink):
+    """Filters of the network namespace in which it was opened."""
+
+    def filters(self, ifindex: int, parent: int) -> list[Filter]:
+        """The bpf filters at one of INGRESS, EGRESS; none if the device is gone or has no clsact."""
+        try:
+            bodies = self._dump(GETFILTER, TRAFFIC.pack(0, ifindex, 0, parent, 0))
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP):
+                return []
+            raise
+        found = []
+        for body in bodies:
+            _, _, handle, _, info = TRAFFIC.unpack_from(body)
+            attributes = _attributes(body[TRAFFIC.size :])
+            options = _attributes(attributes.get(OPTIONS, b""))
+            if attributes.get(KIND) == b"bpf\0" and BPF_ID in options:
+                name = options.get(BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
+                found.append(Filter(info >> 16, handle, name, _integer(options[BPF_ID])))
+        return found
+
+    def attach(self, ifindex: int, program: Program) -> bool:
+        """Put the program where its hook says; False if it was there. Occupied; OSError ENODEV."""
+        parent = PARENT[PROGRAMS[program.name].hook]
+        for present in self.filters(ifindex, parent):
+            if (present.preference, present.handle) != (PREFERENCE, HANDLE):
+                continue
+            if not present.name.startswith(OURS):
+                device, direction = socket.if_indextoname(ifindex), "ingress" if parent == INGRESS else "egress"
+                raise Occupied(device, direction, present.name)
+            if present.id == program.id:
+                return False
+        self._clsact(ifindex)
+        options = _attribute(BPF_FD, struct.pack("=I", program.fd))
+        options += _attribute(BPF_NAME, f"{OURS}{program.name}\0".encode())
+        options += _attribute(BPF_FLAGS, struct.pack("=I", DIRECT_ACTION))
+        head = TRAFFIC.pack(0, ifindex, HANDLE, parent, PREFERENCE << 16 | EVERY_PROTOCOL)
+        self._ask(NEWFILTER, ACK | CREATE, head + _attribute(KIND, b"bpf\0") + _attribute(OPTIONS, options))
+        return True
+
+    def detach(self, ifindex: int) -> bool:
+        """Take our filters off a device, both directions; the clsact qdisc too if nothing else uses it."""
+        found = False
+        others = False
+        for parent in (INGRESS, EGRESS):
+            for present in self.filters(ifindex, parent):
+                if not present.name.startswith(OURS):
+                    others = True
+                    continue
+                info = present.preference << 16 | EVERY_PROTOCOL
+                head = TRAFFIC.pack(0, ifindex, present.handle, parent, info)
+                found |= self._gone(DELFILTER, head + _attribute(KIND, b"bpf\0"))
+        if found and not others:
+            self._gone(DELQDISC, TRAFFIC.pack(0, ifindex, CLSACT_HANDLE, CLSACT, 0) + _attribute(KIND, b"clsact\0"))
+        return found
+
+    def _clsact(self, ifindex: int) -> None:
+        """Two hooks without a queue. EXIST is what we want; a device's real queueing is left alone."""
+        try:
+            head = TRAFFIC.pack(0, ifindex, CLSACT_HANDLE, CLSACT, 0)
+            self._ask(NEWQDISC, ACK | CREATE | EXCL, head + _attribute(KIND, b"clsact\0"))
+        except FileExistsError:
+            return
+
+
+def attach_pod(traffic: TrafficControl, pins: Path, ifindex: int) -> None:
+    """Both pod programs on a host-side veth, from their pins. BpfError ENOENT before the loader has run; Occupied."""
+    for name in POD:
+        with Program.open(pins / "progs" / name) as program:
+            traffic.attach(ifindex, program)
+
+
+def guarded(traffic: TrafficControl, pins: Path, ifindex: int) -> bool:
+    """Does this device carry both pod programs, the very ones that are pinned?"""
+    for name in POD:
+        try:
+            with Program.open(pins / "progs" / name) as program:
+                wanted = program.id
+        except BpfError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        parent = PARENT[PROGRAMS[name].hook]
+        if not any(
+            (f.preference, f.handle, f.id) == (PREFERENCE, HANDLE, wanted) for f in traffic.filters(ifindex, parent)
+        ):
+            return False
+    return True

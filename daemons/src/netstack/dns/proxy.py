@@ -108,8 +108,10 @@ class Proxy:
         except (OSError, EOFError) as error:  # closed, reset, or idle (TimeoutError is an OSError)
             _log.debug("connection of %s: %s", unpack(pod), error or type(error).__name__)
         finally:
-            # what the pod has not read by now it may never read: the buffer is not kept for it
-            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+            if writer.transport.get_write_buffer_size():
+                writer.transport.abort()  # what the pod has not read by now it may never read
+            else:
+                writer.close()
             del self._connections[client.connection]
             self._of_pod[pod] -= 1
             if not self._of_pod[pod]:
@@ -123,6 +125,7 @@ class Proxy:
             payload = await _read_message(reader)
         self._refresh()
         self._run(self._session.query(client, payload, self._loop.time()))
+        await asyncio.sleep(0)  # a buffer full of questions would else be one pod's turn
 
     # ---- commands ----
 

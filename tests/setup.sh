@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Makes a fresh Debian 12 machine (as root) ready to build, test and run the lab. Each step does nothing when done.
 #
 #   tests/setup.sh [packages] [venv] [headers] [image]        without arguments: all of them

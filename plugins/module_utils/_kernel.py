@@ -14,6 +14,7 @@ import gzip
 import os
 import re
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 # option -> what it is for; y or m will do
 CONFIG_OPTIONS = {
@@ -66,7 +67,7 @@ class Kernel:
 
     release: str
     arch: str
-    bpf: dict[str, object]
+    bpf: dict[str, Any]
     config_source: str | None = None
     config: dict[str, str] = field(default_factory=dict)
     btf: bool = False
@@ -210,9 +211,7 @@ def _missing_bpf(kernel: Kernel) -> list[dict[str, str | None]]:
                       "run as root; inside a container, let its seccomp filter pass bpf")]  # fmt: skip
     needs = []
     for family, word in (("map_types", "map type"), ("prog_types", "program type"), ("helpers", "helper")):
-        seen = kernel.bpf[family]
-        assert isinstance(seen, dict)
-        absent = sorted(name for name, there in seen.items() if not there)
+        absent = sorted(name for name, there in kernel.bpf[family].items() if not there)
         needs += [_need(f"{word} {name}", f"kernel {kernel.release} does not have it",
                         _kernel_option(kernel, "CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and version 6.1 or newer"))
                   for name in absent]  # fmt: skip

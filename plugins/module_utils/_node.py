@@ -12,8 +12,15 @@ import json
 import os
 
 EMPTY: dict[str, object] = {
-    "node": None, "daemons": {}, "programs": [], "maps": {}, "addresses": [], "policies": [], "verdicts": {}, "broken": []
-}  # fmt: skip
+    "node": None,
+    "daemons": {},
+    "programs": [],
+    "maps": {},
+    "addresses": [],
+    "policies": [],
+    "verdicts": {},
+    "broken": [],
+}
 
 
 def not_ready(reason: str, release: str | None = None) -> dict[str, object]:

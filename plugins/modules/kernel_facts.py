@@ -10,8 +10,8 @@ module: kernel_facts
 short_description: What a node's kernel offers to netstack, and what is missing
 version_added: 0.1.0
 description:
-  - Tries what netstack needs of a kernel (map types, program types and helpers of C(bpf(2\)), the clsact hook, cgroup v2,
-    transparent sockets) and reads what can only be read (configuration, BTF, headers).
+  - Tries what netstack needs of a kernel (map types, program types and helpers of C(bpf(2\)), the clsact hook,
+    cgroup v2, transparent sockets) and reads what can only be read (configuration, BTF, headers).
   - Nothing is left behind; a run takes some ten milliseconds.
   - Knows Armbian and the vendor kernel of Rockchip boards.
 author:
@@ -79,7 +79,8 @@ ansible_facts:
           returned: always
           type: dict
         bpf:
-          description: Whether C(bpf(2\)) may be used (RV(ignore:allowed)), and which map types, program types and helpers are there.
+          description:
+            - Whether C(bpf(2\)) may be used (C(allowed)), and which map types, program types and helpers are there.
           returned: always
           type: dict
         btf:
@@ -99,7 +100,8 @@ ansible_facts:
           returned: always
           type: bool
         clsact:
-          description: Whether a bpf filter on a clsact queueing discipline was accepted, in a network namespace made for the question.
+          description:
+            - Whether a bpf filter on a clsact queueing discipline was accepted, in a network namespace made for it.
           returned: always
           type: bool
         transparent_sockets:
@@ -108,8 +110,9 @@ ansible_facts:
           type: bool
         headers:
           description:
-            - The kernel headers that bcc would find (C(path), or null), complete headers of another release (C(fallback) and
-              C(fallback_source), or null), and the packages that would bring some, the best first (C(packages)).
+            - The kernel headers that bcc would find (C(path), or null).
+            - Complete headers of another release (C(fallback) and C(fallback_source), or null).
+            - The packages that would bring some, the best first (C(packages)).
           returned: always
           type: dict
         commands:

@@ -30,7 +30,8 @@ options:
       - V(staged) makes the release O(id) from the archive O(src), if it is not there yet.
       - V(active) switches to the release O(id), which must be staged, and forgets the oldest releases
         before it beyond O(keep).
-      - V(previous) switches back to the release before the last switch. Not idempotent by nature, since the two swap places.
+      - V(previous) switches back to the release before the last switch. Not idempotent by nature, since the two swap
+        places.
       - V(absent) removes the release O(id); without O(id), all of O(root).
     type: str
     choices:
@@ -60,8 +61,8 @@ options:
     default: /opt/netstack
   python:
     description:
-      - The interpreter that the virtual environment is made from. Its site packages stay visible, because bcc is only packaged by
-        the distribution.
+      - The interpreter that the virtual environment is made from. Its site packages stay visible, because bcc is only
+        packaged by the distribution.
     type: path
     default: /usr/bin/python3
 """

@@ -234,6 +234,10 @@ def test_endpoint_slices_follow_services_and_pods(lab: Lab) -> None:
         assert found["metadata"]["labels"]["kubernetes.io/service-name"] == "web"
         one.set_ready(False)
         assert endpoints(lab, "web") == [(one.address, "n1", False), (other.address, "n2", True)]
+        lab.set_node_ready("n2", False)
+        assert endpoints(lab, "web") == [(one.address, "n1", False), (other.address, "n2", False)]
+        lab.set_node_ready("n2", True)
+        assert endpoints(lab, "web") == [(one.address, "n1", False), (other.address, "n2", True)]
     finally:
         for pod in (one, other, elsewhere):
             pod.delete()

@@ -23,8 +23,16 @@ A lab is known by its prefix alone. Its processes are in the cgroup `netstack-la
 lab whose owner was killed is removed by the next `up` or `down` of the same prefix. A living owner holds an abstract
 socket of its name, and nobody else gets it `up` meanwhile.
 
-The lab plays the API server for the directory source: one folder of manifests is mounted into all nodes (objects.py).
-It plays kubelet and container runtime for pods: sandbox, CNI plugin, process, status, endpoints (pods.py).
+The lab plays the API server for the directory source: one folder of manifests is mounted into all nodes at
+/etc/netstack/manifests (objects.py; `lab.names.manifests` for a test that wants to write a broken one), with the
+controllers that derive EndpointSlices and DNS names (endpoints.py). And it plays kubelet and container runtime:
+
+    lab.apply(Path("manifests/web.yaml"))
+    pod = lab.web_pod("n1", "shop", "web-1", {"app": "web"})     sandbox, CNI plugin, process, status (pods.py, cni.py)
+    lab.pod("n2", "shop", "client").get(f"http://{pod.address}:8080/")
+
+Failures are a call each: powercut, boot, reboot, unplug, plug, freeze, thaw, loss. A capture is a context manager on
+any cable, device or pod (capture.py). What a power cut does not do: undo writes to the disk that were never synced.
 """
 
 from .lab import InUse, Lab

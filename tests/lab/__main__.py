@@ -103,6 +103,8 @@ def main() -> int:
     options = parser().parse_args()
     try:
         options.do(options)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except InUse as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -1,4 +1,4 @@
-"""The Ansible inventory of a lab.
+"""The Ansible inventory of a lab, with the variables that inventory/example explains.
 
 ansible runs in the machine's own namespaces (molecule must), and only the bytes of ssh cross into the lab: they enter
 its LAN at the controller's namespace, through socat. That socat is a process of the lab, so ssh's shared connections
@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from . import cgroups, network
+from . import cgroups, network, objects
 from .image import ssh_key
 from .names import Names
 from .node import Node
@@ -56,7 +56,12 @@ def inventory(names: Names, nodes: Sequence[Node]) -> dict[str, Any]:
         "ansible_ssh_common_args": ssh_options(names),
         "ansible_ssh_pipelining": True,
     }
-    cluster = {"netstack_uplink": "eth0", "netstack_node_network": network.NETWORK}
+    cluster = {
+        "netstack_uplink": "eth0",
+        "netstack_gateway": network.GATEWAY,
+        "netstack_cluster_cidr": objects.CLUSTER_CIDR,
+        "netstack_service_cidr": objects.SERVICE_CIDR,
+    }
     return {GROUP: {"hosts": hosts, "vars": {**connection, **cluster}}}
 
 

@@ -165,6 +165,10 @@ class Lab:
         """Delete an object; `namespace` is "" for a cluster-scoped one."""
         self.api.delete(kind, namespace, name)
 
+    def set_node_ready(self, node: str, ready: bool) -> None:
+        """What the cluster thinks of a node; nothing does it by itself after a power cut."""
+        self.api.set_node_ready(node, ready)
+
     def pod(
         self,
         node: str,

@@ -28,7 +28,8 @@ CLUSTER_SCOPED = {
     "ClusterIssuer",
     "GatewayClass",
 }
-FIRST_CLUSTER_IP = IPv4Address("10.96.0.16")  # of 10.96.0.0/12; below are those with a fixed role
+CLUSTER_CIDR, SERVICE_CIDR = "10.244.0.0/16", "10.96.0.0/12"
+FIRST_CLUSTER_IP = IPv4Address("10.96.0.16")  # below are those with a fixed role
 FIRST_NODE_PORT = 30000
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -51,6 +52,10 @@ def documents(source: Path | str | Object | Iterable[Object]) -> Iterator[Object
 def key(one: Object) -> tuple[str, str]:
     """Namespace ("" if it has none) and name."""
     return one["metadata"].get("namespace", ""), one["metadata"]["name"]
+
+
+def condition(kind: str, holds: bool) -> Object:
+    return {"type": kind, "status": str(holds)}
 
 
 def write_if_changed(path: Path, text: str) -> None:
@@ -80,6 +85,14 @@ class Api:
             raise KeyError(f"{kind} {namespace}/{name}")
         self._put({**found, "status": {**found.get("status", {}), **status}})
         self.reconcile()
+
+    def set_node_ready(self, name: str, ready: bool) -> None:
+        """What the node lifecycle controller concludes some 40 s after it last heard of a kubelet: of the node, and of
+        all its pods."""
+        self.set_status("Node", "", name, {"conditions": [condition("Ready", ready)]})
+        for pod in self.list("Pod"):
+            if pod["spec"].get("nodeName") == name:
+                self.set_status("Pod", *key(pod), {"conditions": [condition("Ready", ready)]})
 
     def delete(self, kind: str, namespace: str, name: str) -> None:
         """Delete an object; `namespace` is "" for a cluster-scoped one. Raises FileNotFoundError."""
@@ -179,7 +192,7 @@ def node(name: str, address: str, pod_cidr: str) -> Object:
         "spec": {"podCIDR": pod_cidr, "podCIDRs": [pod_cidr]},
         "status": {
             "addresses": [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}],
-            "conditions": [{"type": "Ready", "status": "True"}],
+            "conditions": [condition("Ready", True)],
         },
     }
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from . import cgroups, cni, http
 from .node import ENVIRONMENT, Node, NotRunning
-from .objects import Api, Object
+from .objects import Api, Object, condition
 from .shell import alive, run, wait_until
 
 CLUSTER_DNS = "10.96.0.10"
@@ -301,5 +301,5 @@ class Pod:
         self._record.write_text(json.dumps(dataclasses.asdict(sandbox)))
 
     def _set_status(self, *, ready: bool, **fields: Any) -> None:
-        conditions = [{"type": kind, "status": str(ready)} for kind in ("ContainersReady", "Ready")]
+        conditions = [condition(kind, ready) for kind in ("ContainersReady", "Ready")]
         self._api.set_status("Pod", self.namespace, self.name, {**fields, "conditions": conditions})

@@ -26,58 +26,70 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from netstack.core.address import pack
 from netstack.core.files import write_atomic
 from netstack.ingress.settings import IngressSettings
 
-NAMESPACE = "netstack-ingress"
+NAME = "netstack-ingress"
+"""CNI_CONTAINERID and K8S_POD_NAME."""
 INTERFACE = "eth0"
-CONFLIST = Path("/etc/cni/net.d/05-netstack.conflist")
-PLUGINS = Path("/opt/cni/bin")
-NAMESPACES = Path("/run/netns")
 TRIES = 60
 PAUSE_S = 1.0
 
 log = logging.getLogger("endpoint")
 
 
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """Where things are on a node."""
+
+    namespace: Path = Path("/run/netns") / NAME
+    conflist: Path = Path("/etc/cni/net.d/05-netstack.conflist")
+    plugins: Path = Path("/opt/cni/bin")
+
+
+NODE = Wiring()
+
+
 class EndpointError(Exception):
     """The namespace could not be wired; the text is the plugin's."""
 
 
-def add(settings: IngressSettings, *, conflist: Path = CONFLIST, sleep: Callable[[float], None] = time.sleep) -> str:
+def add(settings: IngressSettings, wiring: Wiring = NODE, *, sleep: Callable[[float], None] = time.sleep) -> str:
     """Wire the namespace unless it is; the endpoint's address. EndpointError after the last try."""
-    address = _wired(settings)
+    address = _wired(settings, wiring)
     if address:
         return address
-    _ip("netns", "del", NAMESPACE, check=False)  # half-made, or older than this boot of the agent
-    _ip("netns", "add", NAMESPACE)
-    _ip("-n", NAMESPACE, "link", "set", "lo", "up")
+    name = wiring.namespace.name
+    _ip("netns", "del", name, check=False)  # half-made by an earlier attempt
+    _ip("netns", "add", name)
+    _ip("-n", name, "link", "set", "lo", "up")
     for attempt in range(1, TRIES + 1):
         try:
-            result = _plugin("ADD", settings, conflist)
+            _plugin("DEL", settings, wiring)  # what the agent may remember from before a power cut
+            result = _plugin("ADD", settings, wiring)
             break
         except EndpointError as error:
             if attempt == TRIES:
                 raise
             log.warning("try %d of %d: %s", attempt, TRIES, error)
             sleep(PAUSE_S)
-    address = read_address(json.dumps(result))
-    write_atomic(settings.endpoint, json.dumps(result, indent=2) + "\n")
+    address = read_address(result)
+    write_atomic(settings.endpoint, result)
     return address
 
 
-def delete(settings: IngressSettings, *, conflist: Path = CONFLIST) -> None:
+def delete(settings: IngressSettings, wiring: Wiring = NODE) -> None:
     """Give the address back and remove the namespace. Nothing to do is success, as the CNI asks for DEL."""
     try:
-        if (NAMESPACES / NAMESPACE).exists():
-            _plugin("DEL", settings, conflist)
+        if wiring.namespace.exists():
+            _plugin("DEL", settings, wiring)
     finally:
         settings.endpoint.unlink(missing_ok=True)
-        _ip("netns", "del", NAMESPACE, check=False)
+        _ip("netns", "del", wiring.namespace.name, check=False)
 
 
 def address_of(settings: IngressSettings) -> str:
@@ -98,36 +110,38 @@ def read_address(text: str) -> str:
     return address
 
 
-def request(conflist: str, plugins: Path) -> tuple[Path, str]:
-    """The binary of the conflist's first plugin and its configuration for stdin (CNI spec 1.0.0, section 3)."""
+def request(conflist: str) -> tuple[str, str]:
+    """The name of the conflist's first plugin and its configuration for stdin (CNI spec 1.0.0, section 3)."""
     try:
         whole = json.loads(conflist)
-        plugin: dict[str, Any] = dict(whole["plugins"][0])
-        name, version, binary = whole["name"], whole["cniVersion"], plugin["type"]
+        plugin = dict(whole["plugins"][0])
+        plugin |= {"name": whole["name"], "cniVersion": whole["cniVersion"]}
+        return str(plugin["type"]), json.dumps(plugin)
     except (ValueError, LookupError, TypeError) as error:
-        raise EndpointError(f"{CONFLIST.name} is no CNI network configuration list: {error!r}") from error
-    return plugins / str(binary), json.dumps(plugin | {"name": name, "cniVersion": version})
+        raise EndpointError(f"is no CNI network configuration list: {error!r}") from error
 
 
-def environment(command: str, settings: IngressSettings, plugins: Path) -> dict[str, str]:
+def environment(command: str, settings: IngressSettings, wiring: Wiring = NODE) -> dict[str, str]:
+    """What the plugin is told beside its configuration (CNI spec 1.0.0, section 2)."""
     namespace, _ = settings.service_key
     return {
         "CNI_COMMAND": command,
-        "CNI_CONTAINERID": NAMESPACE,
-        "CNI_NETNS": str(NAMESPACES / NAMESPACE),
+        "CNI_CONTAINERID": NAME,
+        "CNI_NETNS": str(wiring.namespace),
         "CNI_IFNAME": INTERFACE,
-        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={NAMESPACE}",
-        "CNI_PATH": str(plugins),
+        "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={NAME}",
+        "CNI_PATH": str(wiring.plugins),
     }
 
 
-def _plugin(command: str, settings: IngressSettings, conflist: Path) -> dict[str, Any]:
+def _plugin(command: str, settings: IngressSettings, wiring: Wiring) -> str:
+    """What the plugin wrote to stdout."""
     try:
-        binary, config = request(conflist.read_text(encoding="utf-8"), PLUGINS)
+        binary, config = request(wiring.conflist.read_text(encoding="utf-8"))
         done = subprocess.run(
-            [str(binary)],
+            [str(wiring.plugins / binary)],
             input=config,
-            env=os.environ | environment(command, settings, PLUGINS),
+            env=os.environ | environment(command, settings, wiring),
             capture_output=True,
             text=True,
             timeout=30,
@@ -135,9 +149,11 @@ def _plugin(command: str, settings: IngressSettings, conflist: Path) -> dict[str
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EndpointError(f"{command}: {error}") from error
+    except EndpointError as error:
+        raise EndpointError(f"{wiring.conflist} {error}") from error
     if done.returncode:
         raise EndpointError(f"{command}: {_message(done.stdout) or done.stderr.strip() or done.returncode}")
-    return json.loads(done.stdout) if done.stdout.strip() else {}
+    return done.stdout
 
 
 def _message(stdout: str) -> str:
@@ -149,13 +165,13 @@ def _message(stdout: str) -> str:
         return stdout.strip()
 
 
-def _wired(settings: IngressSettings) -> str:
-    """The address, if the namespace has its interface and the record says which address it has."""
+def _wired(settings: IngressSettings, wiring: Wiring) -> str:
+    """The address, if the namespace has its interface with the address that the record names."""
     address = address_of(settings)
-    if not address or not (NAMESPACES / NAMESPACE).exists():
+    if not address or not wiring.namespace.exists():
         return ""
-    shown = _ip("-n", NAMESPACE, "-json", "address", "show", "dev", INTERFACE, check=False)
-    return address if f'"{address}"' in shown.replace(" ", "") else ""
+    shown = _ip("-n", wiring.namespace.name, "-json", "address", "show", "dev", INTERFACE, check=False)
+    return address if f'"{address}"' in shown else ""
 
 
 def _ip(*arguments: str, check: bool = True) -> str:

@@ -33,7 +33,10 @@ from netstack.ingress.routes import Target
 from netstack.ingress.settings import IngressSettings
 
 PROMPT = b"\n> "
+PAYLOAD_PROMPT = re.compile(r"\A(\n*\+ )+")
+"""HAProxy asks for each line of a payload."""
 ANSWER_LIMIT = 64 << 20
+"""Longest answer, bytes: 100,000 routes are about 10 MB."""
 TIMEOUT_S = 10.0
 RELOAD_TIMEOUT_S = 15.0
 MAINTENANCE = 1
@@ -96,7 +99,10 @@ class Runtime:
         async with asyncio.timeout(TIMEOUT_S):
             await self._writer.drain()
             answer = await self._reader.readuntil(PROMPT)
-        return answer.decode(errors="replace").removesuffix(PROMPT.decode()).strip("\n")
+        said = answer.decode(errors="replace").removesuffix(PROMPT.decode())
+        if payload:
+            said = PAYLOAD_PROMPT.sub("", said)
+        return said.strip("\n")
 
     async def order(self, command: str, payload: str = "", *, expect: str = "") -> str:
         """Like `ask`; Refused unless the answer matches the pattern `expect` (empty: no answer at all)."""

@@ -274,7 +274,11 @@ def _frontend(routes: Path) -> str:
 
 def _pool(settings: IngressSettings) -> str:
     """What all pools share. A connection that fails goes to another endpoint at once; an answer that never began
-    only if the method is safe to repeat: nginx's proxy_next_upstream "error timeout", three tries."""
+    only if the method is safe to repeat: nginx's proxy_next_upstream "error timeout", three tries.
+
+    Health is learned from requests: after as many failed connections in a row as one request makes, an endpoint is
+    left out until it takes one from a check, tried every second. One that works is not checked, but for once an hour.
+    """
     return f"""
 defaults pool
     mode http
@@ -287,6 +291,8 @@ defaults pool
     balance roundrobin
     retries 3
     option redispatch 1
+    default-server check inter 1h fastinter 1s downinter 1s rise 1 fall 1
+    default-server observe layer4 error-limit 4 on-error mark-down
     retry-on conn-failure empty-response
     http-request disable-l7-retry unless METH_GET
     http-request set-timeout server var(txn.read_ms) if {{ var(txn.read_ms) -m int gt 0 }}

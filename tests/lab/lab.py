@@ -32,8 +32,7 @@ class InUse(Exception):
 class Lab:
     """A LAN with nodes. As a context manager it is up inside and gone after.
 
-    `Lab(...).up()` without the context manager leaves it up when the process ends (`keep`); `Lab.open(prefix)` gets
-    hold of such a one.
+    `up(keep=True)` leaves it up when the process ends, and `Lab.open(prefix)` gets hold of it from another.
     """
 
     def __init__(self, prefix: str = "lab", nodes: int = 3) -> None:

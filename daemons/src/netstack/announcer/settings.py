@@ -103,6 +103,9 @@ class AnnouncerSettings:
     status: Path = Path("/var/lib/netstack/status")
     """Folder for status of Services, pools and announcements."""
 
+    state: Path = Path("/var/lib/netstack/announcer")
+    """Folder for the last good manifests."""
+
     bpffs: Path = Path("/sys/fs/bpf/netstack")
     """Where the loader has pinned the maps `vips` and `node_alive`."""
 

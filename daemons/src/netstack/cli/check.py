@@ -1,0 +1,60 @@
+"""`netstack check DIR`: what the daemons would say of a folder of manifests, without a node or a kernel.
+
+The daemons' own compilers answer, so this cannot disagree with them.
+`netstack check-config DAEMON FILE`: whether a daemon would start with this configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from netstack.agent.policy.accept import accept
+from netstack.agent.settings import AgentSettings
+from netstack.announcer.allocate import allocate
+from netstack.announcer.settings import AnnouncerSettings
+from netstack.core import settings
+from netstack.core.errors import BadConfig
+from netstack.dns.settings import DnsSettings
+from netstack.ingress.routes import compile_routes
+from netstack.ingress.settings import IngressSettings
+from netstack.source.directory import DirectorySource
+from netstack.source.models import IPAddressPool, Namespace, Policy, Service
+from netstack.source.snapshot import Snapshot
+
+CONFIGS: dict[str, type] = {
+    "agent": AgentSettings,
+    "announcer": AnnouncerSettings,
+    "dns": DnsSettings,
+    "ingress": IngressSettings,
+}
+
+
+def problems(folder: Path) -> list[str]:
+    """One line a problem: file (where one is known), object, field, reason. Empty if nothing is wrong."""
+    if not folder.is_dir():
+        return [f"{folder}: is not a folder"]
+    return list(_problems(DirectorySource(folder).snapshot()))
+
+
+def _problems(snapshot: Snapshot) -> Iterator[str]:
+    yield from (f"{broken.file}: {broken.error}" for broken in snapshot.broken)
+    yield from (str(refusal) for _, refusal in sorted(accept(snapshot.all(Policy), {}).refused.items()))
+    namespaces = {namespace.meta.name: namespace.meta.labels for namespace in snapshot.all(Namespace)}
+    allocation = allocate(snapshot.all(IPAddressPool), snapshot.all(Service), namespaces)
+    yield from (str(refused) for refused in allocation.refused_pools)
+    yield from (str(refused) for refused in allocation.refused.values())
+    routing = compile_routes(snapshot, settings.parse(IngressSettings, {"node": "check"}))
+    for ref, found in sorted(routing.problems.items()):
+        yield from (f"{ref}: {problem.field}: {problem.message}" for problem in found)
+
+
+def config_problem(daemon: str, file: Path) -> str | None:
+    """`file: field: reason` if the daemon would refuse the file; None if it would start."""
+    try:
+        settings.load(CONFIGS[daemon], file)
+    except BadConfig as error:
+        return f"{file}: {error}"
+    except OSError as error:
+        return f"{file}: {error.strerror}"
+    return None

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from netstack.core.address import unpack
 from netstack.core.ref import Ref
-from netstack.ingress import options
 from netstack.ingress.certificates import KeyPair, key_pair
+from netstack.ingress.options import Options, parse
 from netstack.ingress.settings import IngressSettings
 from netstack.source.models import EndpointSlice, Ingress, IngressClass, Secret, Service
 from netstack.source.snapshot import Snapshot
@@ -172,6 +172,8 @@ class _Compiler:
     hosts: dict[str, None] = field(default_factory=dict)
     backends: dict[str, tuple[Target, ...]] = field(default_factory=dict)
     problems: dict[Ref, list[Problem]] = field(default_factory=dict)
+    options: dict[Ref, tuple[Options, bool]] = field(default_factory=dict)
+    """What each Ingress asks for, and whether its paths are closed."""
     slices: dict[tuple[str, str], list[EndpointSlice]] = field(default_factory=dict)
     tls: dict[str, tuple[str, KeyPair] | None] = field(default_factory=dict)
     """Host with TLS -> (Secret, key pair), or None where the default certificate stands in."""
@@ -181,7 +183,7 @@ class _Compiler:
             self.slices.setdefault((item.meta.namespace, item.service), []).append(item)
         ingresses = select(self.snapshot, self.settings)
         for ingress in ingresses:
-            self.problems[ingress.meta.ref] = []
+            self._options(ingress)
             self._certificates(ingress)
         for ingress in ingresses:
             self._enter(ingress, self._paths(ingress))
@@ -202,9 +204,16 @@ class _Compiler:
 
     # Routes
 
+    def _options(self, ingress: Ingress) -> None:
+        ref = ingress.meta.ref
+        chosen, refusals = parse(ingress.meta.annotations)
+        self.options[ref] = chosen, any(refusal.closes for refusal in refusals)
+        self.problems[ref] = [
+            Problem("Accepted", "UnsupportedAnnotation", refusal.field, refusal.reason) for refusal in refusals
+        ]
+
     def _enter(self, ingress: Ingress, paths: Iterable[_Path]) -> None:
-        chosen, refusals = options.parse(ingress.meta.annotations)
-        closed = any(refusal.closes for refusal in refusals)
+        chosen, closed = self.options[ingress.meta.ref]
         for id_, at, host, path, exact, service, port in paths:
             backend = self._backend(ingress, service, port, at)
             route = self._route(id_, host, path, exact, backend, chosen, closed)
@@ -213,9 +222,7 @@ class _Compiler:
                 message = f"{host or 'every host'}{path or '/'} is served by {winner.id.rsplit('/', 2)[0]} already"
                 self._problem(ingress, "Accepted", "Conflicted", at, message)
 
-    def _route(
-        self, id_: str, host: str, path: str, exact: bool, backend: str, chosen: options.Options, closed: bool
-    ) -> Route:
+    def _route(self, id_: str, host: str, path: str, exact: bool, backend: str, chosen: Options, closed: bool) -> Route:
         tls = host in self.tls
         wanted = self.settings.ssl_redirect if chosen.ssl_redirect is None else chosen.ssl_redirect
         return Route(
@@ -268,7 +275,7 @@ class _Compiler:
             namespace, _, name = service.partition("/")
             self.backends[backend], _ = self._targets(namespace, name, int(port) if port.isdigit() else port)
         for host in ("", *self.hosts):
-            route = self._route(id_ if backend else "-", host, "", False, backend, options.Options(), closed=False)
+            route = self._route(id_ if backend else "-", host, "", False, backend, Options(), closed=False)
             status = route.status if backend else 404
             self.routes.setdefault(route.match, replace(route, status=status, redirect=False))
 

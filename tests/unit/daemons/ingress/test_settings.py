@@ -1,0 +1,35 @@
+from typing import Any
+
+import pytest
+
+from netstack.core.errors import BadConfig
+from netstack.core.settings import parse
+from netstack.ingress.settings import IngressSettings
+
+
+def test_a_node_name_is_enough() -> None:
+    settings = parse(IngressSettings, {"node": "n1"})
+    assert settings.service_key == ("ingress-nginx", "ingress-nginx-controller")
+    assert (settings.http_port, settings.https_port, settings.body_size) == (80, 443, 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("node", "N1 x", "node: is no node name"),
+        ("service", "ingress-nginx", "service: must be namespace/name"),
+        ("default_backend", "a/b", "default_backend: must be namespace/service:port"),
+        ("default_certificate", "b", "default_certificate: no namespace/name"),
+        ("connect_timeout_s", 0, "connect_timeout_s: not 0.001 to 86400"),
+        ("https_port", 70000, "https_port: must be a port number"),
+        ("threads", 0, "threads: must be 1 to 64"),
+        ("body_size", -1, "body_size, hsts_s: must not be negative"),
+        ("state", "/var/lib/a b", "state: must be a plain absolute path"),
+        ("socket", "/run/x\n", "socket: must be a plain absolute path"),
+        ("addresses", ["0.0.0.0 user root"], "addresses: '0.0.0.0 user root' is no address"),
+    ],
+)
+def test_what_would_not_work_is_refused_by_name(field: str, value: Any, message: str) -> None:
+    with pytest.raises(BadConfig) as refused:
+        parse(IngressSettings, {"node": "n1", field: value})
+    assert message in str(refused.value)

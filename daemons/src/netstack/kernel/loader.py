@@ -150,9 +150,7 @@ def check_declarations(compiled: Compiled) -> None:
 
 
 def _open_program(path: Path) -> Program | None:
-    with suppress(FileNotFoundError):
-        return Program.open(path)
-    return None
+    return Program.open(path) if path.exists() else None
 
 
 def open_maps(wanted: LoaderSettings) -> dict[str, Map]:
@@ -160,10 +158,8 @@ def open_maps(wanted: LoaderSettings) -> dict[str, Map]:
     opened: dict[str, Map] = {}
     for name in layout.MAPS:
         definition = wanted.definition(name)
-        try:
-            found = Map.open(Path(wanted.pins) / "maps" / name)
-        except FileNotFoundError:
-            found = Map.create(name, definition)
+        path = Path(wanted.pins) / "maps" / name
+        found = Map.open(path) if path.exists() else Map.create(name, definition)
         if found.definition != definition:
             raise LoaderError(
                 f"map {name} is pinned as ({found.definition}) but this release needs ({definition}); "

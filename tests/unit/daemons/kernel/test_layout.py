@@ -3,6 +3,7 @@ from __future__ import annotations
 import struct
 
 import pytest
+
 from netstack.core.address import pack
 from netstack.kernel import layout
 
@@ -66,7 +67,7 @@ def test_names_learned_for_an_address_read_back() -> None:
 
 def test_a_ninth_selector_is_refused() -> None:
     with pytest.raises(TypeError):
-        layout.Fqdn.of({selector: 1 for selector in range(1, 10)})
+        layout.Fqdn.of(dict.fromkeys(range(1, 10), 1))
 
 
 def test_an_lpm_trie_is_declared_as_the_kernel_demands() -> None:

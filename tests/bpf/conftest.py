@@ -1,0 +1,38 @@
+"""Fixtures of the folder: the compiled set, the wires of one node, and the instrument on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bpf.namespaces import Namespace
+from bpf.packet import SETTINGS, Packet
+from netstack.kernel.loader import compiled_set
+from netstack.kernel.programs import Compiled
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Compiled:
+    return compiled_set(SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def wires() -> Iterator[Namespace]:
+    """A namespace with the devices of one node. Nothing is sent on them."""
+    namespace = Namespace()
+    try:
+        for name in ("uplink", "pod", "neighbour"):
+            namespace.link(name, f"{name}-peer")
+        yield namespace
+    finally:
+        namespace.close()
+
+
+@pytest.fixture
+def node(compiled: Compiled, wires: Namespace) -> Iterator[Packet]:
+    packet = Packet(compiled, wires)
+    try:
+        yield packet
+    finally:
+        packet.close()

@@ -1,0 +1,235 @@
+"""The instrument `Packet`: a scapy frame in, the real program, verdict and frame out.
+
+Programs are loaded from files/bpf with maps of their own that are pinned nowhere. Every run checks for free: exactly
+one verdict was counted, a drop is a drop, a frame that passes has right lengths and checksums, and a frame that is
+passed on untouched is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Packet as Frame
+from scapy.packet import Raw
+
+from bpf.namespaces import Namespace
+from netstack.core.address import ANY, Prefix, pack
+from netstack.core.verdict import Verdict
+from netstack.kernel import layout as l
+from netstack.kernel.bpf import Map, Program
+from netstack.kernel.loader import LoaderSettings, load_program
+from netstack.kernel.programs import Compiled
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = LoaderSettings(
+    bpf_source=str(ROOT / "files" / "bpf"),
+    cache=str(Path.home() / ".cache" / "netstack" / "programs"),
+    sizes=dict.fromkeys(("slots", "services", "backends", "identities", "policy", "fqdn", "conntrack"), 4096),
+)
+OK, SHOT, REDIRECT = 0, 2, 7
+
+NODE, OTHER_NODE = "192.168.86.21", "192.168.86.22"
+CLIENT, VIP = "192.168.86.50", "192.168.86.18"
+POD, NEIGHBOUR, REMOTE = "10.244.1.3", "10.244.1.4", "10.244.2.3"
+SERVICE = "10.96.0.10"
+GATEWAY = "169.254.1.1"
+POD_MAC, HOST_MAC = "02:00:00:00:01:03", "02:00:00:00:01:fe"
+NODE_MAC, CLIENT_MAC = "02:00:00:00:00:21", "02:00:00:00:00:50"
+POD_ID, NEIGHBOUR_ID = 11, 12
+POD_IDENTITY, NEIGHBOUR_IDENTITY, REMOTE_IDENTITY = 1001, 1002, 1003
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    verdict: Verdict
+    action: int
+    frame: Frame
+
+
+def mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def monotonic_ns(offset_s: float = 0) -> int:
+    return time.monotonic_ns() + int(offset_s * 1e9)
+
+
+class Packet:
+    """One node: two pods, an uplink, tables to write and programs to run."""
+
+    def __init__(self, compiled: Compiled, namespace: Namespace) -> None:
+        self.namespace = namespace
+        with namespace.entered():
+            self.uplink, self.pod, self.neighbour = map(socket.if_nametoindex, ("uplink", "pod", "neighbour"))
+        self.maps = {name: Map.create(name, SETTINGS.definition(name)) for name in l.MAPS}
+        self.compiled = compiled
+        self.programs: dict[str, Program] = {}
+        self.generation = 1
+        self._populate()
+
+    def close(self) -> None:
+        for opened in (*self.maps.values(), *self.programs.values()):
+            opened.close()
+
+    # tables
+
+    def put(self, name: str, key: l.Record, value: l.Record) -> None:
+        assert type(key) is l.MAPS[name].key and type(value) is l.MAPS[name].value
+        self.maps[name].put(key.pack(), value.pack())
+
+    def entries(self, name: str) -> dict[l.Record, l.Record]:
+        spec = l.MAPS[name]
+        return {spec.key.unpack(key): spec.value.unpack(value) for key, value in self.maps[name].items()}
+
+    def set_generation(self, generation: int) -> None:
+        self.generation = generation
+        self.put("config", l.Number(0), l.Config(
+            pack(NODE), pack("10.244.1.0"), 120, pack("fd00::21"), pack("fd00:1::"), 64, self.uplink, generation
+        ))  # fmt: skip
+
+    def endpoint(self, address: str, number: int, identity: int, *, enforce: int = 0, device: int = 0) -> None:
+        self.put(
+            "endpoints",
+            l.AddressKey(pack(address)),
+            l.Endpoint(number, device or self.pod, identity, enforce, mac(POD_MAC), mac(HOST_MAC)),
+        )
+        self.identity(f"{address}/128" if ":" in address else f"{address}/32", identity, NODE)
+
+    def identity(self, prefix: str, identity: int, node: str = "") -> None:
+        parsed = Prefix.parse(prefix)
+        owner = ("fd00::21" if node == NODE else "fd00::22") if ":" in prefix and node else node
+        self.put(
+            "identities",
+            l.PrefixKey(parsed.bits, parsed.address),
+            l.Identity(identity, 0, pack(owner) if owner else ANY),
+        )
+
+    def rule(
+        self,
+        action: int,
+        peer: int,
+        port: int | None = None,
+        *,
+        endpoint: int = POD_ID,
+        direction: int = l.DIRECTION_EGRESS,
+        protocol: int | None = 6,
+        number: int = 7,
+    ) -> None:
+        bits = l.POLICY_BITS_ANY if protocol is None else l.POLICY_BITS_PROTO if port is None else l.POLICY_BITS_PORT
+        key = l.PolicyKey(bits, endpoint, peer, direction, protocol or 0, port or 0)
+        self.put("policy", key, l.PolicyRule(number, action))
+
+    def service(
+        self,
+        address: str,
+        port: int,
+        backends: list[tuple[str, int, str]],
+        *,
+        scope: int = l.SCOPE_CLUSTER,
+        protocol: int = 6,
+        number: int = 1,
+    ) -> None:
+        """`backends`: (address, port, node); the slots are theirs in turn."""
+        first = number * 16
+        for i, (at, at_port, node) in enumerate(backends):
+            identifier = number * 16 + i + 1
+            self.put("backends", l.Number(identifier), l.Backend(pack(at), pack(node) if node else ANY, at_port, 0))
+            self.put("slots", l.Number(first + i), l.Number(identifier))
+        wanted = ANY if not address else pack(address)
+        self.put(
+            "services",
+            l.ServiceKey(wanted, port, protocol, scope),
+            l.Service(number, first, len(backends), 0, 0, len(backends)),
+        )
+        if address:
+            self.put("services", l.ServiceKey(wanted, 0, 0, scope), l.Service())
+
+    def vip(self, address: str, deadline: int) -> None:
+        self.put("vips", l.VipKey(pack(address), self.uplink), l.Vip(deadline, 1, mac(NODE_MAC)))
+
+    def counts(self) -> dict[Verdict, int]:
+        found = {}
+        for key, values in self.maps["counters"].items():
+            packets = sum(struct.unpack(f"={len(values) // 8}Q", values))
+            if packets:
+                found[Verdict(l.Number.unpack(key).value)] = packets
+        return found
+
+    # packets
+
+    def run(self, program: str, frame: Frame, *, device: int, came_by: int = 0, translated: bool = False) -> Result:
+        """The frame through the program on `device`, having entered the node by `came_by` (0 = made here).
+        `translated`: the verdict is a policy's, yet a service was translated on the way."""
+        if program not in self.programs:
+            self.programs[program] = load_program(program, self.compiled, self.maps)
+        data = bytes(frame)
+        context = bytearray(192)
+        struct.pack_into("=II", context, 36, came_by, device)  # ingress_ifindex, ifindex of struct __sk_buff
+        before = self.counts()
+        with self.namespace.entered():
+            action, out, _, _ = self.programs[program].test_run(data, bytes(context))
+        after = self.counts()
+        (verdict,) = [v for v in after if after[v] != before.get(v, 0)]
+        assert after[verdict] == before.get(verdict, 0) + 1
+        assert verdict.dropped == (action == SHOT)
+        result = Ether(out)
+        if not verdict.dropped:
+            assert len(out) == len(data)
+            _assert_checksums(result)
+            if verdict in (Verdict.FORWARDED, Verdict.REPLY) and action == OK:
+                assert (out == data) is not translated
+        return Result(verdict, action, result)
+
+    def from_pod(self, packet: Frame, *, device: int = 0, translated: bool = False) -> Result:
+        frame, at = Ether(src=POD_MAC, dst=HOST_MAC) / packet, device or self.pod
+        return self.run("pod_ingress", frame, device=at, came_by=at, translated=translated)
+
+    def to_pod(self, packet: Frame, *, came_by: int | None = None, device: int = 0, translated: bool = False) -> Result:
+        frame, door = Ether(src=HOST_MAC, dst=POD_MAC) / packet, self.uplink if came_by is None else came_by
+        return self.run("pod_egress", frame, device=device or self.pod, came_by=door, translated=translated)
+
+    def from_lan(self, packet: Frame) -> Result:
+        frame = packet if isinstance(packet, Ether) else Ether(src=CLIENT_MAC, dst=NODE_MAC) / packet
+        return self.run("uplink_ingress", frame, device=self.uplink, came_by=self.uplink)
+
+    def to_lan(self, packet: Frame, *, came_by: int = 0) -> Result:
+        frame = Ether(src=NODE_MAC, dst=CLIENT_MAC) / packet
+        return self.run("uplink_egress", frame, device=self.uplink, came_by=came_by)
+
+    def _populate(self) -> None:
+        self.set_generation(1)
+        self.endpoint(POD, POD_ID, POD_IDENTITY)
+        self.endpoint(NEIGHBOUR, NEIGHBOUR_ID, NEIGHBOUR_IDENTITY, device=self.neighbour)
+        self.endpoint("fd00:1::3", POD_ID, POD_IDENTITY)
+        self.identity("10.244.2.0/24", l.IDENTITY_UNMANAGED, OTHER_NODE)
+        self.identity(f"{REMOTE}/32", REMOTE_IDENTITY, OTHER_NODE)
+        self.identity(f"{NODE}/32", l.IDENTITY_HOST, NODE)
+        self.identity(f"{OTHER_NODE}/32", l.IDENTITY_REMOTE_NODE, OTHER_NODE)
+        self.identity("fd00:2::/64", l.IDENTITY_UNMANAGED, OTHER_NODE)
+
+
+def _assert_checksums(frame: Frame) -> None:
+    """Every checksum is what scapy computes for the same content; a quoted packet's transport is left as it is."""
+    if not frame.haslayer(IP) and not frame.haslayer(IPv6):
+        assert frame.haslayer(ARP) or frame.haslayer(Raw)
+        return
+    fresh = frame.copy()
+    layer = fresh.payload
+    while layer and layer.name not in ("IP in ICMP", "Raw", "Padding") and "in ICMP" not in layer.name:
+        for name in ("chksum", "cksum"):
+            if name in layer.fields and not (layer.name == "UDP" and layer.chksum == 0):
+                del layer.fields[name]
+        layer = layer.payload
+    assert bytes(Ether(bytes(fresh))) == bytes(frame)
+    if "IP in ICMP" in fresh:
+        quoted = fresh["IP in ICMP"].copy()
+        told = quoted.chksum
+        del quoted.chksum
+        assert type(quoted)(bytes(quoted)).chksum == told

@@ -1,0 +1,362 @@
+"""What a pod may send: the door, then services, then policy."""
+
+from __future__ import annotations
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment
+from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.packet import Raw
+
+from bpf import packet as c
+from bpf.packet import POD, REDIRECT, Packet
+from netstack.core.address import pack
+from netstack.core.verdict import Verdict
+from netstack.kernel import layout as l
+
+pytestmark = pytest.mark.root
+WORLD = "203.0.113.9"
+
+
+def syn(to: str = WORLD, port: int = 443, sport: int = 4000, src: str = POD) -> IP:
+    return IP(src=src, dst=to) / TCP(sport=sport, dport=port, flags="S")
+
+
+# the door
+
+
+@pytest.mark.parametrize(
+    ("frame", "verdict"),
+    [
+        (syn(src="10.244.1.9"), Verdict.SPOOFED),  # nobody's address
+        (syn(src=c.NEIGHBOUR), Verdict.SPOOFED),  # another pod's
+        (syn(src=c.NODE), Verdict.SPOOFED),
+        (IPv6(src="fd00:1::4", dst="fd00:9::1") / TCP(), Verdict.SPOOFED),
+        (IPv6(src="::ffff:10.244.1.3", dst="fd00:9::1") / TCP(), Verdict.MALFORMED),  # IPv4 in IPv6's clothes
+        (IPv6(src="fd00:1::3", dst="::ffff:10.0.0.1") / TCP(), Verdict.MALFORMED),
+        (IP(src=POD, dst="224.0.0.251") / UDP(dport=5353), Verdict.UNSUPPORTED),
+        (IP(src=POD, dst="255.255.255.255") / UDP(dport=67), Verdict.UNSUPPORTED),
+        (IP(src=POD, dst=WORLD, options=b"\x94\x04\x00\x00") / TCP(), Verdict.UNSUPPORTED),
+        (IP(src=POD, dst=WORLD, flags="MF") / UDP() / Raw(b"x" * 32), Verdict.FRAGMENT),
+        (IP(src=POD, dst=WORLD, frag=4) / UDP() / Raw(b"x" * 32), Verdict.FRAGMENT),
+        (IPv6(src="fd00:1::3", dst="fd00:9::1") / IPv6ExtHdrFragment(m=1) / UDP(), Verdict.FRAGMENT),
+        (IP(src=POD, dst=WORLD, proto=47) / Raw(b"x" * 32), Verdict.UNSUPPORTED),  # GRE
+        (IP(src=POD, dst=WORLD, len=24) / TCP(), Verdict.MALFORMED),  # half a TCP header
+        (IP(src=POD, dst=WORLD, len=19) / TCP(), Verdict.MALFORMED),
+        (IP(src=POD, dst=WORLD, version=5) / TCP(), Verdict.MALFORMED),
+        (IP(src=POD, dst=WORLD) / ICMP(type=13) / Raw(b"x" * 12), Verdict.UNSUPPORTED),
+        (IP(src=POD, dst=WORLD) / ICMP(type=0, id=5), Verdict.DEFAULT_DENY),  # an answer that nobody asked for
+    ],
+    ids=str,
+)
+def test_what_no_pod_may_send(node: Packet, frame: IP, verdict: Verdict) -> None:
+    assert node.from_pod(frame).verdict is verdict
+    assert not node.entries("conntrack") and not node.entries("nat")
+
+
+def test_without_an_agent_nothing_leaves(node: Packet) -> None:
+    node.maps["endpoints"].delete(pack(POD))
+    assert node.from_pod(syn()).verdict is Verdict.SPOOFED
+
+
+def test_an_address_counts_on_its_own_device_only(node: Packet) -> None:
+    assert node.from_pod(syn(), device=node.neighbour).verdict is Verdict.SPOOFED
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "verdict"),
+    [
+        ("02:00:00:00:99:99", c.HOST_MAC, Verdict.SPOOFED),
+        (c.POD_MAC, "ff:ff:ff:ff:ff:ff", Verdict.UNSUPPORTED),
+        (c.POD_MAC, "02:00:00:00:99:99", Verdict.UNSUPPORTED),
+    ],
+)
+def test_a_frame_goes_from_the_pod_to_its_gateway(
+    node: Packet, source: str, destination: str, verdict: Verdict
+) -> None:
+    frame = Ether(src=source, dst=destination) / syn()
+    assert node.run("pod_ingress", frame, device=node.pod).verdict is verdict
+
+
+@pytest.mark.parametrize("ethertype", [0x88B5, 0x8863, 0x86DD + 1])
+def test_other_ethertypes_are_dropped(node: Packet, ethertype: int) -> None:
+    frame = Ether(src=c.POD_MAC, dst=c.HOST_MAC, type=ethertype) / Raw(b"x" * 60)
+    assert node.run("pod_ingress", frame, device=node.pod).verdict is Verdict.UNSUPPORTED
+
+
+def test_a_vlan_tag_is_dropped(node: Packet) -> None:
+    frame = Ether(src=c.POD_MAC, dst=c.HOST_MAC) / Dot1Q(vlan=7) / syn()
+    assert node.run("pod_ingress", frame, device=node.pod).verdict is Verdict.UNSUPPORTED
+
+
+# ARP
+
+
+def arp(target: str, sender: str = POD, op: int = 1, source: str = c.POD_MAC) -> Ether:
+    return Ether(src=source, dst="ff:ff:ff:ff:ff:ff") / ARP(op=op, hwsrc=source, psrc=sender, pdst=target)
+
+
+@pytest.mark.parametrize(
+    ("frame", "verdict"),
+    [
+        (arp(c.GATEWAY, sender=c.NEIGHBOUR), Verdict.SPOOFED),
+        (arp(c.GATEWAY, sender="0.0.0.0"), Verdict.SPOOFED),
+        (arp(c.GATEWAY, source="02:00:00:00:99:99"), Verdict.SPOOFED),
+        (arp(c.NODE), Verdict.UNSUPPORTED),
+        (arp(POD), Verdict.UNSUPPORTED),  # announces itself
+        (arp(c.GATEWAY, op=2), Verdict.UNSUPPORTED),
+        (Ether(src=c.POD_MAC) / ARP(hwlen=8, psrc=POD, pdst=c.GATEWAY), Verdict.MALFORMED),
+    ],
+)
+def test_a_pod_learns_and_teaches_no_neighbour(node: Packet, frame: Ether, verdict: Verdict) -> None:
+    assert node.run("pod_ingress", frame, device=node.pod).verdict is verdict
+
+
+def test_the_gateway_is_answered_on_the_spot(node: Packet) -> None:
+    result = node.run("pod_ingress", arp(c.GATEWAY), device=node.pod)
+    assert (result.verdict, result.action) == (Verdict.ARP_ANSWERED, REDIRECT)
+    expected = Ether(src=c.HOST_MAC, dst=c.POD_MAC) / ARP(
+        op=2, hwsrc=c.HOST_MAC, psrc=c.GATEWAY, hwdst=c.POD_MAC, pdst=POD
+    )
+    assert bytes(result.frame) == bytes(expected)
+
+
+# policy
+
+
+def enforce(node: Packet, direction: int = l.ENFORCE_EGRESS) -> None:
+    node.endpoint(POD, c.POD_ID, c.POD_IDENTITY, enforce=direction)
+
+
+def test_a_pod_that_no_policy_selects_may_connect_and_is_tracked(node: Packet) -> None:
+    assert node.from_pod(syn()).verdict is Verdict.FORWARDED
+    ((key, flow),) = node.entries("conntrack").items()
+    assert key == l.FlowKey(c.POD_ID, pack(WORLD), 443, 4000, 6)
+    assert (flow.direction, flow.generation, flow.rule) == (l.DIRECTION_EGRESS, 1, 0)
+    assert 59e9 < flow.deadline - c.monotonic_ns() <= 60e9
+
+
+def test_default_deny(node: Packet) -> None:
+    enforce(node)
+    assert node.from_pod(syn()).verdict is Verdict.DEFAULT_DENY
+    assert not node.entries("conntrack")
+
+
+def test_ingress_enforcement_says_nothing_about_egress(node: Packet) -> None:
+    enforce(node, l.ENFORCE_INGRESS)
+    assert node.from_pod(syn()).verdict is Verdict.FORWARDED
+
+
+@pytest.mark.parametrize(
+    ("peer", "port", "protocol"),
+    [
+        (l.IDENTITY_WORLD, 443, 6),
+        (l.IDENTITY_WORLD, None, 6),
+        (l.IDENTITY_WORLD, None, None),
+        (l.IDENTITY_ANY, 443, 6),
+        (l.IDENTITY_ANY, None, None),
+    ],
+)
+def test_a_rule_allows(node: Packet, peer: int, port: int | None, protocol: int | None) -> None:
+    enforce(node)
+    node.rule(l.ACTION_ALLOW, peer, port, protocol=protocol)
+    assert node.from_pod(syn()).verdict is Verdict.FORWARDED
+    ((_, flow),) = node.entries("conntrack").items()
+    assert flow.rule == 7
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"peer": c.REMOTE_IDENTITY},
+        {"port": 80},
+        {"protocol": 17},
+        {"endpoint": c.NEIGHBOUR_ID},
+        {"direction": l.DIRECTION_INGRESS},
+    ],
+)
+def test_a_rule_for_something_else_allows_nothing(node: Packet, wrong: dict[str, int]) -> None:
+    enforce(node)
+    node.rule(l.ACTION_ALLOW, **{"peer": l.IDENTITY_WORLD, "port": 443, **wrong})
+    assert node.from_pod(syn()).verdict is Verdict.DEFAULT_DENY
+
+
+def test_deny_wins_over_allow_whichever_is_more_exact(node: Packet) -> None:
+    enforce(node)
+    node.rule(l.ACTION_ALLOW, l.IDENTITY_WORLD, 443)
+    node.rule(l.ACTION_DENY, l.IDENTITY_ANY, None, protocol=None)
+    assert node.from_pod(syn()).verdict is Verdict.POLICY_DENIED
+
+
+def test_deny_needs_no_enforcement(node: Packet) -> None:
+    node.rule(l.ACTION_DENY, l.IDENTITY_WORLD, 443)
+    assert node.from_pod(syn()).verdict is Verdict.POLICY_DENIED
+    assert node.from_pod(syn(port=444)).verdict is Verdict.FORWARDED
+
+
+def test_the_gateway_is_the_host(node: Packet) -> None:
+    enforce(node)
+    node.rule(l.ACTION_ALLOW, l.IDENTITY_WORLD, None, protocol=None)
+    assert node.from_pod(syn(c.GATEWAY)).verdict is Verdict.DEFAULT_DENY
+    node.rule(l.ACTION_ALLOW, l.IDENTITY_HOST, None)
+    assert node.from_pod(syn(c.GATEWAY)).verdict is Verdict.FORWARDED
+    assert node.from_pod(syn(c.NODE)).verdict is Verdict.FORWARDED
+
+
+def test_an_echo_request_is_judged_by_its_type(node: Packet) -> None:
+    enforce(node)
+    echo = IP(src=POD, dst=WORLD) / ICMP(type=8, id=77, seq=1)
+    assert node.from_pod(echo).verdict is Verdict.DEFAULT_DENY
+    node.rule(l.ACTION_ALLOW, l.IDENTITY_WORLD, 8, protocol=1)
+    assert node.from_pod(echo).verdict is Verdict.FORWARDED
+    assert node.to_pod(IP(src=WORLD, dst=POD) / ICMP(type=0, id=77, seq=1)).verdict is Verdict.REPLY
+
+
+def test_ipv6_takes_the_same_path(node: Packet) -> None:
+    node.endpoint("fd00:1::3", c.POD_ID, c.POD_IDENTITY, enforce=l.ENFORCE_EGRESS)
+    echo = IPv6(src="fd00:1::3", dst="fd00:9::1") / ICMPv6EchoRequest(id=9)
+    connect = IPv6(src="fd00:1::3", dst="fd00:9::1") / TCP(sport=4000, dport=443, flags="S")
+    assert node.from_pod(connect).verdict is Verdict.DEFAULT_DENY
+    assert node.from_pod(echo).verdict is Verdict.DEFAULT_DENY
+    node.rule(l.ACTION_ALLOW, l.IDENTITY_WORLD, 443)
+    node.rule(l.ACTION_ALLOW, l.IDENTITY_WORLD, 128, protocol=58)
+    assert node.from_pod(connect).verdict is Verdict.FORWARDED
+    assert node.from_pod(echo).verdict is Verdict.FORWARDED
+
+
+# names
+
+
+def learn(node: Packet, address: str, selectors: dict[int, int], endpoint: int = c.POD_ID) -> None:
+    node.put("fqdn", l.FqdnKey(endpoint, pack(address)), l.Fqdn.of(selectors))
+
+
+SELECTOR = 0x80000001
+
+
+def soon() -> int:
+    return c.monotonic_ns() // 10**9 + 60
+
+
+def test_a_learned_name_opens_its_address_for_that_pod_and_rule_only(node: Packet) -> None:
+    enforce(node)
+    node.rule(l.ACTION_ALLOW, SELECTOR, 443)
+    assert node.from_pod(syn()).verdict is Verdict.DEFAULT_DENY
+    learn(node, WORLD, {SELECTOR: soon()}, endpoint=c.NEIGHBOUR_ID)
+    learn(node, WORLD, {SELECTOR + 1: soon()})
+    assert node.from_pod(syn()).verdict is Verdict.DEFAULT_DENY
+    learn(node, WORLD, {SELECTOR + 1: soon(), SELECTOR: soon()})
+    assert node.from_pod(syn(port=80)).verdict is Verdict.DEFAULT_DENY
+    assert node.from_pod(syn()).verdict is Verdict.FORWARDED
+    assert node.entries("fqdn_use").keys() == {l.FqdnKey(c.POD_ID, pack(WORLD))}
+
+
+def test_an_expired_name_opens_nothing_and_cuts_nothing(node: Packet) -> None:
+    enforce(node)
+    node.rule(l.ACTION_ALLOW, SELECTOR, 443)
+    learn(node, WORLD, {SELECTOR: soon()})
+    assert node.from_pod(syn()).verdict is Verdict.FORWARDED
+    learn(node, WORLD, {SELECTOR: c.monotonic_ns() // 10**9})
+    assert node.from_pod(syn(sport=4001)).verdict is Verdict.DEFAULT_DENY
+    assert node.from_pod(IP(src=POD, dst=WORLD) / TCP(sport=4000, dport=443, flags="A")).verdict is Verdict.FORWARDED
+
+
+def test_all_eight_selectors_count(node: Packet) -> None:
+    enforce(node)
+    node.rule(l.ACTION_ALLOW, SELECTOR + 7, 443)
+    learn(node, WORLD, {SELECTOR + i: soon() for i in range(8)})
+    assert node.from_pod(syn()).verdict is Verdict.FORWARDED
+
+
+@pytest.mark.parametrize("inside", [c.NEIGHBOUR, c.REMOTE, c.NODE, c.OTHER_NODE])
+def test_a_name_that_points_into_the_cluster_opens_nothing(node: Packet, inside: str) -> None:
+    enforce(node)
+    node.rule(l.ACTION_ALLOW, SELECTOR, 443)
+    learn(node, inside, {SELECTOR: soon()})
+    assert node.from_pod(syn(inside)).verdict is Verdict.DEFAULT_DENY
+
+
+# the proxy
+
+
+def test_a_redirect_without_a_proxy_is_a_drop(node: Packet) -> None:
+    enforce(node)
+    node.rule(l.ACTION_REDIRECT_DNS, c.REMOTE_IDENTITY, 53, protocol=17)
+    node.rule(l.ACTION_ALLOW, c.REMOTE_IDENTITY, None, protocol=None)
+    query = IP(src=POD, dst=c.REMOTE) / UDP(sport=4000, dport=53) / Raw(b"?")
+    assert node.from_pod(query).verdict is Verdict.NO_PROXY
+    assert node.from_pod(query).verdict is Verdict.NO_PROXY  # the flow exists now, the proxy still does not
+
+
+# services
+
+
+def test_a_service_is_translated_before_policy(node: Packet) -> None:
+    node.service(c.SERVICE, 80, [(c.REMOTE, 8080, c.OTHER_NODE)])
+    enforce(node)
+    node.rule(l.ACTION_ALLOW, l.IDENTITY_WORLD, None, protocol=None)
+    assert node.from_pod(syn(c.SERVICE, 80)).verdict is Verdict.DEFAULT_DENY  # the service is not "world"
+    node.rule(l.ACTION_ALLOW, c.REMOTE_IDENTITY, 8080)
+    result = node.from_pod(syn(c.SERVICE, 80), translated=True)
+    assert result.verdict is Verdict.FORWARDED
+    assert (result.frame[IP].dst, result.frame[TCP].dport) == (c.REMOTE, 8080)
+    answer = node.to_pod(IP(src=c.REMOTE, dst=POD) / TCP(sport=8080, dport=4000, flags="SA"), translated=True)
+    assert answer.verdict is Verdict.REPLY
+    assert (answer.frame[IP].src, answer.frame[TCP].sport) == (c.SERVICE, 80)
+
+
+def test_a_service_port_that_does_not_exist_is_not_routed(node: Packet) -> None:
+    node.service(c.SERVICE, 80, [(c.REMOTE, 8080, c.OTHER_NODE)])
+    assert node.from_pod(syn(c.SERVICE, 81)).verdict is Verdict.NO_SERVICE
+    assert node.from_pod(IP(src=POD, dst=c.SERVICE) / ICMP(id=1)).verdict is Verdict.NO_SERVICE
+
+
+def test_a_service_without_backends_is_a_drop(node: Packet) -> None:
+    node.service(c.SERVICE, 80, [])
+    assert node.from_pod(syn(c.SERVICE, 80)).verdict is Verdict.NO_BACKEND
+
+
+@pytest.mark.parametrize("address", [c.NODE, c.OTHER_NODE])
+def test_a_node_port_on_any_node_is_the_service(node: Packet, address: str) -> None:
+    node.service("", 30080, [(c.NEIGHBOUR, 8080, c.NODE)])
+    result = node.from_pod(syn(address, 30080), translated=True)
+    assert (result.frame[IP].dst, result.frame[TCP].dport) == (c.NEIGHBOUR, 8080)
+
+
+def test_a_node_port_is_nothing_to_other_addresses(node: Packet) -> None:
+    node.service("", 443, [(c.NEIGHBOUR, 8080, c.NODE)])
+    assert node.from_pod(syn(WORLD, 443)).frame[IP].dst == WORLD
+
+
+def test_udp_without_a_checksum_stays_without(node: Packet) -> None:
+    node.service(c.SERVICE, 53, [(c.REMOTE, 5353, c.OTHER_NODE)], protocol=17)
+    result = node.from_pod(
+        IP(src=POD, dst=c.SERVICE) / UDP(sport=4000, dport=53, chksum=0) / Raw(b"?"), translated=True
+    )
+    assert (result.frame[IP].dst, result.frame[UDP].dport, result.frame[UDP].chksum) == (c.REMOTE, 5353, 0)
+
+
+# errors
+
+
+def test_an_icmp_error_passes_only_for_a_flow_that_exists(node: Packet) -> None:
+    enforce(node, l.ENFORCE_EGRESS | l.ENFORCE_INGRESS)
+    received = IP(src=c.CLIENT, dst=POD) / UDP(sport=5000, dport=6000)
+    error = IP(src=POD, dst=c.CLIENT) / ICMP(type=3, code=3) / received
+    assert node.from_pod(error).verdict is Verdict.DEFAULT_DENY
+    node.rule(l.ACTION_ALLOW, l.IDENTITY_WORLD, 6000, direction=l.DIRECTION_INGRESS, protocol=17)
+    assert node.to_pod(received).verdict is Verdict.FORWARDED
+    assert node.from_pod(error).verdict is Verdict.REPLY
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        IP(src=c.CLIENT, dst=c.NEIGHBOUR) / UDP(sport=5000, dport=6000),  # not sent to this pod
+        IP(src=c.OTHER_NODE, dst=POD) / UDP(sport=5000, dport=6000),  # not sent by whom the error goes to
+    ],
+)
+def test_an_icmp_error_cannot_smuggle(node: Packet, quoted: IP) -> None:
+    node.to_pod(IP(src=c.CLIENT, dst=POD) / UDP(sport=5000, dport=6000))
+    result = node.from_pod(IP(src=POD, dst=c.CLIENT) / ICMP(type=3, code=3) / quoted)
+    assert result.verdict in (Verdict.SPOOFED, Verdict.MALFORMED)

@@ -1,0 +1,364 @@
+"""The door to the LAN: ARP for LoadBalancer addresses, services from outside, masquerade, both ways."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Raw
+
+from bpf import packet as c
+from bpf.packet import CLIENT, OK, POD, REDIRECT, VIP, Packet
+from netstack.core.address import pack
+from netstack.core.verdict import Verdict
+from netstack.kernel import layout as l
+
+pytestmark = pytest.mark.root
+WORLD = "203.0.113.9"
+
+
+def syn(dst: str = VIP, dport: int = 80, sport: int = 5000, flags: str = "S", src: str = CLIENT) -> IP:
+    return IP(src=src, dst=dst) / TCP(sport=sport, dport=dport, flags=flags)
+
+
+def here(node: Packet, **more: int) -> None:
+    node.service(VIP, 80, [(POD, 8080, c.NODE)], scope=l.SCOPE_WORLD, **more)
+
+
+def elsewhere(node: Packet, **more: int) -> None:
+    node.service(VIP, 80, [(c.REMOTE, 8080, c.OTHER_NODE)], scope=l.SCOPE_WORLD, **more)
+
+
+# ARP
+
+
+def question(target: str = VIP, sender: str = CLIENT, op: int = 1) -> Ether:
+    return Ether(src=c.CLIENT_MAC, dst="ff:ff:ff:ff:ff:ff") / ARP(op=op, hwsrc=c.CLIENT_MAC, psrc=sender, pdst=target)
+
+
+def test_arp_for_what_is_no_vip_is_the_kernels(node: Packet) -> None:
+    for frame in (question(c.NODE), question(VIP), question("192.168.86.99")):
+        result = node.from_lan(frame)
+        assert (result.verdict, result.action) == (Verdict.FORWARDED, OK)
+
+
+@pytest.mark.parametrize("deadline", [0, -1])
+def test_a_vip_that_is_not_ours_is_silent(node: Packet, deadline: int) -> None:
+    node.vip(VIP, deadline and c.monotonic_ns(deadline))
+    assert node.from_lan(question()).verdict is Verdict.VIP_NOT_OWNED
+
+
+def test_an_owned_vip_is_answered_until_the_deadline(node: Packet) -> None:
+    node.vip(VIP, c.monotonic_ns(30))
+    result = node.from_lan(question())
+    assert (result.verdict, result.action) == (Verdict.ARP_ANSWERED, REDIRECT)
+    reply = ARP(op=2, hwsrc=c.NODE_MAC, psrc=VIP, hwdst=c.CLIENT_MAC, pdst=CLIENT)
+    assert bytes(result.frame) == bytes(Ether(src=c.NODE_MAC, dst=c.CLIENT_MAC) / reply)
+
+
+def test_a_probe_for_an_owned_vip_is_answered(node: Packet) -> None:
+    node.vip(VIP, c.monotonic_ns(30))
+    assert node.from_lan(question(sender="0.0.0.0")).verdict is Verdict.ARP_ANSWERED
+
+
+def test_anothers_announcement_is_no_question_and_not_the_kernels(node: Packet) -> None:
+    node.vip(VIP, c.monotonic_ns(30))
+    assert node.from_lan(question(sender=VIP)).verdict is Verdict.VIP_NOT_OWNED
+
+
+def test_arp_answers_from_the_lan_pass(node: Packet) -> None:
+    node.vip(VIP, c.monotonic_ns(30))
+    assert node.from_lan(question(op=2)).verdict is Verdict.FORWARDED
+
+
+# the door
+
+
+@pytest.mark.parametrize("source", [c.NODE, POD, "10.244.1.200"])
+def test_our_own_addresses_do_not_come_from_the_lan(node: Packet, source: str) -> None:
+    assert node.from_lan(syn(c.NODE, 22, src=source)).verdict is Verdict.SPOOFED
+
+
+def test_other_traffic_is_the_kernels(node: Packet) -> None:
+    elsewhere(node)
+    for packet in (
+        syn(c.NODE, 22),
+        syn(c.NODE, 50000),
+        IP(src=CLIENT, dst=c.NODE) / ICMP(),
+        IP(src=CLIENT, dst=c.NODE, frag=9) / Raw(b"x" * 9),
+        IP(src=c.REMOTE, dst=POD) / TCP(),
+        IPv6(src="fd00:9::1", dst="fd00::21") / TCP(),
+    ):
+        result = node.from_lan(packet)
+        assert (result.verdict, result.action) == (Verdict.FORWARDED, OK)
+
+
+def test_an_empty_node_touches_nothing(node: Packet) -> None:
+    node.put("config", l.Number(0), l.Config())
+    assert node.from_lan(syn()).action == OK
+    assert node.to_lan(syn(src=POD)).action == OK
+
+
+# services
+
+
+def test_nothing_but_service_ports_exists_at_a_service_address(node: Packet) -> None:
+    here(node)
+    for packet in (
+        syn(dport=81),
+        IP(src=CLIENT, dst=VIP) / UDP(dport=80),
+        IP(src=CLIENT, dst=VIP) / ICMP(id=1),
+    ):
+        assert node.from_lan(packet).verdict is Verdict.NO_SERVICE
+    assert node.from_lan(IP(src=CLIENT, dst=VIP, frag=9) / Raw(b"x" * 9)).verdict is Verdict.FRAGMENT
+
+
+def test_an_allocated_vip_without_a_service_is_not_routed(node: Packet) -> None:
+    node.vip(VIP, 0)
+    assert node.from_lan(syn()).verdict is Verdict.NO_SERVICE
+
+
+def test_a_cluster_address_is_nothing_to_the_lan(node: Packet) -> None:
+    node.service(c.SERVICE, 80, [(POD, 8080, c.NODE)])
+    assert node.from_lan(syn(c.SERVICE)).frame[IP].dst == c.SERVICE
+
+
+def test_a_service_without_backends_drops(node: Packet) -> None:
+    node.service(VIP, 80, [], scope=l.SCOPE_WORLD)
+    assert node.from_lan(syn()).verdict is Verdict.NO_BACKEND
+
+
+def test_a_backend_outside_the_cluster_is_not_served_to_the_lan(node: Packet) -> None:
+    node.service(VIP, 80, [(WORLD, 80, "")], scope=l.SCOPE_WORLD)
+    assert node.from_lan(syn()).verdict is Verdict.UNSUPPORTED
+
+
+def test_a_backend_here_keeps_the_client_and_answers_as_the_service(node: Packet) -> None:
+    here(node)
+    result = node.from_lan(syn())
+    assert (result.verdict, result.action) == (Verdict.TRANSLATED, OK)
+    assert (result.frame[IP].src, result.frame[IP].dst, result.frame[TCP].dport) == (CLIENT, POD, 8080)
+    assert node.to_pod(result.frame.payload).verdict is Verdict.FORWARDED
+    answer = IP(src=POD, dst=CLIENT) / TCP(sport=8080, dport=5000, flags="SA")
+    assert node.from_pod(answer).verdict is Verdict.REPLY
+    leaves = node.to_lan(answer, came_by=node.pod)
+    assert leaves.verdict is Verdict.TRANSLATED
+    assert (leaves.frame[IP].src, leaves.frame[TCP].sport, leaves.frame[IP].dst) == (VIP, 80, CLIENT)
+
+
+def test_a_backend_on_the_hosts_network_answers_as_the_service(node: Packet) -> None:
+    node.service(VIP, 80, [(c.NODE, 8123, c.NODE)], scope=l.SCOPE_WORLD)
+    result = node.from_lan(syn())
+    assert (result.frame[IP].dst, result.frame[TCP].dport) == (c.NODE, 8123)
+    leaves = node.to_lan(IP(src=c.NODE, dst=CLIENT) / TCP(sport=8123, dport=5000, flags="SA"))
+    assert (leaves.frame[IP].src, leaves.frame[TCP].sport) == (VIP, 80)
+    other = node.to_lan(IP(src=c.NODE, dst=CLIENT) / TCP(sport=8123, dport=5001, flags="SA"))
+    assert (other.verdict, other.frame[IP].src) == (Verdict.FORWARDED, c.NODE)  # came to the node's own address
+
+
+def test_a_backend_elsewhere_gets_the_packet_unchanged(node: Packet) -> None:
+    elsewhere(node)
+    sent = syn()
+    sent.ttl = 64
+    result = node.from_lan(sent)
+    assert (result.verdict, result.action) == (Verdict.FORWARDED, REDIRECT)
+    sent.ttl = 63
+    assert bytes(result.frame[IP]) == bytes(sent)
+    passing = node.to_lan(result.frame.payload, came_by=node.uplink)
+    assert passing.verdict is Verdict.FORWARDED  # our own egress program leaves it alone
+
+
+@pytest.mark.parametrize("ttl", [0, 1])
+def test_a_packet_without_hops_left_ends_here(node: Packet, ttl: int) -> None:
+    elsewhere(node)
+    packet = syn()
+    packet.ttl = ttl
+    assert node.from_lan(packet).verdict is Verdict.TTL_EXCEEDED
+
+
+@pytest.mark.parametrize("address", [c.NODE, c.OTHER_NODE])
+def test_a_node_port(node: Packet, address: str) -> None:
+    node.service("", 30080, [(POD, 8080, c.NODE)], scope=l.SCOPE_WORLD)
+    result = node.from_lan(syn(address, 30080))
+    assert (result.frame[IP].dst, result.frame[TCP].dport) == (POD, 8080)
+    leaves = node.to_lan(IP(src=POD, dst=CLIENT) / TCP(sport=8080, dport=5000, flags="SA"))
+    assert (leaves.frame[IP].src, leaves.frame[TCP].sport) == (address, 30080)
+
+
+def backends(node: Packet, count: int = 8) -> None:
+    rows = [(f"10.244.{1 + i % 2}.{50 + i}", 8080, (c.NODE, c.OTHER_NODE)[i % 2]) for i in range(count)]
+    node.service(VIP, 80, rows, scope=l.SCOPE_WORLD)
+
+
+def where(node: Packet, sport: int, **more: str) -> str:
+    result = node.from_lan(syn(sport=sport, **more))
+    assert not result.verdict.dropped
+    return result.frame[IP].dst
+
+
+def test_connections_spread_and_a_connection_stays(node: Packet) -> None:
+    backends(node)
+    first = {sport: where(node, sport) for sport in range(5000, 5200)}
+    assert set(first.values()) >= {f"10.244.1.{50 + i}" for i in (0, 2, 4, 6)}
+    assert first == {sport: where(node, sport, flags="A") for sport in first}
+
+
+def test_a_connection_keeps_its_backend_when_the_table_changes(node: Packet) -> None:
+    backends(node)
+    first = {sport: where(node, sport) for sport in range(5000, 5040)}
+    for slot in range(16, 24):
+        node.put("slots", l.Number(slot), l.Number(17))  # everything new goes to the first backend
+    assert first == {sport: where(node, sport, flags="A") for sport in first}
+    assert {where(node, sport) for sport in range(6000, 6020)} == {"10.244.1.50"}
+
+
+def test_a_connection_to_a_backend_that_is_gone_moves(node: Packet) -> None:
+    here(node)
+    assert where(node, 5000) == POD
+    node.maps["backends"].delete(l.Number(17).pack())
+    node.service(VIP, 80, [(c.NEIGHBOUR, 8080, c.NODE)], scope=l.SCOPE_WORLD, number=2)
+    assert where(node, 5000) == c.NEIGHBOUR
+
+
+def test_a_dead_nodes_backends_are_skipped(node: Packet) -> None:
+    backends(node)
+    node.put("node_alive", l.AddressKey(pack(c.OTHER_NODE)), l.Instant(c.monotonic_ns(-1)))
+    mixed = {where(node, sport) for sport in range(5000, 5040)}
+    assert VIP in mixed  # our own entry is not fresh: no evidence
+    node.put("node_alive", l.AddressKey(pack(c.NODE)), l.Instant(c.monotonic_ns(30)))
+    assert VIP not in {where(node, sport) for sport in range(6000, 6040)}
+    assert VIP not in {where(node, sport, flags="A") for sport in range(5000, 5040)}  # pins to it move too
+
+
+def test_when_all_are_dead_one_is_tried(node: Packet) -> None:
+    elsewhere(node)
+    node.put("node_alive", l.AddressKey(pack(c.OTHER_NODE)), l.Instant(c.monotonic_ns(-1)))
+    node.put("node_alive", l.AddressKey(pack(c.NODE)), l.Instant(c.monotonic_ns(30)))
+    assert node.from_lan(syn()).action == REDIRECT
+
+
+def test_one_client_port_cannot_reach_one_backend_through_two_services(node: Packet) -> None:
+    here(node)
+    node.service("192.168.86.19", 80, [(POD, 8080, c.NODE)], scope=l.SCOPE_WORLD, number=2)
+    assert where(node, 5000) == POD
+    assert node.from_lan(syn("192.168.86.19")).verdict is Verdict.NO_PORT
+    assert where(node, 5000, flags="A") == POD
+
+
+def test_an_error_about_an_answer_finds_the_backend(node: Packet) -> None:
+    here(node)
+    node.from_lan(syn())
+    quoted = IP(src=VIP, dst=CLIENT) / TCP(sport=80, dport=5000, flags="A")
+    error = IP(src="192.168.86.1", dst=VIP) / ICMP(type=3, code=4, nexthopmtu=1400) / quoted
+    result = node.from_lan(error)
+    assert result.verdict is Verdict.TRANSLATED
+    assert result.frame[IP].dst == POD
+    assert (result.frame["IP in ICMP"].src, result.frame["TCP in ICMP"].sport) == (POD, 8080)
+    assert node.to_pod(result.frame.payload).verdict is Verdict.DEFAULT_DENY  # its SYN never reached the pod's door
+    stray = IP(src="192.168.86.1", dst=VIP) / ICMP(type=3, code=4) / (IP(src=VIP, dst=WORLD) / TCP(sport=80, dport=9))
+    assert node.from_lan(stray).verdict is Verdict.NO_SERVICE
+
+
+def test_an_error_from_a_backend_leaves_as_the_services(node: Packet) -> None:
+    node.service(VIP, 53, [(POD, 5353, c.NODE)], scope=l.SCOPE_WORLD, protocol=17)
+    node.from_lan(IP(src=CLIENT, dst=VIP) / UDP(sport=5000, dport=53))
+    error = IP(src=POD, dst=CLIENT) / ICMP(type=3, code=3) / (IP(src=CLIENT, dst=POD) / UDP(sport=5000, dport=5353))
+    result = node.to_lan(error)
+    assert (result.frame[IP].src, result.frame["IP in ICMP"].dst, result.frame["UDP in ICMP"].dport) == (VIP, VIP, 53)
+
+
+# masquerade
+
+
+def test_what_stays_in_the_cluster_is_not_masqueraded(node: Packet) -> None:
+    for peer in (c.REMOTE, "10.244.2.200", c.OTHER_NODE):
+        assert node.to_lan(syn(peer, src=POD)).verdict is Verdict.FORWARDED
+    assert node.to_lan(syn(WORLD, src=c.NODE)).verdict is Verdict.FORWARDED
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "ping"])
+def test_a_pod_speaks_to_the_world_as_its_node(node: Packet, protocol: str) -> None:
+    sent, answer = {
+        "tcp": (syn(WORLD, 443, 4000, src=POD), lambda port: TCP(sport=443, dport=port, flags="SA")),
+        "udp": (IP(src=POD, dst=WORLD) / UDP(sport=4000, dport=443), lambda port: UDP(sport=443, dport=port)),
+        "ping": (IP(src=POD, dst=WORLD) / ICMP(type=8, id=4000), lambda port: ICMP(type=0, id=port)),
+    }[protocol]
+    result = node.to_lan(sent, came_by=node.pod)
+    assert (result.verdict, result.frame[IP].src) == (Verdict.MASQUERADED, c.NODE)
+    transport = result.frame[IP].payload
+    port = transport.id if protocol == "ping" else transport.sport
+    assert 49152 <= port <= 65535
+    assert bytes(node.to_lan(sent, came_by=node.pod).frame) == bytes(result.frame)  # the same port again
+    back = node.from_lan(IP(src=WORLD, dst=c.NODE) / answer(port))
+    assert (back.verdict, back.frame[IP].dst) == (Verdict.TRANSLATED, POD)
+    transport = back.frame[IP].payload
+    assert (transport.id if protocol == "ping" else transport.dport) == 4000
+
+
+def test_an_answer_from_somebody_else_is_not_the_pods(node: Packet) -> None:
+    port = node.to_lan(syn(WORLD, 443, 4000, src=POD)).frame[TCP].sport
+    for packet in (syn(c.NODE, port, 443, "SA", src="203.0.113.10"), syn(c.NODE, port, 444, "SA", src=WORLD)):
+        assert node.from_lan(packet).frame[IP].dst == c.NODE
+
+
+def test_two_pods_with_the_same_port_get_two(node: Packet) -> None:
+    ports = {node.to_lan(syn(WORLD, 443, 4000, src=pod)).frame[TCP].sport for pod in (POD, c.NEIGHBOUR)}
+    assert len(ports) == 2
+
+
+def test_a_port_in_use_is_not_given_twice(node: Packet) -> None:
+    first = node.to_lan(syn(WORLD, 443, 4000, src=POD)).frame[TCP].sport
+    key = l.Tuple(pack(POD), pack(WORLD), 4000, 443, 6)
+    node.maps["nat"].delete(key.pack())  # evicted; its answer's entry lives
+    assert node.to_lan(syn(WORLD, 443, 4000, src=POD)).frame[TCP].sport == first  # which is this connection's
+    node.maps["nat"].delete(key.pack())
+    answer = l.Tuple(pack(WORLD), pack(c.NODE), 443, first, 6)
+    taken = node.entries("nat")[answer]
+    node.put("nat", answer, replace(taken, address=pack(c.NEIGHBOUR)))
+    assert node.to_lan(syn(WORLD, 443, 4000, src=POD)).frame[TCP].sport != first
+    assert node.entries("nat")[answer].address == pack(c.NEIGHBOUR)
+
+
+def test_ports_towards_one_destination_run_out_into_a_drop(node: Packet) -> None:
+    node.to_lan(syn(WORLD, 443, 4000, src=POD))
+    (entry,) = [value for value in node.entries("nat").values() if value.kind == l.NAT_SOURCE_REPLY]
+    other = replace(entry, address=pack(c.NEIGHBOUR), deadline=c.monotonic_ns(600))
+    everything = {l.Tuple(pack(WORLD), pack(c.NODE), 443, port, 6).pack(): other.pack() for port in range(49152, 65536)}
+    node.maps["nat"].put_batch(everything)
+    assert node.to_lan(syn(WORLD, 443, 4001, src=POD)).verdict is Verdict.NO_PORT
+    assert node.to_lan(syn(WORLD, 444, 4001, src=POD)).verdict is Verdict.MASQUERADED
+
+
+def test_an_answer_to_a_client_that_reached_the_pod_itself_keeps_the_pods_address(node: Packet) -> None:
+    node.to_pod(syn(POD, 80))
+    assert node.to_lan(IP(src=POD, dst=CLIENT) / TCP(sport=80, dport=5000, flags="SA")).verdict is Verdict.FORWARDED
+
+
+def test_an_error_about_a_masqueraded_packet_finds_the_pod(node: Packet) -> None:
+    node.from_pod(syn(WORLD, 443, 4000, src=POD))
+    sent = node.to_lan(syn(WORLD, 443, 4000, src=POD)).frame[IP]
+    error = IP(src="192.168.86.1", dst=c.NODE) / ICMP(type=3, code=4, nexthopmtu=1400) / sent
+    result = node.from_lan(error)
+    assert (result.verdict, result.frame[IP].dst) == (Verdict.TRANSLATED, POD)
+    assert (result.frame["IP in ICMP"].src, result.frame["TCP in ICMP"].sport) == (POD, 4000)
+    assert node.to_pod(result.frame.payload).verdict is Verdict.REPLY
+
+
+@pytest.mark.parametrize(
+    ("packet", "verdict"),
+    [
+        (IP(src=POD, dst=WORLD, flags="MF") / UDP() / Raw(b"x" * 32), Verdict.FRAGMENT),
+        (IP(src=POD, dst=WORLD, proto=47) / Raw(b"x" * 32), Verdict.UNSUPPORTED),
+        (IP(src=POD, dst=WORLD, proto=132) / Raw(b"x" * 32), Verdict.UNSUPPORTED),  # SCTP: no helper for its CRC
+        (IP(src=POD, dst=WORLD) / ICMP(type=0, id=7), Verdict.DEFAULT_DENY),
+        (IP(src=POD, dst=WORLD) / ICMP(type=3) / (IP(src=WORLD, dst=POD) / UDP()), Verdict.DEFAULT_DENY),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_masqueraded_does_not_leave_with_the_pods_address(
+    node: Packet, packet: IP, verdict: Verdict
+) -> None:
+    assert node.to_lan(packet).verdict is verdict

@@ -240,7 +240,7 @@ def _frontend(routes: Path) -> str:
     http-request set-var(txn.tls) var(txn.route),field(5,|)
     http-request set-var(txn.id) var(txn.route),field(6,|)
 
-    acl acme path_beg /.well-known/acme-challenge/
+    acl acme var(txn.path) -m beg /.well-known/acme-challenge/
     acl to_https var(txn.route),field(2,|) -m str r
     http-request redirect location https://%[var(txn.host)]%[pathq] code 308 if to_https !{{ ssl_fc }} !acme
     acl no_route var(txn.pool) -m str 404

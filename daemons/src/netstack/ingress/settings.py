@@ -73,8 +73,9 @@ class IngressSettings:
     threads: int = 4
     """HAProxy's threads: the number of big cores of an RK3588."""
 
-    max_connections: int = 8192
-    """Client connections at once. Each may need two file descriptors."""
+    max_connections: int = 4096
+    """Client connections at once. HAProxy needs two file descriptors for each, and one for each slot: below the unit's
+    LimitNOFILE, or it does not start."""
 
     pools: int = 128
     """Backends (Service and port pairs) that fit before HAProxy has to be reloaded to make room for as many more."""

@@ -210,8 +210,9 @@ class Datapath:
         for folder in ("maps", "progs"):
             (self.pins / folder).mkdir(parents=True, exist_ok=True)
         for name, shared in self.maps.items():
-            with suppress(FileExistsError):
-                shared.pin(self.pins / "maps" / name)
+            path = self.pins / "maps" / name
+            if not path.exists():
+                shared.pin(path)
         changed = self._pin_and_attach_cgroup()
         for name in UPLINK:
             changed += [name] * self.traffic.attach(self.uplink, self.programs[name])

@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # Makes .cache/collections, where ansible finds this folder as kubelab.netstack (ansible.cfg names it), and prints it.
 set -euo pipefail
 

@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # The collection's own linters: ansible-lint in its strictest profile, the documentation, the change log. Offline.
 set -euo pipefail
 

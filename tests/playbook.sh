@@ -1,4 +1,4 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # ansible-playbook from the clone: `tests/playbook.sh playbooks/site.yml -i inventory/lab/hosts.yml`
 set -euo pipefail
 

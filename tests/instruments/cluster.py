@@ -18,7 +18,8 @@ Every compile also checks, without being asked:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -138,6 +139,7 @@ class Cluster:
         self.before = Before()
         self.desired: Desired | None = None
         self.changes: list[Change] = []
+        self._maps = Maps(self.before.tables)
         self._ids = itertools.count(1)
         self._hosts = {f"n{number}": itertools.count(3) for number in range(1, nodes + 1)}
         for number in range(1, nodes + 1):
@@ -261,19 +263,18 @@ class Cluster:
 
     def _replay(self, old: Tables, new: Tables) -> None:
         maps, was, will = Maps(old), Maps(old), Maps(new)
-        probes = [
-            (probe, was.decide(*probe), will.decide(*probe), _moves(probe, was, will)) for probe in _probes(was, will)
-        ]
+        watched = _Probes(was, will)
         for change in self.changes:
             maps.apply(change)
             if change.table in ("services", "slots", "backends"):
                 _check_services(maps)
-            concerned = _concerned(change, was, will)
-            for probe, before, after, moves in probes:
-                if concerned(probe):
-                    _check(change, probe, before, maps.decide(*probe), after, moves)
+            for probe in watched.concerned(change):
+                _check(
+                    change, probe, watched.was[probe], maps.decide(*probe), watched.will[probe], watched.moves(probe)
+                )
         for name in NAMES:
             assert maps.tables[name] == dict(new[name].entries), f"{name}: replaying the changes gives another table"
+        self._maps = maps
 
     # answers ---------------------------------------------------------------------------------------------------------
 
@@ -290,7 +291,7 @@ class Cluster:
         names (as the policy writes them) that the sender has learned for the destination.
         """
         assert self.desired is not None
-        maps = Maps(self.before.tables)
+        maps = self._maps
         a, b, number = self.address(source), self.address(destination), PROTOCOLS[protocol]
         selectors = {name.text: selector for item in self.desired.policy.dns for name, selector in item.names.items()}
         verdict = FREE
@@ -299,6 +300,12 @@ class Cluster:
         if verdict in OPEN and maps.endpoint(b):
             verdict = maps.decide(b, INGRESS, a, number, port, ())
         return verdict
+
+    def one_way(self, pod: str, direction: str, peer: str, port: int, protocol: str = "TCP") -> str:
+        """ "allowed" or "denied": the policies of one local pod alone."""
+        way = EGRESS if direction == "egress" else INGRESS
+        verdict = self._maps.decide(self.address(pod), way, self.address(peer), PROTOCOLS[protocol], port, ())
+        return "allowed" if verdict in OPEN else "denied"
 
     def table(self, name: str) -> Table:
         return self.before.tables[name]
@@ -348,34 +355,52 @@ def _probes(was: Maps, will: Maps) -> Iterator[Probe]:
                 yield pod, direction, peer, protocol, port, known
 
 
-def _concerned(change: Change, was: Maps, will: Maps) -> Callable[[Probe], bool]:
-    """Which probes a write can make a difference to."""
-    if change.table == "policy":
-        key = layout.PolicyKey.unpack(change.key)
-        ends = [(pod, maps.endpoint(pod)) for maps in (was, will) for pod in maps.tables["endpoints"]]
-        pods = {pod for pod, endpoint in ends if endpoint and endpoint.id == key.endpoint}
-        return lambda probe: probe[0] in pods and probe[1] == key.direction
-    if change.table == "identities":
-        place = layout.PrefixKey.unpack(change.key)
-        prefix = Prefix(place.address, place.bits)
-        return lambda probe: probe[2] in prefix
-    if change.table == "endpoints":
-        return lambda probe: probe[0] == change.key
-    return lambda probe: False
+class _Probes:
+    """The probe packets, what the tables before and after say of each, and which ones a write concerns."""
 
+    def __init__(self, was: Maps, will: Maps) -> None:
+        probes = list(_probes(was, will))
+        self.was = {probe: was.decide(*probe) for probe in probes}
+        self.will = {probe: will.decide(*probe) for probe in probes}
+        self._identities = was.identity, will.identity
+        self._of_pod: dict[tuple[bytes, int], list[Probe]] = defaultdict(list)
+        self._of_peer: dict[bytes, list[Probe]] = defaultdict(list)
+        for probe in probes:
+            self._of_pod[probe[0], probe[1]].append(probe)
+            self._of_peer[probe[2]].append(probe)
+        self._pods: dict[int, set[bytes]] = defaultdict(set)
+        for maps in (was, will):
+            for pod, value in maps.tables["endpoints"].items():
+                self._pods[layout.Endpoint.unpack(value).id].add(pod)
 
-def _moves(probe: Probe, was: Maps, will: Maps) -> bool:
-    return was.identity(probe[2]) != will.identity(probe[2])
+    def moves(self, probe: Probe) -> bool:
+        before, after = self._identities
+        return before(probe[2]) != after(probe[2])
+
+    def concerned(self, change: Change) -> Iterator[Probe]:
+        if change.table == "policy":
+            key = layout.PolicyKey.unpack(change.key)
+            for pod in self._pods[key.endpoint]:
+                yield from self._of_pod[pod, key.direction]
+        elif change.table == "identities":
+            place = layout.PrefixKey.unpack(change.key)
+            for peer, probes in self._of_peer.items():
+                if peer in Prefix(place.address, place.bits):
+                    yield from probes
+        elif change.table == "endpoints":
+            for direction in (INGRESS, EGRESS):
+                yield from self._of_pod[change.key, direction]
 
 
 def _check(change: Change, probe: Probe, old: str, now: str, new: str, moves: bool) -> None:
-    where = f"after {change}: {probe}: {old} -> {now} -> {new}"
-    if now in OPEN:
-        assert old in OPEN or new in OPEN, f"opened {where}"
-    if now == REDIRECTED:
-        assert {old, new} & {*OPEN, REDIRECTED}, f"redirected {where}"
-    if old in OPEN and new in OPEN and not moves:
-        assert now in OPEN, f"dropped {where}"
+    broken = ""
+    if now in OPEN and old not in OPEN and new not in OPEN:
+        broken = "opened"
+    elif now == REDIRECTED and not {old, new} & {*OPEN, REDIRECTED}:
+        broken = "redirected"
+    elif now not in OPEN and old in OPEN and new in OPEN and not moves:
+        broken = "dropped"
+    assert not broken, f"{broken} after {change}: {probe}: {old} -> {now} -> {new}"
 
 
 def _check_services(maps: Maps) -> None:

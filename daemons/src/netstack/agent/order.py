@@ -154,7 +154,7 @@ def _moving(
     """The identity changes that could combine new rules for the old identity with old rules for the new one.
 
     They could only if an allow for the old identity (or for any) comes, one for the new (or for any) goes, or an
-    endpoint that stays changes (begins or ceases to enforce). The usual cases, a pod that comes or goes, are none of these.
+    endpoint that stays begins or ceases to enforce. The usual cases, a pod that comes or goes, are none of these.
     """
     coming = {PolicyKey.unpack(change.key).peer for change in puts if _action(change) != layout.ACTION_DENY}
     going = {PolicyKey.unpack(change.key).peer for change in deletes if _action(change) != layout.ACTION_DENY}

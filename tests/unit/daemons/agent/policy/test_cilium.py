@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-from instruments.cluster import Cluster
 
+from instruments.cluster import Cluster
 from netstack.agent.policy.accept import read_policy
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
@@ -125,8 +125,8 @@ def test_a_plain_rule_for_dns_keeps_every_question_allowed_but_sends_it_through_
             ["default/web", "kube-system/dns"],
         ),
         (
-            "{endpointSelector: {}, egress: [{toEndpoints: [{matchExpressions: "
-            "[{key: 'k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name', operator: In, values: [other]}]}]}]}",
+            "{endpointSelector: {}, egress: [{toEndpoints: [{matchExpressions: [{operator: In, values: [other], "
+            "key: 'k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name'}]}]}]}",
             ["other/web"],
             ["default/web", "kube-system/dns"],
         ),

@@ -1,0 +1,360 @@
+"""The loader on a node of its own: what it leaves in the kernel, what it refuses, and that it can be run again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bpf.home import Home, home
+from bpf.namespaces import Namespace
+from bpf.packet import ROOT
+from netstack.core.address import pack
+from netstack.core.errors import BadConfig
+from netstack.kernel import layout as l
+from netstack.kernel import loader
+from netstack.kernel.attach import Occupied, TrafficControl, attach_pod, guarded
+from netstack.kernel.bpf import BpfError, Map, MapDefinition, Program, attach_cgroup
+from netstack.kernel.loader import LoaderError, LoaderSettings, detach, load_settings
+from netstack.kernel.programs import CGROUP, PROGRAMS
+
+pytestmark = pytest.mark.root
+SOCKETS = [spec.name for spec in PROGRAMS.values() if spec.hook == CGROUP]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Home]:
+    namespace = Namespace()
+    try:
+        namespace.link("eth0", "lan")
+        namespace.link("pod", "inside")
+        with home(tmp_path, namespace) as made:
+            yield made
+    finally:
+        namespace.close()
+
+
+def changed_sources(folder: Path) -> str:
+    """A copy of the sources whose pod_egress differs in its instructions."""
+    target = folder / "sources"
+    subprocess.run(["cp", "-r", str(ROOT / "files" / "bpf"), str(target)], check=True)
+    program = target / "pod_egress.c"
+    program.write_text(program.read_text().replace("if (!p || skb->vlan", "if (!p || skb->mark == 77 || skb->vlan"))
+    return str(target)
+
+
+# a first start
+
+
+def test_it_pins_attaches_and_is_in_force(node: Home) -> None:
+    assert set(node.load()) == {*SOCKETS, "uplink_ingress", "uplink_egress"}
+    assert {path.name for path in (node.pins / "maps").iterdir()} == set(l.MAPS)
+    pinned = node.pinned()
+    assert set(pinned) == set(PROGRAMS)
+    assert node.in_cgroup() == [pinned[name] for name in SOCKETS]
+    assert {(f.name, f.id) for f in node.filters()} == {
+        (f"netstack/{name}", pinned[name]) for name in ("uplink_ingress", "uplink_egress")
+    }
+
+
+def test_maps_have_the_sizes_of_the_settings(node: Home) -> None:
+    node.load()
+    with node.map("slots") as slots, node.map("nat") as nat:
+        assert (slots.definition.entries, nat.definition.entries) == (4096, 65536)
+
+
+def test_a_second_start_touches_nothing(node: Home) -> None:
+    node.load()
+    before = (node.pinned(), node.in_cgroup(), node.filters())
+    node.put("node_alive", l.AddressKey(pack("192.168.86.21")), l.Instant(7))
+    assert node.load() == []
+    assert (node.pinned(), node.in_cgroup(), node.filters()) == before
+    with node.map("node_alive") as alive:
+        assert len(dict(alive.items())) == 1
+
+
+def test_a_changed_program_takes_over_in_place(node: Home, tmp_path: Path) -> None:
+    node.load()
+    with node.namespace.entered(), TrafficControl() as traffic:
+        device = traffic.link("pod")
+        assert device is not None
+        attach_pod(traffic, node.pins, device.index)
+    before = node.pinned()
+    node.settings = replace(node.settings, bpf_source=changed_sources(tmp_path), cache=str(tmp_path / "cache"))
+    assert node.load() == ["pod_egress"]
+    after = node.pinned()
+    assert {name for name in after if after[name] != before[name]} == {"pod_egress"}
+    assert {f.id for f in node.filters("pod")} == {after["pod_ingress"], after["pod_egress"]}
+    assert [f.handle for f in node.filters("pod")] == [1, 1]
+
+
+def test_a_foreign_program_of_the_cgroup_stays(node: Home) -> None:
+    spec = PROGRAMS["connect4"]
+    allow = bytes.fromhex("b7000000010000009500000000000000")
+    foreign = Program.load("foreign", spec.kind, allow, attach_type=spec.attach_type)
+    descriptor = os.open(node.settings.cgroup, os.O_RDONLY | os.O_DIRECTORY)
+    with foreign:
+        attach_cgroup(descriptor, foreign, spec.attach_type)
+        node.load()
+        assert foreign.id in node.in_cgroup()
+        with node.namespace.entered():
+            detach(node.settings)
+        assert node.in_cgroup() == [foreign.id]
+    os.close(descriptor)
+
+
+def test_an_interrupted_replacement_is_finished(node: Home) -> None:
+    """Stopped between attach and rename: what runs has only its second pin."""
+    node.load()
+    progs = node.pins / "progs"
+    (progs / "connect4").rename(progs / "connect4~")
+    with Program.open(progs / "connect6") as other:
+        other.pin(progs / "connect6~")  # and one that was never needed
+    before = node.in_cgroup()
+    assert node.load() == []
+    assert node.in_cgroup() == before
+    assert set(node.pinned()) == set(PROGRAMS)
+
+
+# what it refuses, and that what was in force stays
+
+
+def test_a_map_of_another_definition_is_named_with_both(node: Home) -> None:
+    (node.pins / "maps").mkdir(parents=True)
+    with Map.create("vips", MapDefinition(l.HASH, 20, 16, 64)) as other:
+        other.pin(node.pins / "maps" / "vips")
+    with pytest.raises(LoaderError) as refusal:
+        node.load()
+    assert str(refusal.value).startswith(
+        "map vips is pinned as (type 1, key 20 bytes, value 16 bytes, 64 entries, flags 0x0) but this release needs "
+        "(type 1, key 20 bytes, value 24 bytes, 1024 entries, flags 0x0); nothing was changed"
+    )
+    assert {path.name for path in (node.pins / "maps").iterdir()} == {"vips"}
+    assert node.in_cgroup() == [] and node.filters() == []
+
+
+def test_sources_that_do_not_compile_change_nothing(node: Home, tmp_path: Path) -> None:
+    node.load()
+    before = (node.pinned(), node.in_cgroup(), node.filters())
+    source = Path(changed_sources(tmp_path))
+    (source / "lib" / "nat.h").write_text("#pragma once\nint broken = ;\n")
+    node.settings = replace(node.settings, bpf_source=str(source), cache=str(tmp_path / "cache"))
+    with pytest.raises(LoaderError, match=r"the programs do not compile(.|\n)*expected expression"):
+        node.load()
+    assert (node.pinned(), node.in_cgroup(), node.filters()) == before
+
+
+def test_a_program_that_the_verifier_refuses_changes_nothing(node: Home, tmp_path: Path) -> None:
+    node.load()
+    before = (node.pinned(), node.in_cgroup(), node.filters())
+    source = Path(changed_sources(tmp_path))
+    text = (source / "pod_egress.c").read_text()
+    (source / "pod_egress.c").write_text(text.replace("if (!config || !ep ||", "if (!config ||"))
+    node.settings = replace(node.settings, bpf_source=str(source), cache=str(tmp_path / "cache"))
+    with pytest.raises(BpfError, match=r"load program pod_egress: Permission denied(.|\n)*map_value_or_null"):
+        node.load()
+    assert (node.pinned(), node.in_cgroup(), node.filters()) == before
+
+
+def test_sources_that_disagree_with_the_layout_are_refused(node: Home, tmp_path: Path) -> None:
+    source = Path(changed_sources(tmp_path))
+    abi = source / "lib" / "abi.h"
+    abi.write_text(abi.read_text().replace("	__u8 mac[6];		/* what it answers */", "	__u8 mac[14];"))
+    node.settings = replace(node.settings, bpf_source=str(source), cache=str(tmp_path / "cache"))
+    with pytest.raises(LoaderError, match=r"map vips is declared as .* value 32 bytes.* as .* value 24 bytes"):
+        node.load()
+
+
+def test_an_uplink_that_is_not_there(node: Home) -> None:
+    node.settings = replace(node.settings, uplink="eth9")
+    with pytest.raises(LoaderError, match="uplink: there is no device 'eth9'"):
+        node.load()
+    assert node.in_cgroup() == []
+
+
+def test_somebody_elses_filter_in_our_place_is_named_and_left(node: Home) -> None:
+    node.namespace.ip("link", "set", "eth0", "up")
+    node.load()
+    with node.namespace.entered(), Program.open(node.pins / "progs" / "uplink_ingress") as program:
+        program.pin(node.pins / "progs" / "cil")
+        detach(node.settings)
+    subprocess.run(["mkdir", "-p", str(node.pins)], check=True)
+    with Program.load("cil_from_netdev", 3, bytes.fromhex("b7000000000000009500000000000000")) as foreign:
+        foreign.pin(node.pins / "foreign")
+        node.namespace.run("tc", "qdisc", "add", "dev", "eth0", "clsact")
+        node.namespace.run(
+            *f"tc filter add dev eth0 ingress pref 1 handle 1 bpf da object-pinned {node.pins}/foreign".split()
+        )
+        with pytest.raises(Occupied, match=r"eth0: ingress carries the filter 'foreign.*at preference 1.*not ours"):
+            node.load()
+        assert [f.id for f in node.filters()] == [foreign.id]
+
+
+def test_a_folder_that_is_no_bpffs(node: Home, tmp_path: Path) -> None:
+    node.settings = replace(node.settings, pins=str(tmp_path / "pins"))
+    with pytest.raises(LoaderError, match=r"lacks bpffs.*mount -t bpf"):
+        node.load()
+
+
+# pods
+
+
+def test_a_pod_is_guarded_when_it_carries_both_pinned_programs(node: Home) -> None:
+    with node.namespace.entered(), TrafficControl() as traffic:
+        device = traffic.link("pod")
+        assert device is not None
+        with pytest.raises(BpfError, match="pod_ingress: No such file"):
+            attach_pod(traffic, node.pins, device.index)
+        assert not guarded(traffic, node.pins, device.index)
+        node.load()
+        assert not guarded(traffic, node.pins, device.index)
+        attach_pod(traffic, node.pins, device.index)
+        assert guarded(traffic, node.pins, device.index)
+        node.namespace.run("tc", "filter", "del", "dev", "pod", "egress", "pref", "1")
+        assert not guarded(traffic, node.pins, device.index)
+
+
+def test_a_pod_that_lost_its_programs_gets_them_back(node: Home) -> None:
+    node.load()
+    with node.namespace.entered(), TrafficControl() as traffic:
+        device = traffic.link("pod")
+        assert device is not None
+    endpoint = l.Endpoint(5, device.index, 1000, 0)
+    node.put("endpoints", l.AddressKey(pack("10.244.1.3")), endpoint)
+    assert node.load() == ["pod_ingress", "pod_egress"]
+
+
+# the end
+
+
+def test_detach_leaves_nothing_and_takes_pods_down(node: Home) -> None:
+    node.load()
+    with node.namespace.entered(), TrafficControl() as traffic:
+        device = traffic.link("pod")
+        assert device is not None
+        attach_pod(traffic, node.pins, device.index)
+        detach(node.settings)
+        gone = traffic.link("pod")
+        assert gone is not None and not gone.up
+    assert not node.pins.exists()
+    assert node.in_cgroup() == [] and node.filters() == [] and node.filters("pod") == []
+    assert "clsact" not in node.namespace.run("tc", "qdisc", "show").stdout
+    assert node.load()
+
+
+def test_detach_of_nothing_is_nothing(node: Home) -> None:
+    with node.namespace.entered():
+        detach(node.settings)
+
+
+# the cache and the command
+
+
+def test_a_cache_hit_needs_no_compiler(node: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader.compiled_set(node.settings)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    assert set(loader.compiled_set(node.settings).programs) == set(PROGRAMS)
+    with node.namespace.entered():
+        loader.load(node.settings)
+    assert "bcc" not in sys.modules
+
+
+def test_a_damaged_cache_file_is_made_anew(node: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    node.settings = replace(node.settings, cache=str(tmp_path / "cache"))
+    loader.compiled_set(node.settings)
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_text(file.read_text()[:1000])
+    caplog.set_level(logging.INFO)
+    loader.compiled_set(node.settings)
+    assert "compiling" in caplog.text
+    assert set(loader.Compiled.from_json(file.read_text()).programs) == set(PROGRAMS)
+
+
+def command(node: Home, config: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """netstack-loader as a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "daemons" / "src")}
+    words = ["nsenter", f"--net={node.namespace.path}", sys.executable, "-m", "netstack.kernel.loader"]
+    return subprocess.run(
+        [*words, "--config", str(config), *more], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def write_config(node: Home, path: Path) -> Path:
+    s = node.settings
+    sizes = "\n".join(f"    {name}: {entries}" for name, entries in s.sizes.items())
+    path.write_text(
+        f"node: n1\ndatapath:\n  uplink: {s.uplink}\n  bpf_source: {s.bpf_source}\n  pins: {s.pins}\n"
+        f"  cache: {s.cache}\n  cgroup: {s.cgroup}\n  sizes:\n{sizes}\n"
+    )
+    return path
+
+
+def test_the_command(node: Home, tmp_path: Path) -> None:
+    config = write_config(node, tmp_path / "agent.yaml")
+    first = command(node, config)
+    assert first.returncode == 0 and "in force; new or changed: connect4" in first.stderr
+    again = command(node, config)
+    assert again.returncode == 0 and "new or changed: none" in again.stderr
+    gone = command(node, config, "--detach")
+    assert (gone.returncode, gone.stderr) == (0, "")
+    assert not node.pins.exists()
+
+
+def test_the_command_says_what_is_wrong(node: Home, tmp_path: Path) -> None:
+    config = tmp_path / "agent.yaml"
+    config.write_text("datapath:\n  uplinks: [eth0]\n")
+    refused = command(node, config)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("datapath.uplinks: unknown field")
+
+
+def test_three_capabilities_are_enough(node: Home, tmp_path: Path) -> None:
+    """CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON: nothing of what the loader does needs more."""
+    config = write_config(node, tmp_path / "agent.yaml")
+    three = "+net_admin,+cap_38,+cap_39"  # setpriv of Debian 12 knows the last two, PERFMON and BPF, by number only
+    drop = ["setpriv", f"--bounding-set=-all,{three}", "--inh-caps=-all"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "daemons" / "src")}
+    words = [sys.executable, "-m", "netstack.kernel.loader", "--config", str(config)]
+    for _ in range(2):
+        result = subprocess.run(
+            ["nsenter", f"--net={node.namespace.path}", *drop, *words], env=environment, capture_output=True, text=True
+        )
+        assert (result.returncode, result.stderr.startswith("in force")) == (0, True), result.stderr
+
+
+# settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("datapath: [eth0]", "datapath: must be a mapping"),
+        ("datapath:\n  sizes:\n    slot: 4", "datapath: sizes: there is no map 'slot'; there are backends"),
+        ("datapath:\n  sizes:\n    slots: 0", "datapath: sizes: slots must have 1 to"),
+        ("- a", "must be a mapping"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text(text)
+    with pytest.raises(BadConfig) as refusal:
+        load_settings(path)
+    assert message in str(refusal.value)
+
+
+def test_the_agents_other_settings_are_not_ours(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text("anything: 1\n")
+    assert load_settings(path) == LoaderSettings()
+    assert LoaderSettings().sources == Path(sys.prefix) / "share" / "netstack" / "bpf"

@@ -15,8 +15,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from netstack.announcer.beat import Stage
@@ -192,12 +193,16 @@ class Engine:
         self._calls: SimpleQueue[tuple[Callable[[float], Any], Future[Any]]] = SimpleQueue()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._running = True
+        self._ended = False
 
     def call(self, work: Callable[[float], Any]) -> Future[Any]:
-        """Have the thread run `work(now)` between two frames; its result or error is the future's."""
+        """Have the thread run `work(now)` between two frames; its result or error is the future's. Cancelled if the
+        thread has ended."""
         future: Future[Any] = Future()
         self._calls.put((work, future))
         os.eventfd_write(self._bell, 1)
+        if self._ended:
+            self._cancel_calls()
         return future
 
     def stop(self) -> None:
@@ -206,6 +211,13 @@ class Engine:
 
     def run(self, sockets: Mapping[Any, Callable[[float], None]]) -> None:
         """Until `stop`. `sockets`: file object -> what reads it empty."""
+        try:
+            self._loop(sockets)
+        finally:
+            self._ended = True
+            self._cancel_calls()
+
+    def _loop(self, sockets: Mapping[Any, Callable[[float], None]]) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._bell, selectors.EVENT_READ, self._answer_calls)
             for file, read in sockets.items():
@@ -222,9 +234,17 @@ class Engine:
 
     def _answer_calls(self, now: float) -> None:
         os.eventfd_read(self._bell)
-        while not self._calls.empty():
-            work, future = self._calls.get()
+        for work, future in self._waiting_calls():
             try:
                 future.set_result(work(now))
             except Exception as error:
                 future.set_exception(error)
+
+    def _cancel_calls(self) -> None:
+        for _, future in self._waiting_calls():
+            future.cancel()
+
+    def _waiting_calls(self) -> Iterator[tuple[Callable[[float], Any], Future[Any]]]:
+        with suppress(Empty):
+            while True:
+                yield self._calls.get_nowait()

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Makes a fresh Debian 12 machine (as root) ready to build, test and run the lab. Each step does nothing when done.
 #
-#   tests/setup.sh [packages] [venv] [headers] [image]        without arguments: all of them
+#   tests/setup.sh [packages] [venv] [headers] [image] [kernels]        without arguments: all of them
 #
 # packages  the Debian packages below
 # venv      $NETSTACK_CACHE/venv-<hash of tests/requirements.txt>, linked as .venv
 # headers   kernel headers where bcc looks for them: Debian's, if this kernel came without its own
 # image     the lab's node image (tests/lab/image.py)
+# kernels   QEMU, and $NETSTACK_CACHE/kernel-<release>: the kernel that the image's headers belong to (tests/kernel61)
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -24,9 +25,9 @@ packages=(
     git make
 )
 
-step_packages() {
+install_missing() {
     local missing=() package
-    for package in "${packages[@]}"; do
+    for package; do
         [[ $(dpkg-query -W -f='${Status}' "$package" 2>/dev/null) == "install ok installed" ]] || missing+=("$package")
     done
     ((${#missing[@]})) || return 0
@@ -46,6 +47,10 @@ step_packages() {
     } || failed=1
     [[ -z $ours ]] || rm -f "$policy"
     return $failed
+}
+
+step_packages() {
+    install_missing "${packages[@]}"
 }
 
 step_venv() {
@@ -85,13 +90,41 @@ step_image() {
     "$root/.venv/bin/python" -m lab image
 }
 
-for step in "${@:-packages venv headers image}"; do
+# Debian's kernel as files: vmlinuz and the modules, with the headers where the image has them. Nothing is installed.
+step_kernels() {
+    local image release target
+    install_missing qemu-system-x86 kmod
+    image=$(step_image)
+    release=$(find "$image/usr/src" -maxdepth 1 -name 'linux-headers-6.1.*-amd64' -printf '%f\n' | sort -V | tail -n 1)
+    release=${release#linux-headers-}
+    target=$cache/kernel-$release
+    exec {lock}> "$cache/kernels.lock"
+    flock "$lock"
+    if [[ ! -e $target ]]; then
+        echo "fetching kernel $release"
+        rm -rf "$target.new"
+        mkdir -p "$target.new"
+        cd "$target.new"
+        apt-get download -qq "linux-image-$release" 2> /dev/null || {
+            apt-get update -qq && apt-get download -qq "linux-image-$release"
+        }
+        dpkg-deb --fsys-tarfile linux-image-*.deb | tar -x ./boot ./lib/modules
+        rm linux-image-*.deb
+        ln -s "/usr/src/linux-headers-$release" "lib/modules/$release/build"
+        ln -s "/usr/src/linux-headers-${release%-amd64}-common" "lib/modules/$release/source"
+        depmod -b . "$release"
+        mv "$target.new" "$target"
+    fi
+    exec {lock}>&-
+}
+
+for step in "${@:-packages venv headers image kernels}"; do
     # the default is one word list, an argument one word
     for name in $step; do
         case $name in
-        packages | venv | headers | image) "step_$name" ;;
+        packages | venv | headers | image | kernels) "step_$name" ;;
         *)
-            echo "usage: tests/setup.sh [packages] [venv] [headers] [image]" >&2
+            echo "usage: tests/setup.sh [packages] [venv] [headers] [image] [kernels]" >&2
             exit 2
             ;;
         esac

@@ -399,8 +399,10 @@ class Election:
         """Become a candidate for what is free, in the order of rank."""
         self._next_claim = float("inf")
         free = self._free_since = dict(self._free(now))
-        listening = now < self._started + self.timing.listen_s
-        if listening or not self._carrier or self._draining or not self._reaches(now):
+        start = self._started + self.timing.listen_s
+        if now < start:
+            self._next_claim = start
+        if now < start or not self._carrier or self._draining or not self._reaches(now):
             self._able_since = None
             return
         self._able_since = self._able_since or now

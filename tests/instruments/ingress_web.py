@@ -243,6 +243,9 @@ class Web:
         assert self.haproxy is not None
         if self.haproxy.poll() is not None:
             raise RuntimeError(f"HAProxy ended:\n{self.log()}")
+        return self._listening()
+
+    def _listening(self) -> bool:
         try:
             self.connect().close()
         except ConnectionRefusedError:
@@ -266,6 +269,8 @@ class Web:
         self.haproxy.kill()
         self.haproxy.wait()
         self.haproxy = None
+        # A thread that has not ended yet keeps the ports open, and the next HAProxy would share them with it.
+        wait_until(lambda: not self._listening(), "the end of HAProxy")
 
     def ip(self, *commands: str) -> None:
         """`ip` in the namespace, one command after the other."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import ssl
 import time
 from pathlib import Path
 
@@ -250,6 +252,27 @@ def test_without_the_daemon_haproxy_goes_on_and_a_new_one_takes_over(tmp_path: P
         client.close()
 
 
+def test_killed_at_any_moment_the_daemon_leaves_files_that_start_haproxy(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    with Web(tmp_path) as web:
+        web.backend(A)
+        app(web, "one", A)
+        web.start()
+        for turn in range(6):
+            hosts = [f"h{number}.lab" for number in range(turn, turn + 30)]
+            tls = [{"hosts": [host], "secretName": f"cert{turn}"} for host in hosts[::2]]
+            web.apply("tls", secret(f"cert{turn}", *key_pair(*hosts)))
+            web.apply("many", ingress("many", *((host, "/", "one") for host in hosts), tls=tls))
+            time.sleep(chance.uniform(0, 0.3))  # not waiting for anything: the moment is the test
+            web.stop_daemon(kill=True)
+            web.kill_haproxy()
+            web.start_haproxy()
+            web.start_daemon()
+            wait_until(lambda host=hosts[-1]: web.get(host).status in (200, 308), "all of it")
+
+
 def test_the_slice_of_the_service_follows_haproxy(tmp_path: Path) -> None:
     ports = [{"name": "http", "port": 80, "targetPort": "http"}, {"name": "https", "port": 443, "targetPort": "https"}]
     with Web(tmp_path) as web:
@@ -303,8 +326,6 @@ def test_tls_by_name_renewed_without_a_reload(tmp_path: Path) -> None:
 
 
 def _served(web: Web, name: str) -> str:
-    import ssl
-
     connection = web.connection(tls=name)
     try:
         assert isinstance(connection.sock, ssl.SSLSocket)

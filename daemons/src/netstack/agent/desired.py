@@ -35,6 +35,8 @@ class Place:
     pod_cidrs: tuple[Prefix, ...]
     uplink: int = 0
     """ifindex"""
+    ranges: tuple[Prefix, ...] = ()
+    """The cluster's: of all pods, of all services."""
     ingress_services: tuple[Ref, ...] = ()
     """The Services for whose pods the ingress endpoint stands; the first that exists lends it its labels."""
     dns_services: tuple[Ref, ...] = ()
@@ -104,7 +106,7 @@ def compile_all(
     tables["config"] = Table("config", {layout.Number(0).pack(): _config(place, generation).pack()})
     return Desired(
         tables=tables,
-        routes=compile_routes(nodes, place.node),
+        routes=compile_routes(nodes, place.node, place.ranges),
         identities=identities,
         policy=policy,
         accepted=accepted,
@@ -190,7 +192,7 @@ def _fitting(wanted: Tables, old: Tables, sizes: Mapping[str, int]) -> tuple[dic
     tables, problems = dict(wanted), []
     for group in (("services", "slots", "backends"), ("policy", "identities", "endpoints")):
         for name in group:
-            count = len(wanted[name].entries)
+            count = len(wanted[name].entries.keys() | old[name].entries.keys())  # both are there during the change
             if name != "slots" and count > sizes[name]:
                 problems.append(f"map {name} is too small: {count} entries of {sizes[name]}; nothing of it was changed")
                 tables.update((kept, old[kept]) for kept in group)

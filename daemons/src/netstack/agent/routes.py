@@ -1,8 +1,9 @@
 """Nodes -> the kernel routes and rules between them.
 
 Pods of another node are reached through that node's address: one route a PodCIDR, no tunnel, all nodes on one link.
-Our own PodCIDR is unreachable but for the /32 of each pod (cni.py), so an address that nobody has never leaves the
-node by the default route. Packets with the DNS proxy's mark are delivered here whatever their address (table 1053).
+The cluster's ranges as a whole (pods, services) are unreachable but for these routes and the /32 of each local pod:
+what is sent to an address that nobody has never leaves by the default route. Packets with the DNS proxy's mark are
+delivered here whatever their address (table 1053).
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from netstack.core.address import Prefix, is_v4
 from netstack.kernel import layout
 from netstack.source.models import Node
 
+MAIN = 254
 PROXY_TABLE = 1053
 PROXY_MASK = 0xFF000000
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Wanted:
-    """One route. `via` b"" = on the link of `device`; `device` is "uplink" or "lo"."""
+    """One route. `via` b"" = on the link of `device`; `device` is "uplink", "lo" (deliver here) or "" (refuse)."""
 
     destination: Prefix
     device: str
     via: bytes = b""
-    table: int = 254
-    local: bool = False
+    table: int = MAIN
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -38,12 +39,12 @@ class WantedRule:
 
 
 PROXY_RULE = WantedRule(PROXY_TABLE, layout.PROXY_MARK, PROXY_MASK, PROXY_TABLE)
-PROXY_ROUTE = Wanted(Prefix.parse("0.0.0.0/0"), "lo", table=PROXY_TABLE, local=True)
+PROXY_ROUTE = Wanted(Prefix.parse("0.0.0.0/0"), "lo", table=PROXY_TABLE)
 
 
-def compile_routes(nodes: Iterable[Node], node: str) -> frozenset[Wanted]:
-    """`node` is this one's name. A PodCIDR whose node has no address of its family has no route."""
-    wanted = {PROXY_ROUTE}
+def compile_routes(nodes: Iterable[Node], node: str, ranges: Iterable[Prefix]) -> frozenset[Wanted]:
+    """`node`: this one's name; `ranges`: the cluster's own. A node without an address of a PodCIDR's family has none."""
+    wanted = {PROXY_ROUTE, *(Wanted(range_, "") for range_ in ranges)}
     for other in nodes:
         if other.meta.name == node:
             continue

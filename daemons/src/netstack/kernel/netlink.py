@@ -52,7 +52,8 @@ ADDRESS = struct.Struct("=BBBBI")
 ROUTE = struct.Struct("=BBBBBBBBI")
 NEIGHBOUR = struct.Struct("=BxHiHBB")
 
-RTN_UNICAST, RTN_LOCAL = 1, 2
+UNICAST, HERE, UNREACHABLE = 1, 2, 7
+"""Kinds of routes (RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE): forward, deliver to this host, refuse."""
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST = 0, 253, 254
 
 Attributes = dict[int, bytes]
@@ -73,14 +74,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Route:
-    """One unicast route, or with `local` one that delivers to this host. `gateway` b"" = directly on the link."""
+    """One route. `gateway` b"" = directly on the link; an UNREACHABLE one has no `ifindex`."""
 
     destination: Prefix
-    ifindex: int
+    ifindex: int = 0
     gateway: bytes = b""
     table: int = MAIN
     onlink: bool = False
-    local: bool = False
+    kind: int = UNICAST
     source: bytes = b""
 
 
@@ -171,18 +172,18 @@ class Netlink:
         for body in self._dump(GETROUTE, ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
             family, bits, _, _, table, owner, _, kind, flags = ROUTE.unpack_from(body)
             attributes = _attributes(body[ROUTE.size :])
-            if owner != protocol or kind not in (RTN_UNICAST, RTN_LOCAL) or 4 not in attributes:
+            if owner != protocol or kind not in (UNICAST, HERE, UNREACHABLE):
                 continue
             any_address = V4_MAPPED + bytes(4) if family == socket.AF_INET else bytes(16)
             base = _address(attributes[1]) if 1 in attributes else any_address
             found.add(
                 Route(
                     destination=Prefix(base, bits + (96 if family == socket.AF_INET else 0)),
-                    ifindex=_integer(attributes[4]),
+                    ifindex=_integer(attributes[4]) if 4 in attributes and kind != UNREACHABLE else 0,
                     gateway=_address(attributes[5]) if 5 in attributes else b"",
                     table=_integer(attributes[15]) if 15 in attributes else table,
                     onlink=bool(flags & ONLINK),
-                    local=kind == RTN_LOCAL,
+                    kind=kind,
                     source=_address(attributes[7]) if 7 in attributes else b"",
                 )
             )
@@ -311,12 +312,14 @@ def _link(body: bytes) -> Link:
 def _route(route: Route) -> bytes:
     family, wire = _wire(route.destination.address)
     bits = route.destination.bits - (96 if family == socket.AF_INET else 0)
-    scope = SCOPE_HOST if route.local else SCOPE_UNIVERSE if route.gateway else SCOPE_LINK
-    kind = RTN_LOCAL if route.local else RTN_UNICAST
+    direct = route.kind == UNICAST and not route.gateway
+    scope = SCOPE_HOST if route.kind == HERE else SCOPE_LINK if direct else SCOPE_UNIVERSE
     flags = ONLINK if route.onlink else 0
     table = route.table if route.table < 256 else COMPAT
-    body = ROUTE.pack(family, bits, 0, 0, table, PROTOCOL, scope, kind, flags)
-    body += _attribute(15, struct.pack("=I", route.table)) + _attribute(4, struct.pack("=I", route.ifindex))
+    body = ROUTE.pack(family, bits, 0, 0, table, PROTOCOL, scope, route.kind, flags)
+    body += _attribute(15, struct.pack("=I", route.table))
+    if route.ifindex:
+        body += _attribute(4, struct.pack("=I", route.ifindex))
     if bits:
         body += _attribute(1, wire)
     if route.gateway:

@@ -1,0 +1,188 @@
+"""netstack-agent --config /etc/netstack/agent.yaml: source -> compile -> apply."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from netstack.agent import report
+from netstack.agent.apply import Kernel, routes_of, sync_routes, sync_rule
+from netstack.agent.cni import Cni
+from netstack.agent.desired import Before, Desired, Place, compile_all
+from netstack.agent.order import plan
+from netstack.agent.policy.accept import READERS, RawSpecs
+from netstack.agent.settings import AgentSettings
+from netstack.core import settings
+from netstack.core.address import Prefix, pack
+from netstack.core.files import write_atomic
+from netstack.core.ref import Ref
+from netstack.core.unit import Unit, run
+from netstack.kernel.attach import TrafficControl
+from netstack.kernel.bpf import BpfError
+from netstack.source.directory import DirectorySource
+from netstack.source.status import StatusFolder
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+log = logging.getLogger("agent")
+
+
+class Agent:
+    """The wiring: what is in force, and how it comes to be."""
+
+    def __init__(self, chosen: AgentSettings, unit: Unit) -> None:
+        self.chosen = chosen
+        self.unit = unit
+        self.traffic = TrafficControl()
+        pins = Path(chosen.datapath.pins)
+        self.kernel = Kernel(pins)
+        self.source = DirectorySource(chosen.manifests, chosen.status, chosen.state / "good")
+        self.statuses = StatusFolder(chosen.status)
+        self.good_path = chosen.state / "policies.json"
+        self.before = Before(self.kernel.read(), read_good(self.good_path))
+        self.desired: Desired | None = None
+        boot = BOOT_ID.read_text(encoding="ascii").strip()
+        self.cni = Cni(
+            chosen.state / "endpoints.json", boot, chosen.pods, pins, self.traffic, chosen.services("ingress_services"),
+            chosen.pod_wait_s, self.source.snapshot, self.reconcile,
+        )  # fmt: skip
+
+    def place(self) -> Place:
+        uplink = self.traffic.link(self.chosen.datapath.uplink)
+        return Place(
+            node=self.chosen.node,
+            addresses=(pack(self.chosen.node_address),),
+            pod_cidrs=(self.chosen.pods,),
+            uplink=uplink.index if uplink else 0,
+            ranges=(Prefix.parse(self.chosen.cluster_cidr), Prefix.parse(self.chosen.service_cidr)),
+            ingress_services=self.chosen.services("ingress_services"),
+            dns_services=self.chosen.services("dns_services"),
+        )
+
+    def reconcile(self) -> bool:
+        """Compile what is known and make the kernel hold it. False, and said, if the kernel refused."""
+        began = time.monotonic()
+        place, snapshot = self.place(), self.source.snapshot()
+        desired = compile_all(snapshot, self.cni.register.endpoints(), place, self.before, self.kernel.sizes)
+        changes = plan(self.before.tables, desired.tables)
+        write_good(self.good_path, desired.accepted.good)  # before it is in force: it must outlive us
+        write_atomic(self.chosen.state / "dns-rules.json", desired.dns_rules())
+        try:
+            self.kernel.write(changes)
+        except BpfError as error:
+            log.error("the kernel refused a change (%s); what is in force is read back", error)
+            self.before = Before(self.kernel.read(), desired.accepted.good)
+            return False
+        self.before = Before(desired.tables, desired.accepted.good)
+        self._routes(desired, place)
+        for problem in set(self._problems(desired)) - set(self._problems(self.desired)):
+            log.error("%s", problem)
+        self.desired = desired
+        if changes:
+            log.info(
+                "generation %d: %d writes in %.1f ms",
+                desired.generation,
+                len(changes),
+                1e3 * (time.monotonic() - began),
+            )
+        return not any(problem.startswith("map ") for problem in desired.problems)
+
+    def _routes(self, desired: Desired, place: Place) -> None:
+        loopback = self.traffic.link("lo")
+        pods = {endpoint.address: endpoint.ifindex for endpoint in self.cni.register.endpoints()}
+        up = {link.index for link in self.traffic.links() if link.up}
+        pods = {address: ifindex for address, ifindex in pods.items() if ifindex in up}
+        wanted = routes_of(desired.routes, place.uplink, loopback.index if loopback else 1, pods)
+        sync_routes(self.traffic, wanted)
+        sync_rule(self.traffic)
+
+    @staticmethod
+    def _problems(desired: Desired | None) -> list[str]:
+        return [*desired.problems, *map(str, desired.accepted.refused.values())] if desired else []
+
+    def publish(self) -> None:
+        """What the authors of policies should see."""
+        if self.desired is None:
+            return
+        wanted = report.policy_statuses(self.desired, self.source.snapshot())
+        for ref, (version, status) in wanted.items():
+            self.statuses.put(ref, version, status)
+        current = {self.statuses.file(ref) for ref in wanted}
+        for kind in READERS:
+            for path in self.chosen.status.glob(f"{kind.lower()}.*.yaml"):
+                if path not in current:
+                    path.unlink()
+
+    async def follow(self) -> None:
+        async for _ in self.source.watch():
+            self.cni.news.set()
+            self.reconcile()
+            self.publish()
+
+    async def upkeep(self) -> None:
+        while True:
+            await asyncio.sleep(self.chosen.audit_s)
+            self.cni.audit()
+
+    def status(self, _: dict[str, Any]) -> dict[str, Any]:
+        if self.desired is None:
+            raise RuntimeError("the agent is still starting")
+        release = os.environ.get("NETSTACK_RELEASE", "")
+        view = report.status(
+            self.chosen.node, release, self.desired, self.source.snapshot(), self.cni.register, dict(self.kernel.writes)
+        )
+        if not self.place().uplink:
+            view["unready"].append(f"there is no device {self.chosen.datapath.uplink}")
+        return view
+
+    def answer(self, view: Any) -> Any:
+        """A control command that shows a view of what is in force."""
+        return lambda _: view(self.desired) if self.desired else None
+
+
+def read_good(path: Path) -> dict[Ref, RawSpecs]:
+    """The last good version of each policy, as an earlier agent left it."""
+    if not path.exists():
+        return {}
+    return {Ref(*item["ref"]): tuple(item["specs"]) for item in json.loads(path.read_text(encoding="utf-8"))}
+
+
+def write_good(path: Path, good: Any) -> None:
+    items = [
+        {"ref": [ref.kind, ref.namespace, ref.name], "specs": [dict(spec) for spec in specs]}
+        for ref, specs in sorted(good.items())
+    ]
+    write_atomic(path, json.dumps(items, indent=1, default=str) + "\n", mode=0o600)
+
+
+async def serve(chosen: AgentSettings, unit: Unit) -> None:
+    agent = Agent(chosen, unit)
+    agent.reconcile()
+    agent.cni.audit()
+    agent.publish()
+    unit.command("status", agent.status)
+    unit.command("rules", agent.answer(report.rules))
+    unit.command("identities", agent.answer(report.identities))
+    for name, handler in agent.cni.commands().items():
+        unit.command(name, handler)
+    unit.spawn(agent.follow(), "follow")
+    unit.spawn(agent.upkeep(), "upkeep")
+    unit.ready(f"{len(agent.cni.register.records)} endpoints")
+    await unit.stopping.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="netstack-agent", description="Pods, services and policy of a node.")
+    parser.add_argument("--config", type=Path, required=True, help="/etc/netstack/agent.yaml")
+    chosen = settings.load(AgentSettings, parser.parse_args().config)
+    run("agent", functools.partial(serve, chosen))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The agent's side of the CNI plugin (plugin.py): who gets which address, and when an interface may come up.
+
+    plugin                                     agent
+    reserve   ------------------------------>  waits for the Pod, gives number and address, writes the register
+    makes the veth, both ends down; addresses
+    attach    ------------------------------>  programs on the host side, policy and endpoint into the maps,
+                                               host side up, route and neighbour to the pod
+    pod side up, routes, result
+
+So a pod has no working interface until its programs and its policy are in force; without the agent, ADD fails.
+Every command may be repeated. A refusal is an answer like any other: `{"refused": {"code", "msg", "details"}}`, with
+the codes of the CNI specification 1.0.0, section 5.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from netstack.agent.register import INGRESS_NAME, Full, Record, Register
+from netstack.core.address import Prefix, pack
+from netstack.core.files import write_atomic
+from netstack.core.ref import Ref
+from netstack.kernel.attach import Occupied, TrafficControl, attach_pod, guarded
+from netstack.kernel.bpf import BpfError
+from netstack.kernel.netlink import Route
+from netstack.source import Snapshot
+from netstack.source.models import Pod, Service
+
+TRY_AGAIN, FULL, NO_DATAPATH, NOT_RESERVED = 11, 100, 101, 102
+"""CNI error codes: 11 is the specification's; from 100 on a plugin's own."""
+
+log = logging.getLogger("agent")
+
+
+class Refused(Exception):
+    """The plugin must fail with this."""
+
+    def __init__(self, code: int, msg: str, details: str = "") -> None:
+        super().__init__(msg)
+        self.answer = {"refused": {"code": code, "msg": msg, "details": details}}
+
+
+class Cni:
+    """Owns the register; everything else it asks of its surroundings."""
+
+    def __init__(
+        self,
+        register_path: Path,
+        boot: str,
+        cidr: Prefix,
+        pins: Path,
+        traffic: TrafficControl,
+        ingress_services: tuple[Ref, ...],
+        pod_wait_s: float,
+        snapshot: Callable[[], Snapshot],
+        reconcile: Callable[[], bool],
+    ) -> None:
+        """`reconcile` puts the register's endpoints in force; False if it could not. ValueError: a torn register."""
+        self._path = register_path
+        text = register_path.read_text(encoding="utf-8") if register_path.exists() else ""
+        self.register = Register.load(text, boot)
+        self._cidr = cidr
+        self._pins = pins
+        self._traffic = traffic
+        self._ingress_services = ingress_services
+        self._pod_wait_s = pod_wait_s
+        self._snapshot = snapshot
+        self._reconcile = reconcile
+        self.news = asyncio.Event()
+        """Set by the source's follower after each snapshot."""
+
+    def commands(self) -> Mapping[str, Callable[[dict[str, Any]], Awaitable[Any]]]:
+        """Control command -> handler."""
+        return {name: self._refusing(handler) for name, handler in self._handlers().items()}
+
+    def _handlers(self) -> Mapping[str, Callable[[dict[str, Any]], Awaitable[Any]]]:
+        return {"reserve": self._reserve, "attach": self._attach, "release": self._release, "check": self._check}
+
+    def _refusing(
+        self, handler: Callable[[dict[str, Any]], Awaitable[Any]]
+    ) -> Callable[[dict[str, Any]], Awaitable[Any]]:
+        async def answer(request: dict[str, Any]) -> Any:
+            try:
+                return await handler(request)
+            except Refused as refused:
+                log.warning("%s %s: %s", request.get("command"), request.get("container"), refused)
+                return refused.answer
+
+        return answer
+
+    # commands --------------------------------------------------------------------------------------------------------
+
+    async def _reserve(self, request: dict[str, Any]) -> dict[str, Any]:
+        """{container, interface, device, namespace, pod} -> {id, address, mtu, attached}."""
+        container, interface = request["container"], request["interface"]
+        labels, account = await self._wait_for(request["namespace"], request["pod"], container)
+        record = self.register.find(container, interface)
+        if record is None:
+            place = (request["device"], request["namespace"], request["pod"])
+            try:
+                self._commit(self.register.reserve(self._cidr, container, interface, *place))
+            except Full as full:
+                raise Refused(FULL, "no address is left for the pod", str(full)) from full
+            record = self.register.find(container, interface)
+            assert record is not None  # noqa: S101 - reserve has put it there
+        record = replace(record, labels=labels, service_account=account)
+        self._commit(self.register.put(record))
+        return {"id": record.id, "address": record.address, "attached": record.attached}
+
+    async def _wait_for(self, namespace: str, name: str, container: str) -> tuple[dict[str, str], str]:
+        """The labels and service account of a pod, as soon as its object is known."""
+        deadline = asyncio.get_running_loop().time() + self._pod_wait_s
+        while True:
+            self.news.clear()
+            found = self._ingress() if container == INGRESS_NAME else self._pod(namespace, name)
+            if found is not None:
+                return found
+            left = deadline - asyncio.get_running_loop().time()
+            try:
+                await asyncio.wait_for(self.news.wait(), left)
+            except TimeoutError:
+                what = f"Service {self._ingress_services}" if container == INGRESS_NAME else f"Pod {namespace}/{name}"
+                details = f"waited {self._pod_wait_s:g} s; without its labels its policies cannot be told"
+                raise Refused(TRY_AGAIN, f"{what} is not known on this node yet", details) from None
+
+    def _pod(self, namespace: str, name: str) -> tuple[dict[str, str], str] | None:
+        pod = self._snapshot().get(Pod, "Pod", namespace, name)
+        return (dict(pod.meta.labels), pod.service_account) if pod else None
+
+    def _ingress(self) -> tuple[dict[str, str], str] | None:
+        """The ingress endpoint has the selector of its Service as labels, so whatever selects those pods selects it."""
+        for ref in self._ingress_services:
+            service = self._snapshot().get(Service, "Service", ref.namespace, ref.name)
+            if service is not None and service.selector:
+                return dict(service.selector), ""
+        return None
+
+    async def _attach(self, request: dict[str, Any]) -> dict[str, Any]:
+        """{container, interface, mac} -> {}. The veth is there and down; then the host side is up and guarded."""
+        record = self.register.find(request["container"], request["interface"])
+        if record is None:
+            raise Refused(NOT_RESERVED, "attach without reserve", request["container"])
+        link = self._traffic.link(record.device)
+        if link is None:
+            raise Refused(NOT_RESERVED, f"there is no device {record.device}")
+        try:
+            attach_pod(self._traffic, self._pins, link.index)
+        except (BpfError, Occupied) as error:
+            raise Refused(NO_DATAPATH, "the eBPF programs cannot be attached", str(error)) from error
+        record = replace(record, ifindex=link.index, mac=request["mac"], host_mac=link.mac.hex())
+        self._commit(self.register.put(record))
+        if not self._reconcile():
+            self._commit(self.register.put(replace(record, ifindex=0)))
+            raise Refused(NO_DATAPATH, "the pod's endpoint and policy could not be put in force", "see netstack status")
+        self._open(record)
+        log.info("endpoint %d: %s/%s has %s", record.id, record.namespace, record.pod, record.address)
+        return {}
+
+    def _open(self, record: Record) -> None:
+        """Let the host side work: up, a route to the pod, and its MAC, which nobody has to ask for."""
+        self._traffic.set_up(record.ifindex)
+        address = pack(record.address)
+        self._traffic.put_neighbour(record.ifindex, address, bytes.fromhex(record.mac))
+        self._traffic.put_route(Route(Prefix(address, 128), record.ifindex))
+
+    async def _release(self, request: dict[str, Any]) -> dict[str, Any]:
+        """{container, interface} -> {}. Unknown ones are released already."""
+        record = self.register.find(request["container"], request["interface"])
+        if record is not None:
+            self.release(record)
+        return {}
+
+    async def _check(self, request: dict[str, Any]) -> dict[str, Any]:
+        """{container, interface} -> {}, if the endpoint is in force and its device is guarded."""
+        record = self.register.find(request["container"], request["interface"])
+        if record is None or not record.attached:
+            raise Refused(NOT_RESERVED, "the container has no endpoint on this node")
+        if not guarded(self._traffic, self._pins, record.ifindex):
+            raise Refused(NO_DATAPATH, f"{record.device} does not carry the eBPF programs")
+        return {}
+
+    # upkeep ----------------------------------------------------------------------------------------------------------
+
+    def release(self, record: Record) -> None:
+        """Policy and endpoint go, then the device, then the address is free."""
+        self._commit(self.register.release(record.id))
+        self._reconcile()
+        self._traffic.delete_link(record.device)
+        log.info("endpoint %d: %s/%s gave back %s", record.id, record.namespace, record.pod, record.address)
+
+    def audit(self) -> None:
+        """Endpoints whose device is gone are released; a device without our programs gets them back or goes down."""
+        links = {link.name: link for link in self._traffic.links() if link.kind == "veth"}
+        records = {record.device: record for record in self.register.records}
+        for record in self.register.records:
+            link = links.get(record.device)
+            if record.attached and (link is None or link.index != record.ifindex):
+                log.warning("endpoint %d: its device %s is gone", record.id, record.device)
+                self.release(record)
+            elif record.attached and not guarded(self._traffic, self._pins, record.ifindex):
+                self._guard(record)
+        for name in links.keys() - records.keys():
+            if is_pod_device(name) and links[name].up:
+                log.error("device %s is no endpoint of this node: taken down", name)
+                self._traffic.set_up(links[name].index, False)
+
+    def _guard(self, record: Record) -> None:
+        try:
+            attach_pod(self._traffic, self._pins, record.ifindex)
+            log.error("endpoint %d: %s had lost its programs; they are attached again", record.id, record.device)
+        except (BpfError, Occupied, OSError) as error:
+            self._traffic.set_up(record.ifindex, False)
+            log.error("endpoint %d: %s has no programs (%s): taken down", record.id, record.device, error)
+
+    def _commit(self, register: Register) -> None:
+        """A change counts when it is on disk: what is answered to a plugin is never forgotten."""
+        write_atomic(self._path, register.dump(), mode=0o600)
+        self.register = register
+
+
+DEVICE_PREFIX = "nst"
+DEVICE_LENGTH = 15
+
+
+def is_pod_device(name: str) -> bool:
+    """Whether the plugin would make a device of this name (plugin.device_name)."""
+    digits = name.removeprefix(DEVICE_PREFIX)
+    return name.startswith(DEVICE_PREFIX) and len(name) == DEVICE_LENGTH and set(digits) <= set("0123456789abcdef")

@@ -1,0 +1,102 @@
+"""What the agent says of itself over its control socket and in the status of policies. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from netstack.agent.desired import Desired
+from netstack.agent.register import Register
+from netstack.core.address import unpack
+from netstack.core.ref import Ref
+from netstack.kernel import layout
+from netstack.source.models import Policy
+from netstack.source.snapshot import Snapshot
+
+API_VERSIONS = {"NetworkPolicy": "networking.k8s.io/v1"}
+CILIUM = "cilium.io/v2"
+
+
+def status(
+    node: str, release: str, desired: Desired, snapshot: Snapshot, register: Register, writes: dict[str, int]
+) -> dict[str, Any]:
+    """`netstack status` (netstack.cli.status) and node_info read this."""
+    endpoints = [endpoint_view(desired, register, record.id) for record in register.records if record.attached]
+    return {
+        "node": node,
+        "release": release,
+        "summary": f"{len(endpoints)} endpoints, {len(desired.owners)} service ports, generation {desired.generation}",
+        "generation": desired.generation,
+        "endpoints": endpoints,
+        "policies": list(policies(desired, snapshot)),
+        "broken": [*map(str, snapshot.broken), *desired.problems, *map(str, desired.accepted.refused.values())],
+        "unready": [],
+        "map_writes": writes,
+    }
+
+
+def endpoint_view(desired: Desired, register: Register, number: int) -> dict[str, Any]:
+    record = next(record for record in register.records if record.id == number)
+    peer = desired.identities.of_endpoint.get(number)
+    enforce = desired.policy.enforce.get(number, 0)
+    return {
+        "id": number,
+        "pod": f"{record.namespace}/{record.pod}",
+        "address": record.address,
+        "device": record.device,
+        "identity": peer.number if peer else 0,
+        "enforces": [
+            name
+            for name, bit in (("ingress", layout.ENFORCE_INGRESS), ("egress", layout.ENFORCE_EGRESS))
+            if enforce & bit
+        ],
+        "policies": [str(ref) for ref in desired.policy.selects.get(number, ())],
+    }
+
+
+def policies(desired: Desired, snapshot: Snapshot) -> Iterator[dict[str, Any]]:
+    """Every policy, whether it is in force as written, and how many of this node's endpoints it selects."""
+    refused = desired.accepted.refused
+    for ref in sorted({policy.meta.ref for policy in snapshot.all(Policy)} | refused.keys()):
+        selected = sum(ref in refs for refs in desired.policy.selects.values())
+        view = {"policy": str(ref), "state": "enforced", "selects": selected}
+        if ref in refused:
+            view["state"] = "refused, last good version enforced" if refused[ref].kept else "refused, denying"
+            view["reason"] = str(refused[ref].error)
+        yield view
+
+
+def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str, dict[str, Any]]]:
+    """Policy -> (API version, status): the condition `Valid` of cilium.io/v2, for all kinds alike."""
+    statuses = {}
+    for ref in {policy.meta.ref for policy in snapshot.all(Policy)} | desired.accepted.refused.keys():
+        refusal = desired.accepted.refused.get(ref)
+        condition = {
+            "type": "Valid",
+            "status": "False" if refusal else "True",
+            "reason": "Refused" if refusal else "Enforced",
+            "message": str(refusal) if refusal else "",
+        }
+        statuses[ref] = (API_VERSIONS.get(ref.kind, CILIUM), {"conditions": [condition]})
+    return statuses
+
+
+def rules(desired: Desired) -> dict[str, str]:
+    """Rule number, as flows and entries carry it -> the object and field that it stands for (law 6)."""
+    return {str(number): str(ref) for number, ref in sorted(desired.policy.rules.items())}
+
+
+def identities(desired: Desired) -> list[dict[str, Any]]:
+    """Every peer that policies can tell apart, with its addresses."""
+    addresses: dict[int, list[str]] = {}
+    for address, number in sorted(desired.identities.of_address.items()):
+        addresses.setdefault(number, []).append(unpack(address))
+    return [
+        {
+            "identity": peer.number,
+            "name": peer.name,
+            "labels": dict(sorted(peer.labels.items())),
+            "addresses": addresses.get(peer.number, []),
+        }
+        for peer in desired.identities.peers
+    ]

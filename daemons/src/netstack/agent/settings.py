@@ -1,0 +1,86 @@
+"""The agent's settings: one YAML file, /etc/netstack/agent.yaml, rendered by the role."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from netstack.core.address import Prefix, pack
+from netstack.core.ref import Ref
+from netstack.kernel.loader import LoaderSettings
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    node: str
+    """This node's name, as its Node object and EndpointSlices write it."""
+
+    node_address: str
+    """This node's address on the LAN: routes of other nodes lead to it, and pods' traffic to the LAN bears it."""
+
+    pod_cidr: str
+    """Range of this node's pods (Node.spec.podCIDR). .1 is never given out, .2 is the ingress endpoint's."""
+
+    cluster_cidr: str = "10.244.0.0/16"
+    """Range of all pods of the cluster. Kubernetes' customary default (kubeadm with flannel, k3s alike)."""
+
+    service_cidr: str = "10.96.0.0/12"
+    """Range of ClusterIPs (kube-apiserver --service-cluster-ip-range; kubeadm's default)."""
+
+    manifests: Path = Path("/etc/netstack/manifests")
+    """Folder of the objects."""
+
+    status: Path = Path("/var/lib/netstack/status")
+    """Folder of what would be written to the objects' status."""
+
+    state: Path = Path("/var/lib/netstack/agent")
+    """Folder of what must outlive the agent: endpoints, last good policies; and of the DNS proxy's rules."""
+
+    ingress_services: tuple[str, ...] = ("ingress-nginx/ingress-nginx-controller",)
+    """Services (namespace/name) whose pods the nodes' ingress endpoints stand for. The first that exists lends them its
+    namespace and its selector as labels, so policies that name those pods go on working."""
+
+    dns_services: tuple[str, ...] = ("kube-system/kube-dns",)
+    """Services (namespace/name) that are the cluster's DNS: pods with toFQDNs may ask them, through the proxy."""
+
+    pod_wait_s: float = 10.0
+    """How long ADD waits for the Pod object, seconds. The API server has usually sent it before the runtime asks; a
+    kubelet gives up on a sandbox after minutes and tries again anyway."""
+
+    audit_s: float = 5.0
+    """Between two looks at the pods' interfaces, seconds: do they carry our programs, are they still there?"""
+
+    datapath: LoaderSettings = field(default_factory=LoaderSettings)
+    """What the loader reads; the agent needs its uplink and pins."""
+
+    def __post_init__(self) -> None:
+        for name in ("pod_cidr", "cluster_cidr", "service_cidr"):
+            _checked(name, getattr(self, name), strict=True)
+        _checked("node_address", self.node_address, strict=False)
+        if not Prefix.parse(self.cluster_cidr).covers(self.pods):
+            raise ValueError(f"pod_cidr {self.pod_cidr} is not inside cluster_cidr {self.cluster_cidr}")
+        if self.pods.bits > 125:
+            raise ValueError(f"pod_cidr {self.pod_cidr} has no room for pods")
+        for name in ("ingress_services", "dns_services"):
+            for text in getattr(self, name):
+                if len([part for part in text.split("/") if part]) != 2:
+                    raise ValueError(f"{name}: {text!r} must be namespace/name")
+        for name in ("pod_wait_s", "audit_s"):
+            if not 0 < getattr(self, name) <= 600:
+                raise ValueError(f"{name} must be above 0 and at most 600, not {getattr(self, name)}")
+
+    @property
+    def pods(self) -> Prefix:
+        return Prefix.parse(self.pod_cidr)
+
+    def services(self, name: str) -> tuple[Ref, ...]:
+        """`ingress_services` or `dns_services` as references."""
+        parts = (text.split("/") for text in getattr(self, name))
+        return tuple(Ref("Service", namespace, short) for namespace, short in parts)
+
+
+def _checked(name: str, text: str, *, strict: bool) -> None:
+    try:
+        Prefix.parse(text, strict=True) if strict else pack(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error

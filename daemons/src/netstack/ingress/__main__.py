@@ -51,7 +51,7 @@ async def serve(unit: Unit, settings: IngressSettings) -> None:
             unit.status(await controller.step())
 
     # Files first: with them HAProxy can start, which systemd orders after our readiness.
-    unit.ready(controller.prepare())
+    unit.ready(await controller.step())
     for task, name in ((follow(), "follow"), (check(), "check"), (work(), "work")):
         unit.spawn(task, name)
     await unit.stopping.wait()

@@ -53,7 +53,7 @@ class Controller:
         self._published: tuple[Snapshot, set[Ref]] | None = None
 
     def prepare(self) -> str:
-        """Compile the present snapshot and write the files; a line about it. OSError passes."""
+        """Compile the present snapshot and write the files; a line about it. Raises what `files.write` raises."""
         line = f"{len(self._routing().routes)} routes, {len(self._routing().backends)} backends"
         if self._prepared is self.snapshot and time.time() < self._renew:
             return line
@@ -73,6 +73,8 @@ class Controller:
             line = self.prepare()
         except OSError as error:
             return self._failed(f"the files cannot be written: {error}")
+        except files.ConfigurationRefused as error:
+            return self._failed(str(error))
         self._process = await self.proxy.alive()
         if self._process is None:
             self._publish()

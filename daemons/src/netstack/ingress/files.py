@@ -7,6 +7,7 @@ key pairs that no list names any more are removed last.
 from __future__ import annotations
 
 import logging
+import subprocess
 from pathlib import Path
 
 from netstack.core.files import write_atomic
@@ -18,7 +19,13 @@ from netstack.ingress.slots import Slots
 SECRET_MODE = 0o640
 """Key pairs are readable for HAProxy's group, which the folders hand down (set-group-id, made by the role)."""
 
+CHECK_TIMEOUT_S = 20.0
+
 log = logging.getLogger("files")
+
+
+class ConfigurationRefused(Exception):
+    """HAProxy does not accept a new haproxy.cfg; the text is its own. The old one stays."""
 
 
 def load_slots(settings: IngressSettings) -> Slots:
@@ -34,7 +41,10 @@ def load_slots(settings: IngressSettings) -> Slots:
 
 
 def write(wanted: Wanted, assigned: Slots, settings: IngressSettings) -> bool:
-    """Make the files hold `wanted`; True if any held anything else. OSError passes: nothing is half-written then."""
+    """Make the files hold `wanted`; True if any held anything else.
+
+    OSError passes: no file is half-written then. ConfigurationRefused: all but haproxy.cfg are as wanted.
+    """
     folder = settings.state
     (folder / "certs").mkdir(parents=True, exist_ok=True)
     changed = [write_atomic(folder / "slots.json", slots.dump(assigned))]
@@ -45,13 +55,33 @@ def write(wanted: Wanted, assigned: Slots, settings: IngressSettings) -> bool:
         write_atomic(folder / "pools.cfg", render.pools_cfg(wanted.state.pools)),
         write_atomic(folder / "crt-list", render.crt_list(wanted.state.certificates)),
         write_atomic(folder / "routes.map", render.routes_map(wanted.state.routes)),
-        write_atomic(folder / "haproxy.cfg", render.haproxy_cfg(settings)),
+        _write_configuration(folder, render.haproxy_cfg(settings)),
     ]
     for file in (folder / "certs").glob("*.pem"):
         if str(file) not in wanted.pems:
             file.unlink()
             changed.append(True)
     return any(changed)
+
+
+def _write_configuration(folder: Path, text: str) -> bool:
+    """haproxy.cfg, once HAProxy has read it without complaint: what it cannot start from must not be its start.
+
+    Only another release or another setting changes it, so nothing of a user's object is tested here.
+    """
+    path, candidate = folder / "haproxy.cfg", folder / "haproxy.cfg.new"
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    write_atomic(candidate, text)
+    command = ["haproxy", "-c", "-q", "-f", str(candidate), "-f", str(folder / "pools.cfg")]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
+        if done.returncode:
+            raise ConfigurationRefused(f"haproxy.cfg is refused: {' '.join(done.stderr.split())}")
+    except FileNotFoundError:
+        log.warning("haproxy is not installed here: haproxy.cfg is written unchecked")
+    candidate.replace(path)
+    return True
 
 
 def default_certificate(settings: IngressSettings, now: float) -> certificates.KeyPair:

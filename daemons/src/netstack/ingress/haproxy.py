@@ -98,7 +98,10 @@ class Runtime:
         self._writer.write(text.encode())
         async with asyncio.timeout(TIMEOUT_S):
             await self._writer.drain()
-            answer = await self._reader.readuntil(PROMPT)
+            try:
+                answer = await self._reader.readuntil(PROMPT)
+            except asyncio.LimitOverrunError as error:
+                raise ConnectionError(f"{command}: an answer of more than {ANSWER_LIMIT} bytes") from error
         said = answer.decode(errors="replace").removesuffix(PROMPT.decode())
         if payload:
             said = PAYLOAD_PROMPT.sub("", said)
@@ -184,7 +187,7 @@ class Proxy:
                 if not self.runtime.connected:
                     await self.runtime.connect()
                 found = await process(self.runtime)
-            except (OSError, EOFError, asyncio.LimitOverrunError):
+            except (OSError, EOFError):
                 self.runtime.close()
                 continue
             if found.pid != self.pid:
@@ -275,12 +278,10 @@ class Proxy:
         log.warning("reload: %s", reason)
         self.reloads.append(reason)
         old = self.pid
-        master = Runtime(self.settings.master_socket)
         _, writer = await asyncio.wait_for(asyncio.open_unix_connection(str(self.settings.master_socket)), TIMEOUT_S)
         with contextlib.closing(writer):
             writer.write(b"reload\n")
             await writer.drain()
-        master.close()
         async with asyncio.timeout(RELOAD_TIMEOUT_S):
             while True:
                 self.runtime.close()

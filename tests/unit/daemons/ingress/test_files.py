@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from instruments.ingress_objects import NOW, Cluster, Raw, endpoints, ingress, key_pair, secret, service
 from netstack.ingress import files
@@ -35,6 +38,26 @@ def test_key_pairs_that_nobody_names_are_removed(tmp_path: Path) -> None:
     renewed = cluster(tmp_path, secret("cert", *key_pair("ha.lab")))
     files.write(renewed.wanted, renewed.slots, renewed.settings)
     assert [str(path) for path in (tmp_path / "certs").iterdir()] == list(renewed.wanted.pems)
+
+
+def test_a_configuration_that_haproxy_refuses_never_replaces_a_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cluster(tmp_path)
+    files.write(made.wanted, made.slots, made.settings)
+    good = (tmp_path / "haproxy.cfg").read_text()
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "haproxy").write_text("#!/bin/sh\necho '[ALERT] config : unknown keyword' >&2\nexit 1\n")
+    (tools / "haproxy").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=":")
+    other = replace(made.settings, threads=2)
+    with pytest.raises(files.ConfigurationRefused, match=r"haproxy\.cfg is refused: .ALERT. config : unknown"):
+        files.write(made.wanted, made.slots, other)
+    assert (tmp_path / "haproxy.cfg").read_text() == good
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert files.write(made.wanted, made.slots, other)  # where there is no HAProxy, nothing can be asked
+    assert (tmp_path / "haproxy.cfg").read_text() != good
 
 
 def test_slots_that_cannot_be_read_are_given_anew(tmp_path: Path) -> None:

@@ -33,8 +33,7 @@ lower term yields at the first beat.
 
 Shape: no socket, no clock. `receive`, `tick` and the rest take `now` (seconds, monotonic) and return outputs, which
 the caller must carry out in order: a deadline of zero comes before the frame that tells of it. `wakeup` says when to
-tick next; after a pause the caller hands in what has arrived before it ticks, or a slow loop would look like dead
-peers.
+tick next; before it ticks the caller hands in everything that has arrived, or a slow loop would look like dead peers.
 """
 
 from __future__ import annotations
@@ -134,7 +133,10 @@ class Election:
     def want(self, eligible: Mapping[bytes, frozenset[str]], now: float) -> list[Output]:
         """The addresses to be held, each with the nodes that may hold it. Others are given up at once."""
         self._eligible = dict(eligible)
-        return self._turn(now)
+        out: list[Output] = []
+        for address in self._holdings.keys() - eligible.keys():
+            self._drop(address, "no longer to be announced", out)
+        return out + self._take_in(now, look=True)
 
     def carrier(self, up: bool, now: float) -> list[Output]:
         """The interface's link came or went."""
@@ -143,13 +145,13 @@ class Election:
         if not up:
             for address in list(self._holdings):
                 self._drop(address, "the interface lost its carrier", out)
-        return out + self._turn(now)
+        return out + self._take_in(now, look=True)
 
     def leave(self, now: float) -> list[Output]:
         """Hand everything over. Done when `holdings` is empty, at the latest after two takeover times."""
         self._draining = True
         self._news = True
-        return self._turn(now)
+        return self._take_in(now, look=True)
 
     def gateway_answered(self, now: float) -> list[Output]:
         """The witness has answered. Dated back to the question, as beats are to their sending."""
@@ -157,7 +159,7 @@ class Election:
             self._gateway_since = now
         self._gateway_missed = 0
         self._gateway_at = self._gateway_asked
-        return self._turn(now)
+        return self._take_in(now, look=True)
 
     def receive(self, source: bytes, payload: bytes, now: float) -> list[Output]:
         """A beat frame from the MAC `source`. What cannot be believed is counted in `dropped`, nothing else."""
@@ -177,13 +179,30 @@ class Election:
             self._heard(peer, message, now, out)
         else:
             self.dropped["old or replayed"] += 1
-        return out + self._turn(now)
+        return out + self._take_in(now)
 
     def tick(self, now: float) -> list[Output]:
-        """Time has passed."""
+        """Time has passed, and everything that has arrived was handed in before. Only here is anything concluded from
+        what was *not* heard: half-way through the frames that piled up in a stall, every peer looks silent."""
         out = self._wake(now)
         self._tell_waiting(now, out)
-        return out + self._turn(now)
+        self._gather(now, out, lean=True)
+        self._review(now, out)
+        self._claim(now)
+        if self._news or now >= self._next_beat:
+            self._beat(now, out)
+            self._gather(now, out, lean=True)
+        return out
+
+    def _take_in(self, now: float, *, look: bool = False) -> list[Output]:
+        """What follows from good news alone. `look`: a tick is due."""
+        out: list[Output] = []
+        self._gather(now, out, lean=False)
+        if self._news:
+            self._beat(now, out)
+        if look:
+            self._next_claim = now
+        return out
 
     def _wake(self, now: float) -> list[Output]:
         """Before anything else: what has ended meanwhile."""
@@ -224,6 +243,7 @@ class Election:
         claimed = {claim.address for claim in beat.claims}
         for address in [a for a, p in self._promises.items() if p.holder == peer.name and a not in claimed]:
             del self._promises[address]
+            self._next_claim = now
         for address in [a for a, name in self._waiting.items() if name == peer.name and a not in claimed]:
             del self._waiting[address]
         self._acknowledge(peer, beat, now, out)
@@ -247,6 +267,8 @@ class Election:
             self._waiting[address] = peer.name
             return False
         self._promises[address] = Promise(peer.name, claim.stage, now, now + self.timing.takeover_s)
+        if claim.stage is Stage.YIELDING:
+            self._next_claim = now
         return True
 
     def _gives_way(self, own: Holding, peer: Peer, claim: Claim, out: list[Output]) -> bool:
@@ -281,17 +303,6 @@ class Election:
 
     # ---- own claims ----
 
-    def _turn(self, now: float) -> list[Output]:
-        """Everything that follows from a new state: gather evidence, give up, claim, tell."""
-        out: list[Output] = []
-        self._gather(now, out)
-        self._review(now, out)
-        self._claim(now)
-        if self._news or now >= self._next_beat:
-            self._beat(now, out)
-            self._gather(now, out)
-        return out
-
     def _credit(self, peer: Peer, ack: Ack) -> None:
         if ack.boot != self._boot or ack.sequence > self._sequence:
             self.dropped["acknowledges what was not sent"] += 1
@@ -301,10 +312,10 @@ class Election:
             if ack.sequence >= own.first and address not in ack.refused:
                 own.support[peer.name] = max(own.support.get(peer.name, 0), ack.sequence)
 
-    def _gather(self, now: float, out: list[Output]) -> None:
-        """Push deadlines forward as far as the evidence goes."""
+    def _gather(self, now: float, out: list[Output], *, lean: bool) -> None:
+        """Push deadlines forward as far as the evidence goes; `lean`: the witness's too."""
         for address, own in self._holdings.items():
-            deadline = self._evidence(address, own, now) + self.timing.fence_s
+            deadline = self._evidence(address, own, now, lean) + self.timing.fence_s
             if deadline <= max(own.deadline, now):
                 continue
             own.deadline = deadline
@@ -315,7 +326,7 @@ class Election:
                 dark_s = None if own.dark_from is None else now - own.dark_from
                 out.append(Owned(address, own.term, own.reason, dark_s))
 
-    def _evidence(self, address: bytes, own: Holding, now: float) -> float:
+    def _evidence(self, address: bytes, own: Holding, now: float, lean: bool) -> float:
         """When the newest beat was sent that enough nodes support; NEVER if there is none. The theory is on top."""
         promise = self._promises.get(address)
         if promise and now < promise.until:
@@ -325,7 +336,7 @@ class Election:
         by_majority = NEVER
         if len(ranked) >= self._others_needed:
             by_majority = self._sent.get(ranked[self._others_needed - 1] if self._others_needed else newest, NEVER)
-        if not self._may_lean(now):
+        if not lean or not self._may_lean(now):
             return by_majority
         supported = min((own.support.get(peer.name, 0) for peer in self._alive(now)), default=newest)
         return max(by_majority, min(self._sent.get(supported, NEVER), self._gateway_at))
@@ -361,10 +372,8 @@ class Election:
     def _review(self, now: float, out: list[Output]) -> None:
         """Give up or hand over what this node should not hold, and claims that nobody supports."""
         for address, own in list(self._holdings.items()):
-            eligible = self._eligible.get(address)
-            if eligible is None:
-                self._drop(address, "no longer to be announced", out)
-            elif self._draining or self.node not in eligible:
+            eligible = self._eligible[address]
+            if self._draining or self.node not in eligible:
                 reason = "this node leaves" if self._draining else "this node may no longer announce it"
                 self._hand_over(address, own, reason, now, out)
             elif own.stage is Stage.YIELDING:

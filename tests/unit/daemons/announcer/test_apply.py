@@ -141,6 +141,7 @@ def test_a_lost_carrier_silences_and_its_return_announces_again() -> None:
 
 def test_the_gateway_is_asked_by_broadcast_until_it_answers_and_then_directly() -> None:
     bench = Bench("n2")
+    bench.run(0.0)
     questions = [frame for frame in bench.wire.out if frame[12:14] == ETH_ARP.to_bytes(2)]
     assert questions[0][:6] == BROADCAST
     assert decode_arp(questions[0]) == Arp(REQUEST, MAC, OWN, bytes(6), ROUTER)

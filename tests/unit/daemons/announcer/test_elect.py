@@ -308,6 +308,7 @@ def test_all_addresses_of_a_leaving_node_are_handed_over() -> None:
 def test_the_last_node_that_leaves_falls_silent_at_once() -> None:
     lan, owner = settled(1)
     lan.leave(owner)
+    lan.run(0.003)
     assert lan.owners(VIP) == []
     assert lan.history[-1][2].reason == "this node leaves, and no other takes it"
 
@@ -448,6 +449,22 @@ def test_a_restarted_node_acknowledges_nothing_until_its_forgotten_promises_have
     early = [output for output in election.receive(MAC, beat(1), 0.05) if isinstance(output, Send)]
     assert early == []
     assert believed(election.receive(MAC, beat(2), 0.41))
+
+
+def test_half_way_through_what_piled_up_no_peer_counts_as_silent() -> None:
+    """A node stalls as its listening ends; the gateway's answer lies in its socket before a new owner's beat."""
+    election = Election("n1", ["n2", "n3"], KEY, 7, Timing(), witness=True, now=0.0)
+    election.want({pack(VIP): frozenset(["n1", "n2", "n3"])}, 0.0)
+    for step in range(10):
+        election.tick(step / 10)
+        election.gateway_answered(step / 10 + 0.001)
+    outputs = [
+        *election.gateway_answered(1.22),
+        *election.receive(MAC, beat(1), 1.22),
+        *election.tick(1.22),
+    ]
+    assert not any(isinstance(output, Owned) for output in outputs)
+    assert election.holder(pack(VIP), 1.22) == "n2"
 
 
 # ---- chaos ----

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
+import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +21,11 @@ from bpf.packet import ROOT
 from netstack.core.address import pack
 from netstack.core.errors import BadConfig
 from netstack.kernel import layout as l
-from netstack.kernel import loader
+from netstack.kernel import loader, programs
 from netstack.kernel.attach import Occupied, TrafficControl, attach_pod, guarded
 from netstack.kernel.bpf import BpfError, Map, MapDefinition, Program, attach_cgroup
 from netstack.kernel.loader import LoaderError, LoaderSettings, detach, load_settings
-from netstack.kernel.programs import CGROUP, PROGRAMS
+from netstack.kernel.programs import CGROUP, PROGRAMS, Compiled
 
 pytestmark = pytest.mark.root
 SOCKETS = [spec.name for spec in PROGRAMS.values() if spec.hook == CGROUP]
@@ -40,13 +43,28 @@ def node(tmp_path: Path) -> Iterator[Home]:
         namespace.close()
 
 
-def changed_sources(folder: Path) -> str:
-    """A copy of the sources whose pod_egress differs in its instructions."""
-    target = folder / "sources"
-    subprocess.run(["cp", "-r", str(ROOT / "files" / "bpf"), str(target)], check=True)
-    program = target / "pod_egress.c"
-    program.write_text(program.read_text().replace("if (!p || skb->vlan", "if (!p || skb->mark == 77 || skb->vlan"))
-    return str(target)
+def release(node: Home, folder: Path, change: Callable[[Compiled], None]) -> None:
+    """Let the node run another release: its sources differ, and what they compile to is ours with `change`."""
+    compiled = loader.compiled_set(node.settings)
+    change(compiled)
+    sources, cache = folder / "sources", folder / "cache"
+    shutil.copytree(ROOT / "files" / "bpf", sources)
+    with (sources / "sock.c").open("a") as file:
+        file.write("/* another release */\n")
+    cache.mkdir()
+    key = programs.key(sources, platform.release(), importlib.metadata.version("bcc"))
+    (cache / f"{key}.json").write_text(compiled.to_json())
+    node.settings = replace(node.settings, bpf_source=str(sources), cache=str(cache))
+
+
+def prefixed(compiled: Compiled, name: str, instruction: bytes) -> None:
+    """One more instruction at the start of a program; jumps are relative."""
+    program = compiled.programs[name]
+    compiled.programs[name] = replace(program, instructions=instruction + program.instructions)
+
+
+NOTHING = bytes.fromhex("b700000000000000")  # r0 = 0
+READ_ZERO = bytes.fromhex("7900000000000000")  # r0 = *r0, which holds nothing
 
 
 # a first start
@@ -86,7 +104,7 @@ def test_a_changed_program_takes_over_in_place(node: Home, tmp_path: Path) -> No
         assert device is not None
         attach_pod(traffic, node.pins, device.index)
     before = node.pinned()
-    node.settings = replace(node.settings, bpf_source=changed_sources(tmp_path), cache=str(tmp_path / "cache"))
+    release(node, tmp_path, lambda compiled: prefixed(compiled, "pod_egress", NOTHING))
     assert node.load() == ["pod_egress"]
     after = node.pinned()
     assert {name for name in after if after[name] != before[name]} == {"pod_egress"}
@@ -142,9 +160,8 @@ def test_a_map_of_another_definition_is_named_with_both(node: Home) -> None:
 def test_sources_that_do_not_compile_change_nothing(node: Home, tmp_path: Path) -> None:
     node.load()
     before = (node.pinned(), node.in_cgroup(), node.filters())
-    source = Path(changed_sources(tmp_path))
-    (source / "lib" / "nat.h").write_text("#pragma once\nint broken = ;\n")
-    node.settings = replace(node.settings, bpf_source=str(source), cache=str(tmp_path / "cache"))
+    release(node, tmp_path, lambda compiled: None)
+    (tmp_path / "sources" / "lib" / "nat.h").write_text("#pragma once\nint broken = ;\n")
     with pytest.raises(LoaderError, match=r"the programs do not compile(.|\n)*expected expression"):
         node.load()
     assert (node.pinned(), node.in_cgroup(), node.filters()) == before
@@ -153,22 +170,20 @@ def test_sources_that_do_not_compile_change_nothing(node: Home, tmp_path: Path) 
 def test_a_program_that_the_verifier_refuses_changes_nothing(node: Home, tmp_path: Path) -> None:
     node.load()
     before = (node.pinned(), node.in_cgroup(), node.filters())
-    source = Path(changed_sources(tmp_path))
-    text = (source / "pod_egress.c").read_text()
-    (source / "pod_egress.c").write_text(text.replace("if (!config || !ep ||", "if (!config ||"))
-    node.settings = replace(node.settings, bpf_source=str(source), cache=str(tmp_path / "cache"))
-    with pytest.raises(BpfError, match=r"load program pod_egress: Permission denied(.|\n)*map_value_or_null"):
+    release(node, tmp_path, lambda compiled: prefixed(compiled, "pod_egress", READ_ZERO))
+    with pytest.raises(BpfError, match=r"load program pod_egress: Permission denied(.|\n)*R0 !read_ok"):
         node.load()
     assert (node.pinned(), node.in_cgroup(), node.filters()) == before
 
 
 def test_sources_that_disagree_with_the_layout_are_refused(node: Home, tmp_path: Path) -> None:
-    source = Path(changed_sources(tmp_path))
-    abi = source / "lib" / "abi.h"
-    abi.write_text(abi.read_text().replace("	__u8 mac[6];		/* what it answers */", "	__u8 mac[14];"))
-    node.settings = replace(node.settings, bpf_source=str(source), cache=str(tmp_path / "cache"))
+    def widen(compiled: Compiled) -> None:
+        compiled.maps["vips"] = replace(compiled.maps["vips"], value_size=32)
+
+    release(node, tmp_path, widen)
     with pytest.raises(LoaderError, match=r"map vips is declared as .* value 32 bytes.* as .* value 24 bytes"):
         node.load()
+    assert not node.pins.exists()
 
 
 def test_an_uplink_that_is_not_there(node: Home) -> None:
@@ -277,7 +292,7 @@ def test_a_damaged_cache_file_is_made_anew(node: Home, tmp_path: Path, caplog: p
     caplog.set_level(logging.INFO)
     loader.compiled_set(node.settings)
     assert "compiling" in caplog.text
-    assert set(loader.Compiled.from_json(file.read_text()).programs) == set(PROGRAMS)
+    assert set(Compiled.from_json(file.read_text()).programs) == set(PROGRAMS)
 
 
 def command(node: Home, config: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -57,15 +57,9 @@ class TrafficControl(Netlink):
     """Filters of the network namespace in which it was opened."""
 
     def filters(self, ifindex: int, parent: int) -> list[Filter]:
-        """The bpf filters at one of INGRESS, EGRESS; none if the device is gone or has no clsact."""
-        try:
-            bodies = self._dump(GETFILTER, TRAFFIC.pack(0, ifindex, 0, parent, 0))
-        except OSError as error:
-            if error.errno in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP):
-                return []
-            raise
+        """The eBPF filters at one of INGRESS, EGRESS; none if the device is gone or has no clsact."""
         found = []
-        for body in bodies:
+        for body in self._filters(ifindex, parent):
             _, _, handle, _, info = TRAFFIC.unpack_from(body)
             attributes = _attributes(body[TRAFFIC.size :])
             options = _attributes(attributes.get(OPTIONS, b""))
@@ -94,20 +88,26 @@ class TrafficControl(Netlink):
         return True
 
     def detach(self, ifindex: int) -> bool:
-        """Take our filters off a device, both directions; the clsact qdisc too if nothing else uses it."""
+        """Take our filters off a device, both directions; the clsact qdisc too if nothing of anybody's is left."""
         found = False
-        others = False
         for parent in (INGRESS, EGRESS):
             for present in self.filters(ifindex, parent):
-                if not present.name.startswith(OURS):
-                    others = True
-                    continue
-                info = present.preference << 16 | EVERY_PROTOCOL
-                head = TRAFFIC.pack(0, ifindex, present.handle, parent, info)
-                found |= self._gone(DELFILTER, head + _attribute(KIND, b"bpf\0"))
-        if found and not others:
+                if present.name.startswith(OURS):
+                    info = present.preference << 16 | EVERY_PROTOCOL
+                    head = TRAFFIC.pack(0, ifindex, present.handle, parent, info)
+                    found |= self._gone(DELFILTER, head + _attribute(KIND, b"bpf\0"))
+        if found and not any(self._filters(ifindex, parent) for parent in (INGRESS, EGRESS)):
             self._gone(DELQDISC, TRAFFIC.pack(0, ifindex, CLSACT_HANDLE, CLSACT, 0) + _attribute(KIND, b"clsact\0"))
         return found
+
+    def _filters(self, ifindex: int, parent: int) -> list[bytes]:
+        """Filters of every kind, as the kernel sends them."""
+        try:
+            return self._dump(GETFILTER, TRAFFIC.pack(0, ifindex, 0, parent, 0))
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP):
+                return []
+            raise
 
     def _clsact(self, ifindex: int) -> None:
         """Two hooks without a queue. EXIST is what we want; a device's real queueing is left alone."""

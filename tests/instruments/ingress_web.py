@@ -277,6 +277,13 @@ class Web:
         for command in commands:
             run(["ip", "-n", self.netns, *command.split()])
 
+    def order(self, command: str) -> str:
+        """One command on HAProxy's socket by somebody else's hand."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(self.settings["socket"]))
+            sock.sendall(f"{command}\n".encode())
+            return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+
     # Objects
 
     def apply(self, name: str, *objects: Raw | list[Raw]) -> None:

@@ -403,6 +403,23 @@ def _durations(web: Web, host: str, count: int, backend: str) -> list[float]:
     return sorted(durations)
 
 
+def test_what_another_hand_changed_is_found_by_reading_back_and_mended(tmp_path: Path) -> None:
+    with Web(tmp_path, reloads=1) as web:
+        web.backend(A)
+        app(web, "one", A)
+        web.apply("ingress", ingress("site", ("ha.home.lab", "/", "one")))
+        web.start()
+        client = web.websocket("ha.home.lab")
+        web.order("set server p0/s0 state maint")
+        assert web.get("ha.home.lab").status == 503
+        web.apply("more", ingress("more", ("more.lab", "/", "one")))
+        web.serves("more.lab", "/", f"{A}:8080")
+        assert web.status()["reloads"] == ["the state read back is not the wanted one"]
+        client.send("still here")
+        assert client.recv() == "still here"
+        client.close()
+
+
 def test_growing_beyond_the_pools_reloads_once_and_cuts_nothing(tmp_path: Path) -> None:
     with Web(tmp_path, reloads=1, pools=2, slots=2) as web:
         web.backend(A)

@@ -10,6 +10,7 @@
 * haproxy.py       the runtime socket: read, change, read back, reload as the last resort
 * publish.py       the EndpointSlice that this node stands for and the status of each Ingress (pure)
 * files.py         what HAProxy starts from, written before the process is changed
+* report.py        writes what publish says
 * controller.py    one turn of the daemon: all of the above in order
 * endpoint.py      HAProxy's own network namespace, wired like a pod by the CNI plugin
 """

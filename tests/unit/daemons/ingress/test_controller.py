@@ -1,17 +1,13 @@
-"""One turn without HAProxy: files, status and slice. With HAProxy: tests/integration."""
+"""Turns without HAProxy: the files, and what is said. With HAProxy: tests/integration."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
 
-import yaml
-
 from instruments.ingress_objects import Raw, endpoints, ingress, service, snapshot
 from netstack.ingress.controller import Controller
 from netstack.ingress.settings import IngressSettings
-
-CONTROLLER = service("ingress-nginx-controller", {"name": "http", "port": 80}, namespace="ingress-nginx")
 
 
 def controller(folder: Path, *objects: Raw | list[Raw]) -> Controller:
@@ -36,43 +32,19 @@ APP = [
 
 def test_files_come_before_and_without_haproxy(tmp_path: Path) -> None:
     made = controller(tmp_path, APP)
-    assert made.prepare() == "3 routes, 2 backends"
-    assert "ha.lab/ p1|" in (tmp_path / "state/routes.map").read_text()
     line = asyncio.run(made.step())
+    assert "ha.lab/ p1|" in (tmp_path / "state/routes.map").read_text()
     assert line == f"HAProxy does not answer at {tmp_path}/haproxy.sock"
     status = made.status()
     assert (status["haproxy"], status["in_step"], status["error"], status["reloads"]) == (None, False, line, [])
     assert [problem["reason"] for problem in status["problems"]] == ["BackendNotFound"]
 
 
-def test_the_slice_is_not_ready_and_the_status_is_written(tmp_path: Path) -> None:
-    made = controller(tmp_path, APP, CONTROLLER)
-    asyncio.run(made.step())
-    path = tmp_path / "manifests/endpointslice.ingress-nginx.ingress-nginx-controller-n1.yaml"
-    document = yaml.safe_load(path.read_text())
-    assert document["endpoints"][0]["conditions"]["ready"] is False
-    written = yaml.safe_load((tmp_path / "status/ingress.default.site.yaml").read_text())
-    assert [item["status"] for item in written["status"]["conditions"]] == ["True", "False", "True"]
-
-
-def test_the_status_of_a_removed_ingress_goes(tmp_path: Path) -> None:
-    made = controller(tmp_path, APP)
-    asyncio.run(made.step())
-    made.snapshot = snapshot(APP[0])
-    asyncio.run(made.step())
-    assert list((tmp_path / "status").iterdir()) == []
-
-
-def test_without_the_service_nothing_is_said_of_it(tmp_path: Path) -> None:
-    asyncio.run(controller(tmp_path, APP).step())
-    assert not (tmp_path / "manifests").exists()
-
-
 def test_a_restart_assigns_the_same_pools(tmp_path: Path) -> None:
-    controller(tmp_path, APP).prepare()
+    asyncio.run(controller(tmp_path, APP).step())
     before = (tmp_path / "state/pools.cfg").read_text()
     more = [service("a"), *endpoints("a", "10.0.0.2:80"), ingress("more", ("a.lab", "/", "a"))]
-    controller(tmp_path, APP, more).prepare()
+    asyncio.run(controller(tmp_path, APP, more).step())
     after = (tmp_path / "state/pools.cfg").read_text()
     assert before != after
     assert before[: before.index("backend p2")] == after[: after.index("backend p2")]
@@ -81,7 +53,7 @@ def test_a_restart_assigns_the_same_pools(tmp_path: Path) -> None:
 def test_a_disk_that_takes_nothing_is_said(tmp_path: Path) -> None:
     made = controller(tmp_path, APP)
     (tmp_path / "state").write_text("a file in the way")
-    assert asyncio.run(made.step()).startswith("the files cannot be written: ")
+    assert asyncio.run(made.step()).startswith("the files stay as they were: ")
 
 
 def test_every_route_is_shown_with_its_cause(tmp_path: Path) -> None:

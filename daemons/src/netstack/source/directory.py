@@ -106,7 +106,8 @@ class DirectorySource:
             yield self._snapshot
             while True:
                 try:
-                    await asyncio.wait_for(inotify.changed.wait(), RESCAN_S)
+                    async with asyncio.timeout(RESCAN_S):  # wait_for of 3.11 can swallow a cancellation
+                        await inotify.changed.wait()
                     await asyncio.sleep(QUIET_S)
                 except TimeoutError:
                     log.debug("no event for %s s, looking anyway", RESCAN_S)

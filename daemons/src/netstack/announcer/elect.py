@@ -343,7 +343,7 @@ class Election:
 
     def _alive(self, now: float) -> list[Peer]:
         """Peers that are heard and can take part in deciding."""
-        return [p for p in self.peers.values() if now - p.heard_at < self.timing.silence_s and p.takes_part]
+        return [peer for peer in self.peers.values() if peer.counts(now, self.timing.silence_s)]
 
     def _is_majority(self, others: Collection[Peer]) -> bool:
         return len(others) >= self._others_needed

@@ -26,6 +26,8 @@ class Peer:
     boot: int = 0
     sequence: int = 0
     heard_at: float = NEVER
+    doubted_at: float = NEVER
+    """When a beat of another life arrived that could not yet be believed: the peer may live, whatever it holds."""
     beat: Beat | None = None
     acked: int = 0
     """Newest own beat that it acknowledged."""
@@ -34,7 +36,10 @@ class Peer:
     def hear(self, beat: Beat, mac: bytes, now: float, silence_s: float) -> bool:
         """Take in a beat; False if it is not new."""
         if beat.boot != self.boot:
-            if beat.boot in self.former or now - self.heard_at < silence_s:
+            if beat.boot in self.former:
+                return False
+            if now - self.heard_at < silence_s:
+                self.doubted_at = now
                 return False
             if self.beat is not None:
                 self.former.append(self.boot)
@@ -50,6 +55,11 @@ class Peer:
     @property
     def flags(self) -> Flag:
         return self.beat.flags if self.beat else NO_FLAGS
+
+    def counts(self, now: float, silence_s: float) -> bool:
+        """Whether its support is waited for: it is heard and can take part, or it is in doubt."""
+        heard = now - self.heard_at < silence_s and self.takes_part
+        return heard or now - self.doubted_at < silence_s
 
     @property
     def takes_part(self) -> bool:

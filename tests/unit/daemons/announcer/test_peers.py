@@ -40,6 +40,18 @@ def test_a_new_life_is_believed_after_silence_and_the_old_one_never_again() -> N
     assert hear(peer, 6, 2, 9.0)
 
 
+def test_a_life_in_doubt_counts_though_it_is_not_believed() -> None:
+    """Beats of two lives may lie in one socket after a stall; the second must not look like silence."""
+    peer = Peer("n2")
+    assert hear(peer, 5, 10, 1.0)
+    assert not hear(peer, 6, 1, 1.2)
+    assert peer.counts(1.4, SILENCE_S)
+    assert not peer.counts(1.5, SILENCE_S)
+    assert hear(peer, 6, 2, 1.5)
+    assert not hear(peer, 5, 11, 1.6)
+    assert not Peer("n2").counts(1.0, SILENCE_S)
+
+
 def test_the_memory_of_former_lives_is_bounded() -> None:
     peer = Peer("n2")
     for boot in range(1, 100):

@@ -1,0 +1,91 @@
+"""What site.yml leaves on a node, seen from outside of Ansible. Packets are for tests/integration and tests/e2e."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+testinfra_hosts = ["ansible://netstack_nodes"]
+
+DAEMONS = ("netstack-agent", "netstack-announcer", "netstack-dns", "netstack-ingress", "netstack-haproxy")
+ONESHOTS = ("netstack-loader", "netstack-ingress-endpoint")
+
+# systemd-analyze security: 0 is a closed box, 10 an open door. Each is what the unit has now, rounded up.
+EXPOSURE = {
+    "netstack-agent": 2.5,
+    "netstack-announcer": 2.5,
+    "netstack-dns": 2.5,
+    "netstack-ingress": 1.5,
+    "netstack-haproxy": 2.0,
+}
+
+
+@pytest.mark.parametrize("unit", DAEMONS + ONESHOTS)
+def test_units_are_active_and_enabled(host: Any, unit: str) -> None:
+    state = host.run("systemctl show -P ActiveState -P UnitFileState %s.service", unit).stdout.split()
+    journal = host.run("journalctl --no-pager -n 20 -u %s.service", unit).stdout
+    assert state == ["active", "enabled"], journal
+
+
+@pytest.mark.parametrize("unit", DAEMONS)
+def test_daemons_did_not_restart_on_their_own(host: Any, unit: str) -> None:
+    assert host.run("systemctl show -P NRestarts %s.service", unit).stdout.strip() == "0"
+
+
+@pytest.mark.parametrize("unit", DAEMONS)
+def test_daemons_are_sandboxed(host: Any, unit: str) -> None:
+    shown = host.run("systemd-analyze security --no-pager %s.service | tail -n 1", unit).stdout
+    exposure = float(shown.partition(":")[2].split()[0])
+    assert exposure <= EXPOSURE[unit], shown
+
+
+def test_the_node_says_that_it_is_ready(host: Any) -> None:
+    status = json.loads(host.run("/opt/netstack/current/bin/netstack status --json").stdout)
+    assert status["ready"], status["reasons"]
+    assert set(status["daemons"]) == {"agent", "announcer", "dns", "ingress"}
+    assert host.file("/opt/netstack/current").linked_to == f"/opt/netstack/releases/{status['release']}"
+
+
+def test_every_node_runs_the_same_release(host: Any) -> None:
+    release = host.file("/opt/netstack/current/release").content_string.strip()
+    shown = host.run("systemctl show -P Environment netstack-agent.service").stdout.strip()
+    assert shown == f"NETSTACK_RELEASE={release}"
+
+
+def test_programs_and_maps_are_pinned(host: Any) -> None:
+    assert host.file("/sys/fs/bpf/netstack/maps/services").exists
+    assert host.file("/sys/fs/bpf/netstack/progs/uplink_ingress").exists
+    assert "netstack/uplink_ingress" in host.run("tc filter show dev eth0 ingress").stdout
+
+
+def test_the_only_cni_configuration_is_ours(host: Any) -> None:
+    assert host.file("/etc/cni/net.d").listdir() == ["05-netstack.conflist"]
+    assert host.file("/opt/cni/bin/netstack").linked_to.endswith("/bin/netstack-cni")
+
+
+def test_dns_questions_have_a_socket_that_systemd_keeps(host: Any) -> None:
+    assert host.socket("udp://169.254.1.53:53").is_listening
+    assert host.socket("tcp://169.254.1.53:53").is_listening
+
+
+def test_haproxy_runs_as_its_own_user_in_its_own_namespace(host: Any) -> None:
+    pid = host.run("systemctl show -P MainPID netstack-haproxy.service").stdout.strip()
+    assert host.run("stat -c %%U /proc/%s", pid).stdout.strip() == "haproxy"
+    ours = host.run("stat -Lc %i /run/netns/netstack-ingress").stdout
+    assert host.run("stat -Lc %%i /proc/%s/ns/net", pid).stdout == ours
+    assert not host.service("haproxy").is_running
+
+
+def test_the_secret_is_the_same_everywhere_and_closed(host: Any) -> None:
+    key = host.file("/etc/netstack/announcer.key")
+    assert (key.user, key.mode) == ("root", 0o600)
+    assert len(key.content_string.strip()) == 64
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("net.ipv4.ip_forward", 1), ("net.ipv4.ip_local_port_range", "32768\t49151")]
+)
+def test_sysctls_are_in_force(host: Any, key: str, value: object) -> None:
+    assert host.sysctl(key) == value

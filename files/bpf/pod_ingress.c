@@ -73,7 +73,7 @@ INLINE int service(struct __sk_buff *skb, struct config *config, struct packet *
 	} else {
 		if (p->quoted)
 			return VERDICT_NO_SERVICE;
-		backend = backend_pick(config, service, p->v6, tuple_hash(&p->t), p->now, &id);
+		backend = backend_pick(config, service, p->v6, service_hash(service, &p->t), p->now, &id);
 		if (!backend)
 			return VERDICT_NO_BACKEND;
 		verdict = service_translate(skb, p, NAT_POD, service->id, id, &backend->addr, backend->port);

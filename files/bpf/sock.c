@@ -22,10 +22,27 @@ INLINE int refuse(void)
 	return REFUSE;
 }
 
+/* Which slot: any for a connection; the same for all datagrams of one socket to one service; with client affinity the
+ * same for all sockets of a network namespace, which is what a pod is.
+ */
+INLINE __u32 slot_hash(struct bpf_sock_addr *ctx, const struct service *service, const struct addr *addr, __be16 port,
+		       bool datagrams)
+{
+	__u64 who;
+
+	if (service->affinity_s)
+		who = bpf_get_netns_cookie(ctx);
+	else if (datagrams)
+		who = bpf_get_socket_cookie(ctx);
+	else
+		return bpf_get_prandom_u32();
+	return mix(mix(mix_addr(mix(0, who), addr), port), 0) >> 16;
+}
+
 /* Where a socket that asks for addr:port is sent instead: 1 = elsewhere (addr and port changed), 0 = stays,
  * -1 = a service without backends.
  */
-INLINE int service_of_socket(struct bpf_sock_addr *ctx, struct addr *addr, __be16 *port, __u64 seed)
+INLINE int service_of_socket(struct bpf_sock_addr *ctx, struct addr *addr, __be16 *port, bool datagrams)
 {
 	struct config *config = config_get();
 	__u64 now = bpf_ktime_get_ns();
@@ -41,7 +58,7 @@ INLINE int service_of_socket(struct bpf_sock_addr *ctx, struct addr *addr, __be1
 	service = service_find(config, &key, addr, *port, ctx->protocol, SCOPE_CLUSTER);
 	if (!service)
 		return 0;
-	backend = backend_pick(config, service, !addr_v4(addr), seed >> 16, now, &id);
+	backend = backend_pick(config, service, !addr_v4(addr), slot_hash(ctx, service, addr, *port, datagrams), now, &id);
 	if (!backend)
 		return -1;
 	peer.cookie = bpf_get_socket_cookie(ctx);
@@ -59,17 +76,6 @@ INLINE int service_of_socket(struct bpf_sock_addr *ctx, struct addr *addr, __be1
 	return 1;
 }
 
-/* A connection takes any backend; the datagrams of one socket to one service all take the same. */
-INLINE __u64 seed_of_connection(void)
-{
-	return (__u64)bpf_get_prandom_u32() << 16;
-}
-
-INLINE __u64 seed_of_datagrams(struct bpf_sock_addr *ctx, const struct addr *addr, __be16 port)
-{
-	return mix(mix_addr(mix(0, bpf_get_socket_cookie(ctx)), addr), port);
-}
-
 INLINE struct socket_origin *origin_of_peer(struct bpf_sock_addr *ctx, const struct addr *addr)
 {
 	struct socket_peer peer = { .addr = *addr, .port = ctx->user_port };
@@ -85,8 +91,7 @@ INLINE int translate4(struct bpf_sock_addr *ctx, bool datagrams)
 	int changed;
 
 	addr_from_v4(&addr, ctx->user_ip4);
-	changed = service_of_socket(ctx, &addr, &port,
-				    datagrams ? seed_of_datagrams(ctx, &addr, port) : seed_of_connection());
+	changed = service_of_socket(ctx, &addr, &port, datagrams);
 	if (changed < 0)
 		return refuse();
 	if (changed && addr_v4(&addr)) {
@@ -119,8 +124,7 @@ INLINE int translate6(struct bpf_sock_addr *ctx, bool datagrams)
 	int changed;
 
 	load6(ctx, &addr);
-	changed = service_of_socket(ctx, &addr, &port,
-				    datagrams ? seed_of_datagrams(ctx, &addr, port) : seed_of_connection());
+	changed = service_of_socket(ctx, &addr, &port, datagrams);
 	if (changed < 0)
 		return refuse();
 	if (changed) {

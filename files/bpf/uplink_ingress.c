@@ -20,6 +20,7 @@
 #include "lib/parse.h"
 #include "lib/service.h"
 
+#define PACKET_OTHERHOST 3	/* linux/if_packet.h */
 #define AF_INET		2
 #define AF_INET6	10
 
@@ -94,7 +95,7 @@ INLINE int serve_pinned(struct __sk_buff *skb, struct config *config, struct pac
 INLINE int serve_new(struct __sk_buff *skb, struct config *config, struct packet *p, struct service *service)
 {
 	__u32 id = 0;
-	struct backend *backend = backend_pick(config, service, p->v6, tuple_hash(&p->t), p->now, &id);
+	struct backend *backend = backend_pick(config, service, p->v6, service_hash(service, &p->t), p->now, &id);
 	struct addr node;
 
 	if (!backend)
@@ -156,7 +157,10 @@ int uplink_ingress(struct __sk_buff *skb)
 
 	if (!p)
 		return TC_ACT_SHOT;
-	if (skb->vlan_present)	/* another device's, which has its own rules */
+	/* Another device's, which has its own rules; or another host's, which a bridge floods while it looks for a dead
+	 * node's port: every node would serve it.
+	 */
+	if (skb->vlan_present || skb->pkt_type == PACKET_OTHERHOST)
 		return finish(verdict, TC_ACT_OK);
 	if (skb->protocol == be16(ETH_P_ARP))
 		verdict = vip_arp(skb, &action);

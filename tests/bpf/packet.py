@@ -135,6 +135,7 @@ class Packet:
         scope: int = l.SCOPE_CLUSTER,
         protocol: int = 6,
         number: int = 1,
+        affinity_s: int = 0,
     ) -> None:
         """`backends`: (address, port, node); the slots are theirs in turn."""
         first = number * 16
@@ -146,7 +147,7 @@ class Packet:
         self.put(
             "services",
             l.ServiceKey(wanted, port, protocol, scope),
-            l.Service(number, first, len(backends), 0, 0, len(backends)),
+            l.Service(number, first, len(backends), affinity_s, 0, len(backends)),
         )
         if address:
             self.put("services", l.ServiceKey(wanted, 0, 0, scope), l.Service())

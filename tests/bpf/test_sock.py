@@ -202,6 +202,23 @@ def test_datagrams_without_connect(node: Packet, cgroup: Path, wires: Namespace)
     assert answers[0][1] == (SERVICE, 53)
 
 
+def test_with_affinity_all_sockets_of_a_pod_take_one_backend(node: Packet, cgroup: Path, wires: Namespace) -> None:
+    backends = [(f"127.0.0.{i}", 8080, c.NODE) for i in range(2, 10)]
+
+    def work() -> None:
+        servers = [serve(socket.AF_INET, socket.SOCK_STREAM, backend, port) for backend, port, _ in backends]
+        for _ in range(8):
+            with socket.socket() as client:
+                client.connect((SERVICE, 80))
+        for server in servers:
+            server.close()
+
+    node.service(SERVICE, 80, backends, affinity_s=10800)
+    inside(cgroup, wires, work)
+    chosen = [key.address for key in node.entries("socket_revnat")]
+    assert len(chosen) == 8 and len(set(chosen)) == 1
+
+
 def test_connected_datagrams(node: Packet, cgroup: Path, wires: Namespace) -> None:
     node.service(SERVICE, 53, [(BACKEND, 5353, c.NODE)], protocol=17)
 

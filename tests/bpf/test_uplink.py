@@ -206,6 +206,15 @@ def test_connections_spread_and_a_connection_stays(node: Packet) -> None:
     assert first == {sport: where(node, sport, flags="A") for sport in first}
 
 
+def test_with_affinity_a_client_keeps_one_backend(node: Packet) -> None:
+    rows = [(f"10.244.1.{50 + i}", 8080, c.NODE) for i in range(8)]
+    node.service(VIP, 80, rows, scope=l.SCOPE_WORLD, affinity_s=10800)
+    clients = [f"192.168.86.{100 + i}" for i in range(40)]
+    taken = {client: {where(node, sport, src=client) for sport in range(5000, 5005)} for client in clients}
+    assert all(len(backends) == 1 for backends in taken.values())
+    assert len(set().union(*taken.values())) > 4
+
+
 def test_a_connection_keeps_its_backend_when_the_table_changes(node: Packet) -> None:
     backends(node)
     first = {sport: where(node, sport) for sport in range(5000, 5040)}

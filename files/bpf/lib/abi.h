@@ -51,7 +51,7 @@ struct service {
 	__u32 id;
 	__u32 first;
 	__u32 slots;		/* 0 = no backend: refused */
-	__u32 affinity_s;	/* 0 = none */
+	__u32 affinity_s;	/* not 0 = a client's connections take one backend, at least so long */
 	__u16 flags;		/* none yet: 0 */
 	__u16 backends;		/* how many distinct backends the slots hold */
 };

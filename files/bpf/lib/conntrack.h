@@ -68,40 +68,41 @@ INLINE void flow_use_name(const struct flow_key *flow, __u64 now)
 		fqdn_use_put(&key, &now);
 }
 
-INLINE void flow_remember(struct flow *flow, const struct decision *d, int verdict, __u32 generation)
+/* p->flow_made goes into the table with what was decided. `verdict`, or MAP_FULL. */
+INLINE int flow_remember(struct packet *p, const struct decision *d, int verdict, __u32 generation)
 {
-	flow->generation = generation;
-	flow->rule = d->rule;
-	flow->flags &= ~(FLOW_REDIRECT | FLOW_NAMED);
+	p->flow_made.generation = generation;
+	p->flow_made.rule = d->rule;
+	p->flow_made.flags &= ~(FLOW_REDIRECT | FLOW_NAMED);
 	if (verdict == VERDICT_REDIRECTED_DNS)
-		flow->flags |= FLOW_REDIRECT;
+		p->flow_made.flags |= FLOW_REDIRECT;
 	if (d->named)
-		flow->flags |= FLOW_NAMED;
+		p->flow_made.flags |= FLOW_NAMED;
+	return flow_put(&p->flow, &p->flow_made) ? VERDICT_MAP_FULL : verdict;
 }
 
 /* An entry of another generation: judged as its first packet was. FORWARDED / REDIRECTED_DNS, or a drop. */
-INLINE int flow_rejudge(struct config *config, struct endpoint *ep, struct packet *p, struct flow *flow)
+INLINE int flow_rejudge(struct endpoint *ep, struct packet *p, struct flow *flow, __u32 generation)
 {
 	struct decision d;
 	struct who who;
 	int verdict;
 
+	p->flow_made = *flow;
 	identify(&p->flow.peer, &who);
-	if (flow->flags & FLOW_HOST)
+	if (p->flow_made.flags & FLOW_HOST)
 		who.identity = IDENTITY_HOST;
-	verdict = judge(ep, flow->direction, &who, &p->flow.peer, p->flow.proto, flow_port(&p->flow, flow->direction),
-			p->now, &d);
+	verdict = judge(ep, p->flow_made.direction, &who, &p->flow.peer, p->flow.proto,
+			flow_port(&p->flow, p->flow_made.direction), p->now, &d);
 	p->rule = d.rule;
-	if (verdict >= VERDICT_DROPS)
-		flow_forget(&p->flow);
-	else
-		flow_remember(flow, &d, verdict, config->generation);
+	if (verdict < VERDICT_DROPS)
+		return flow_remember(p, &d, verdict, generation);
+	flow_forget(&p->flow);
 	return verdict;
 }
 
 /* The first packet of a flow. */
-INLINE int flow_start(struct config *config, struct endpoint *ep, struct packet *p, __u8 direction,
-		      const struct who *who)
+INLINE int flow_start(struct endpoint *ep, struct packet *p, __u8 direction, const struct who *who, __u32 generation)
 {
 	struct decision d;
 	int verdict;
@@ -118,12 +119,9 @@ INLINE int flow_start(struct config *config, struct endpoint *ep, struct packet 
 	if (direction == DIRECTION_INGRESS && who->identity == IDENTITY_HOST)
 		p->flow_made.flags |= FLOW_HOST;
 	p->flow_made.deadline = p->now + flow_life(p->flow.proto, p->flow_made.flags);
-	flow_remember(&p->flow_made, &d, verdict, config->generation);
-	if (flow_put(&p->flow, &p->flow_made))
-		return VERDICT_MAP_FULL;
 	if (d.named)
 		flow_use_name(&p->flow, p->now);
-	return verdict;
+	return flow_remember(p, &d, verdict, generation);
 }
 
 /* A packet from (EGRESS) or to (INGRESS) an endpoint, p->t as the pod sees it without service addresses; `who` is the
@@ -133,9 +131,13 @@ INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *
 		  const struct who *who)
 {
 	bool egress = direction == DIRECTION_EGRESS, syn = (p->tcp & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	/* Read before any rule is: the agent writes rules first and the generation last, so what is judged by old rules
+	 * can only be remembered as of the old generation.
+	 */
+	__u32 generation = *(volatile __u32 *)&config->generation;
 	struct flow *flow;
 	bool forward;
-	__u8 flags;
+	__u8 seen;
 	int verdict;
 
 	p->flow.endpoint = ep->id;
@@ -146,27 +148,32 @@ INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *
 
 	flow = flow_get(&p->flow);
 	if (!flow || flow->deadline <= p->now)
-		return flow_start(config, ep, p, direction, who);
+		return flow_start(ep, p, direction, who, generation);
 	forward = flow->direction == direction;
 	if (syn && (flow->direction != direction || (flow->flags & (FLOW_FIN | FLOW_FIN_REPLY))))
-		return flow_start(config, ep, p, direction, who);
+		return flow_start(ep, p, direction, who, generation);
 
 	verdict = flow->flags & FLOW_REDIRECT ? VERDICT_REDIRECTED_DNS : VERDICT_FORWARDED;
-	if (flow->generation != config->generation)
-		verdict = flow_rejudge(config, ep, p, flow);
-	if (verdict >= VERDICT_DROPS)
-		return verdict;
+	if (flow->generation != generation) {
+		verdict = flow_rejudge(ep, p, flow, generation);
+		if (verdict >= VERDICT_DROPS)
+			return verdict;
+		flow = flow_get(&p->flow);
+		if (!flow)
+			return VERDICT_MAP_FULL;
+	}
 	p->rule = flow->rule;
 	if (verdict == VERDICT_REDIRECTED_DNS && !egress && p->from_device)
 		return VERDICT_SPOOFED;	/* the proxy is the only one who answers */
 	if (p->quoted)
 		return verdict == VERDICT_REDIRECTED_DNS && egress ? VERDICT_UNSUPPORTED : VERDICT_REPLY;
 
-	flags = flow->flags | flow_tcp_flags(p, forward) | (forward ? 0 : FLOW_REPLIED);
-	if (flags != flow->flags)
-		flow->flags = flags;
-	prolong(&flow->deadline, p->now, flow_life(p->flow.proto, flags));
-	if (flags & FLOW_NAMED)
+	/* In place, bits are only ever added: the kernel may have given this memory to another flow just now. */
+	seen = flow_tcp_flags(p, forward) | (forward ? 0 : FLOW_REPLIED);
+	if ((flow->flags & seen) != seen)
+		flow->flags |= seen;
+	prolong(&flow->deadline, p->now, flow_life(p->flow.proto, flow->flags));
+	if (flow->flags & FLOW_NAMED)
 		flow_use_name(&p->flow, p->now);
 	return forward ? verdict : VERDICT_REPLY;
 }

@@ -18,6 +18,12 @@ INLINE __u64 mix_addr(__u64 hash, const struct addr *a)
 	return mix(hash, (__u64)a->w[2] << 32 | a->w[3]);
 }
 
+/* All connections of one client take one backend. */
+INLINE __u32 client_hash(const struct addr *client)
+{
+	return mix(mix_addr(0, client), 0) >> 16;
+}
+
 INLINE __u32 tuple_hash(const struct tuple *t)
 {
 	__u64 hash = mix_addr(mix_addr(0, &t->src), &t->dst);

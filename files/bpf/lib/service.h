@@ -12,6 +12,12 @@
 #include "rewrite.h"
 #include "verdict.h"
 
+/* Client affinity needs no table: the client alone picks the slot, for as long as the slots stay. */
+INLINE __u32 service_hash(const struct service *service, const struct tuple *t)
+{
+	return service->affinity_s ? client_hash(&t->src) : tuple_hash(t);
+}
+
 /* The pin of this packet's connection, if it still leads somewhere: same service, backend there, node not dead. */
 INLINE struct nat *service_pin(struct config *config, struct packet *p, struct service *service, __u8 kind)
 {

@@ -250,7 +250,7 @@ class Cluster:
             assert diff(new.tables[name], new.tables[name]) == []
         assert new.dns_rules() == again.dns_rules()
         self.changes = plan(self.before.tables, new.tables)
-        self._replay(self.before.tables, new.tables)
+        self._maps = check_between(self.before.tables, new.tables)
         self.before = Before(new.tables, new.accepted.good)
         settled = self._compile(self.before)
         assert plan(new.tables, settled.tables) == [], "nothing changed, and yet there is something to write"
@@ -260,21 +260,6 @@ class Cluster:
     def _compile(self, before: Before) -> Desired:
         snapshot = Snapshot(dict(self.objects), tuple(self.broken))
         return compile_all(snapshot, tuple(self.endpoints.values()), self.place, before, self.sizes)
-
-    def _replay(self, old: Tables, new: Tables) -> None:
-        maps, was, will = Maps(old), Maps(old), Maps(new)
-        watched = _Probes(was, will)
-        for change in self.changes:
-            maps.apply(change)
-            if change.table in ("services", "slots", "backends"):
-                _check_services(maps)
-            for probe in watched.concerned(change):
-                _check(
-                    change, probe, watched.was[probe], maps.decide(*probe), watched.will[probe], watched.moves(probe)
-                )
-        for name in NAMES:
-            assert maps.tables[name] == dict(new[name].entries), f"{name}: replaying the changes gives another table"
-        self._maps = maps
 
     # answers ---------------------------------------------------------------------------------------------------------
 
@@ -325,6 +310,21 @@ class Cluster:
         return [layout.Backend.unpack(tables["backends"].entries[key]).address for key in ids]
 
 
+def check_between(old: Tables, new: Tables) -> Maps:
+    """Replay the plan from `old` to `new`, checking after every write; the maps at the end."""
+    maps, watched = Maps(old), _Probes(Maps(old), Maps(new))
+    for change in plan(old, new):
+        maps.apply(change)
+        if change.table in ("services", "slots", "backends"):
+            _check_services(maps)
+        for probe in watched.concerned(change):
+            now = maps.decide(*probe)
+            _check(change, probe, watched.was[probe], now, watched.will[probe], watched.moves(probe))
+    for name in NAMES:
+        assert maps.tables[name] == dict(new[name].entries), f"{name}: replaying the changes gives another table"
+    return maps
+
+
 Probe = tuple[bytes, int, bytes, int, int, tuple[int, ...]]
 
 
@@ -362,7 +362,7 @@ class _Probes:
         probes = list(_probes(was, will))
         self.was = {probe: was.decide(*probe) for probe in probes}
         self.will = {probe: will.decide(*probe) for probe in probes}
-        self._identities = was.identity, will.identity
+        self._maps = was, will
         self._of_pod: dict[tuple[bytes, int], list[Probe]] = defaultdict(list)
         self._of_peer: dict[bytes, list[Probe]] = defaultdict(list)
         for probe in probes:
@@ -374,8 +374,12 @@ class _Probes:
                 self._pods[layout.Endpoint.unpack(value).id].add(pod)
 
     def moves(self, probe: Probe) -> bool:
-        before, after = self._identities
-        return before(probe[2]) != after(probe[2])
+        """Whether the two ends are not the same pod and identity before and after."""
+        ends = [(maps.identity(probe[2]), endpoint.id if endpoint else 0) for maps, endpoint in self._ends(probe[0])]
+        return ends[0] != ends[1]
+
+    def _ends(self, pod: bytes) -> list[tuple[Maps, layout.Endpoint | None]]:
+        return [(maps, maps.endpoint(pod)) for maps in self._maps]
 
     def concerned(self, change: Change) -> Iterator[Probe]:
         if change.table == "policy":

@@ -48,10 +48,7 @@ class Agent:
         self.before = Before(self.kernel.read(), read_good(self.good_path))
         self.desired: Desired | None = None
         boot = BOOT_ID.read_text(encoding="ascii").strip()
-        self.cni = Cni(
-            chosen.state / "endpoints.json", boot, chosen.pods, pins, self.traffic, chosen.services("ingress_services"),
-            chosen.pod_wait_s, self.source.snapshot, self.reconcile,
-        )  # fmt: skip
+        self.cni = Cni(chosen, boot, self.traffic, self.source.snapshot, self.reconcile)
 
     def place(self) -> Place:
         uplink = self.traffic.link(self.chosen.datapath.uplink)
@@ -80,7 +77,7 @@ class Agent:
             self.before = Before(self.kernel.read(), desired.accepted.good)
             return False
         self.before = Before(desired.tables, desired.accepted.good)
-        self._routes(desired, place)
+        self.sync_routes(desired)
         for problem in set(self._problems(desired)) - set(self._problems(self.desired)):
             log.error("%s", problem)
         self.desired = desired
@@ -93,12 +90,14 @@ class Agent:
             )
         return not any(problem.startswith("map ") for problem in desired.problems)
 
-    def _routes(self, desired: Desired, place: Place) -> None:
-        loopback = self.traffic.link("lo")
-        pods = {endpoint.address: endpoint.ifindex for endpoint in self.cni.register.endpoints()}
-        up = {link.index for link in self.traffic.links() if link.up}
-        pods = {address: ifindex for address, ifindex in pods.items() if ifindex in up}
-        wanted = routes_of(desired.routes, place.uplink, loopback.index if loopback else 1, pods)
+    def sync_routes(self, desired: Desired) -> None:
+        """Routes vanish with the devices that they use, so this is also done at every audit."""
+        links = {link.name: link for link in self.traffic.links()}
+        up = {link.index for link in links.values() if link.up}
+        uplink = links.get(self.chosen.datapath.uplink)
+        endpoints = self.cni.register.endpoints()
+        pods = {endpoint.address: endpoint.ifindex for endpoint in endpoints if endpoint.ifindex in up}
+        wanted = routes_of(desired.routes, uplink.index if uplink else 0, links["lo"].index, pods)
         sync_routes(self.traffic, wanted)
         sync_rule(self.traffic)
 
@@ -129,6 +128,8 @@ class Agent:
         while True:
             await asyncio.sleep(self.chosen.audit_s)
             self.cni.audit()
+            if self.desired is not None:
+                self.sync_routes(self.desired)
 
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
         if self.desired is None:

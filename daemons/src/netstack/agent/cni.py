@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from netstack.agent.register import INGRESS_NAME, Full, Record, Register
+from netstack.agent.settings import AgentSettings
 from netstack.core.address import Prefix, pack
 from netstack.core.files import write_atomic
-from netstack.core.ref import Ref
 from netstack.kernel.attach import Occupied, TrafficControl, attach_pod, guarded
 from netstack.kernel.bpf import BpfError
 from netstack.kernel.netlink import Route
@@ -34,6 +35,11 @@ from netstack.source.models import Pod, Service
 TRY_AGAIN, FULL, NO_DATAPATH, NOT_RESERVED = 11, 100, 101, 102
 """CNI error codes: 11 is the specification's; from 100 on a plugin's own."""
 
+UNUSED_AUDITS = 60
+"""A reservation whose interface never came is given back after so many audits (5 minutes by default)."""
+DEFAULT_MTU = 1500
+
+Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 log = logging.getLogger("agent")
 
 
@@ -50,40 +56,31 @@ class Cni:
 
     def __init__(
         self,
-        register_path: Path,
+        settings: AgentSettings,
         boot: str,
-        cidr: Prefix,
-        pins: Path,
         traffic: TrafficControl,
-        ingress_services: tuple[Ref, ...],
-        pod_wait_s: float,
         snapshot: Callable[[], Snapshot],
         reconcile: Callable[[], bool],
     ) -> None:
         """`reconcile` puts the register's endpoints in force; False if it could not. ValueError: a torn register."""
-        self._path = register_path
-        text = register_path.read_text(encoding="utf-8") if register_path.exists() else ""
+        self._settings = settings
+        self._path = settings.state / "endpoints.json"
+        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
         self.register = Register.load(text, boot)
-        self._cidr = cidr
-        self._pins = pins
+        self._pins = Path(settings.datapath.pins)
         self._traffic = traffic
-        self._ingress_services = ingress_services
-        self._pod_wait_s = pod_wait_s
+        self._unused: Counter[int] = Counter()
         self._snapshot = snapshot
         self._reconcile = reconcile
         self.news = asyncio.Event()
         """Set by the source's follower after each snapshot."""
 
-    def commands(self) -> Mapping[str, Callable[[dict[str, Any]], Awaitable[Any]]]:
+    def commands(self) -> dict[str, Handler]:
         """Control command -> handler."""
-        return {name: self._refusing(handler) for name, handler in self._handlers().items()}
+        handlers = {"reserve": self._reserve, "attach": self._attach, "release": self._release, "check": self._check}
+        return {name: self._refusing(handler) for name, handler in handlers.items()}
 
-    def _handlers(self) -> Mapping[str, Callable[[dict[str, Any]], Awaitable[Any]]]:
-        return {"reserve": self._reserve, "attach": self._attach, "release": self._release, "check": self._check}
-
-    def _refusing(
-        self, handler: Callable[[dict[str, Any]], Awaitable[Any]]
-    ) -> Callable[[dict[str, Any]], Awaitable[Any]]:
+    def _refusing(self, handler: Handler) -> Handler:
         async def answer(request: dict[str, Any]) -> Any:
             try:
                 return await handler(request)
@@ -103,42 +100,48 @@ class Cni:
         if record is None:
             place = (request["device"], request["namespace"], request["pod"])
             try:
-                self._commit(self.register.reserve(self._cidr, container, interface, *place))
+                self._commit(self.register.reserve(self._settings.pods, container, interface, *place))
             except Full as full:
                 raise Refused(FULL, "no address is left for the pod", str(full)) from full
             record = self.register.find(container, interface)
             assert record is not None  # noqa: S101 - reserve has put it there
         record = replace(record, labels=labels, service_account=account)
         self._commit(self.register.put(record))
-        return {"id": record.id, "address": record.address, "attached": record.attached}
+        uplink = self._traffic.link(self._settings.datapath.uplink)
+        mtu = uplink.mtu if uplink else DEFAULT_MTU
+        return {"id": record.id, "address": record.address, "mtu": mtu, "attached": record.attached}
 
     async def _wait_for(self, namespace: str, name: str, container: str) -> tuple[dict[str, str], str]:
         """The labels and service account of a pod, as soon as its object is known."""
-        deadline = asyncio.get_running_loop().time() + self._pod_wait_s
+        patience_s = self._settings.pod_wait_s
+        deadline = asyncio.get_running_loop().time() + patience_s
         while True:
             self.news.clear()
-            found = self._ingress() if container == INGRESS_NAME else self._pod(namespace, name)
+            found = self._ingress(container) if container == INGRESS_NAME else self._pod(namespace, name)
             if found is not None:
                 return found
             left = deadline - asyncio.get_running_loop().time()
             try:
                 await asyncio.wait_for(self.news.wait(), left)
             except TimeoutError:
-                what = f"Service {self._ingress_services}" if container == INGRESS_NAME else f"Pod {namespace}/{name}"
-                details = f"waited {self._pod_wait_s:g} s; without its labels its policies cannot be told"
-                raise Refused(TRY_AGAIN, f"{what} is not known on this node yet", details) from None
+                details = f"waited {patience_s:g} s; without its labels its policies cannot be told"
+                raise Refused(TRY_AGAIN, f"Pod {namespace}/{name} is not known on this node yet", details) from None
 
     def _pod(self, namespace: str, name: str) -> tuple[dict[str, str], str] | None:
         pod = self._snapshot().get(Pod, "Pod", namespace, name)
         return (dict(pod.meta.labels), pod.service_account) if pod else None
 
-    def _ingress(self) -> tuple[dict[str, str], str] | None:
-        """The ingress endpoint has the selector of its Service as labels, so whatever selects those pods selects it."""
-        for ref in self._ingress_services:
+    def _ingress(self, container: str) -> tuple[dict[str, str], str]:
+        """The ingress endpoint has the selector of its Service as labels, so whatever selects those pods selects it.
+
+        It does not wait for the Service, which on a fresh cluster its user writes after the ingress is there.
+        """
+        for ref in self._settings.services("ingress_services"):
             service = self._snapshot().get(Service, "Service", ref.namespace, ref.name)
             if service is not None and service.selector:
                 return dict(service.selector), ""
-        return None
+        known = next((record for record in self.register.records if record.container == container), None)
+        return dict(known.labels) if known else {}, ""
 
     async def _attach(self, request: dict[str, Any]) -> dict[str, Any]:
         """{container, interface, mac} -> {}. The veth is there and down; then the host side is up and guarded."""
@@ -204,6 +207,10 @@ class Cni:
                 self.release(record)
             elif record.attached and not guarded(self._traffic, self._pins, record.ifindex):
                 self._guard(record)
+            elif not record.attached and link is None:
+                self._unused[record.id] += 1
+                if self._unused[record.id] > UNUSED_AUDITS:
+                    self.release(record)
         for name in links.keys() - records.keys():
             if is_pod_device(name) and links[name].up:
                 log.error("device %s is no endpoint of this node: taken down", name)

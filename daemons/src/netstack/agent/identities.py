@@ -219,8 +219,8 @@ def _local(
         pod = pods.get(endpoint.ref)
         own = pod.meta.labels if pod else endpoint.labels
         account = pod.service_account if pod else endpoint.service_account
-        if endpoint.ingress:
-            own = {**endpoint.labels, INGRESS: ""}
+        if endpoint.ingress:  # as labelled when its Service was last known; until then by its namespace alone
+            own = {**next(iter(view.ingress_services.values()), endpoint.labels), INGRESS: ""}
         text = members.add(full_labels(own, endpoint.ref.namespace, account, namespaces), pod.ports if pod else ())
         members.holders[endpoint.address] = (text, view.own_addresses[0])
         found[endpoint.id] = (text, frozenset(pod.ports if pod else ()))

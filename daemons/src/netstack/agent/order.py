@@ -7,17 +7,18 @@ explicitly, (2) allows it only if the old or the new tables do, and (3) allows i
 
     1 put denies              only takes away what the new tables deny
     2 delete old allows that lie inside a new deny of the same peer (they would shadow it: the longest prefix decides)
-    3 put redirects, then allows, but none that lies inside an old deny of the same peer (it would shadow that)
+    3 put redirects, then allows
     4 endpoints that stay (who enforces) or go, identities
     5 delete old allows, then old redirects (a redirect outweighs an allow, so it is there before and goes after it)
-    6 put the redirects and allows that step 3 left out, delete old denies
+    6 delete old denies
     7 endpoints that are new: from their first packet on they see nothing but the new tables
 
-Steps 1-3 keep every old and every new deny effective until step 6, when the new tables are whole. This holds for an
-address whose identity stays. For one whose identity changes from X to Y in the same batch, state 4 could combine what
-is new for X with what is old for Y. Where it could, the address is CHANGING from before step 3 until after step 6:
-an identity that every endpoint with any policy denies explicitly. Longest prefixes are written first and shortest
-deleted first, so no address falls back to a wider range's identity in between.
+From step 2 on every new deny is effective, and an old one is until step 6, unless a new allow of the same peer took its
+place, which by then the new tables mean. So what is allowed in between is allowed by old rules alone or by new ones
+alone. This holds for an address whose identity stays. For one whose identity changes from X to Y in the same batch,
+state 4 could combine what is new for X with what is old for Y. Where it could, the address is CHANGING from before
+step 3 until after step 6: an identity that every endpoint with any policy denies explicitly. Longest prefixes are
+written first and shortest deleted first, so no address falls back to a wider range's identity in between.
 
 `config` with its new generation comes last: from then on, flows are judged again by the new tables.
 tests/instruments/cluster.py checks (1) to (3) after every single write, for every test that uses it.
@@ -60,7 +61,7 @@ def _policy(old: Tables, new: Tables) -> Iterator[Change]:
     policy = diff(old["policy"], new["policy"])
     puts = [change for change in policy if change.op is Op.PUT]
     deletes = [change for change in policy if change.op is Op.DELETE]
-    old_denies, new_denies = _Denies(old["policy"]), _Denies(new["policy"])
+    denies = _Denies(new["policy"])
     staying, arriving = _endpoints(old["endpoints"], new["endpoints"])
     identities = diff(old["identities"], new["identities"])
     moving = _moving(old, identities, puts, deletes, staying)
@@ -69,19 +70,17 @@ def _policy(old: Tables, new: Tables) -> Iterator[Change]:
     yield from _each(puts, layout.ACTION_DENY)
     yield from (Change("policy", Op.PUT, key, value) for key, value in guards.items())
     yield from _by_length((_to_changing(change) for change in moving), longest_first=True)
-    shadowing, rest = _split(deletes, new_denies)
+    shadowing = [change for change in deletes if _action(change) != layout.ACTION_DENY and denies.cover(change.key)]
     yield from shadowing
-    late, early = _split(puts, old_denies)
-    yield from _each(early, layout.ACTION_REDIRECT_DNS)
-    yield from _each(early, layout.ACTION_ALLOW)
+    yield from _each(puts, layout.ACTION_REDIRECT_DNS)
+    yield from _each(puts, layout.ACTION_ALLOW)
     yield from staying
     moved = {change.key for change in moving}
     yield from _settle(change for change in identities if change.key not in moved)
-    yield from _each(rest, layout.ACTION_ALLOW)
-    yield from _each(rest, layout.ACTION_REDIRECT_DNS)
-    yield from _each(late, layout.ACTION_REDIRECT_DNS)
-    yield from _each(late, layout.ACTION_ALLOW)
-    yield from _each(rest, layout.ACTION_DENY)
+    gone = {change.key for change in shadowing}
+    rest = [change for change in deletes if change.key not in gone]
+    for action in (layout.ACTION_ALLOW, layout.ACTION_REDIRECT_DNS, layout.ACTION_DENY):
+        yield from _each(rest, action)
     yield from _settle(moving)
     yield from (Change("policy", Op.DELETE, key, value) for key, value in guards.items())
     yield from arriving
@@ -107,16 +106,6 @@ def _action(change: Change) -> int:
 
 def _each(changes: Iterable[Change], action: int) -> Iterator[Change]:
     return (change for change in changes if _action(change) == action)
-
-
-def _split(changes: Iterable[Change], denies: _Denies) -> tuple[list[Change], list[Change]]:
-    """Those that are no denies themselves but lie inside one of `denies`, and the others."""
-    inside: list[Change] = []
-    others: list[Change] = []
-    for change in changes:
-        covered = _action(change) != layout.ACTION_DENY and denies.cover(change.key)
-        (inside if covered else others).append(change)
-    return inside, others
 
 
 class _Denies:

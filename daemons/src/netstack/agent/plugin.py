@@ -24,6 +24,8 @@ VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0")
 SOCKET = "/run/netstack/agent.sock"
 TIMEOUT_S = 30.0
 GATEWAY = "169.254.1.1"
+SWITCHES = (("ipv4", "rp_filter", "0"), ("ipv4", "forwarding", "1"), ("ipv6", "disable_ipv6", "1"))
+"""Of the host side: the programs check sources themselves; it forwards; it has no addresses of its own."""
 CLONE_NEWNET = 0x40000000
 BAD_VERSION, BAD_ENVIRONMENT, IO_FAILURE, BAD_JSON, BAD_CONFIG, TRY_AGAIN = 1, 4, 5, 6, 7, 11
 """Specification, section 5."""
@@ -99,7 +101,7 @@ def add(sandbox: Sandbox, config: dict[str, Any]) -> dict[str, Any]:
         here = node.link(sandbox.device)
         if not (reserved["attached"] and here and there and address in pod.addresses(there.index)):
             node.delete_link(sandbox.device)  # left by an attempt that failed half-way
-            here, there = _make(node, pod, sandbox, netns, int(config.get("mtu", 0)))
+            here, there = _make(node, pod, sandbox, netns, int(config.get("mtu") or reserved["mtu"]))
             pod.put_address(there.index, address, 128)
             _agent(sandbox.request("attach", mac=there.mac.hex()), config)
         _open(pod, there, here)
@@ -109,28 +111,19 @@ def add(sandbox: Sandbox, config: dict[str, Any]) -> dict[str, Any]:
 def _make(node: Netlink, pod: Netlink, sandbox: Sandbox, netns: int, mtu: int) -> tuple[Link, Link]:
     """A veth pair, both ends down, with nothing that IPv6 or reverse path filtering would do by itself."""
     try:
-        node.create_veth(sandbox.device, sandbox.interface, netns, mtu or _uplink_mtu(node))
+        node.create_veth(sandbox.device, sandbox.interface, netns, mtu)
     except FileExistsError as error:
         raise CniError(
             BAD_CONFIG, f"the namespace {sandbox.netns} has an interface {sandbox.interface} already"
         ) from error
-    for name, value in (
-        ("ipv4/conf/{}/rp_filter", "0"),
-        ("ipv4/conf/{}/forwarding", "1"),
-        ("ipv6/conf/{}/disable_ipv6", "1"),
-    ):
-        path = Path("/proc/sys/net", name.format(sandbox.device))
+    for family, name, value in SWITCHES:
+        path = Path("/proc/sys/net", family, "conf", sandbox.device, name)
         if path.exists():  # a kernel without IPv6 has none of its switches
             path.write_text(value, encoding="ascii")
     here, there = node.link(sandbox.device), pod.link(sandbox.interface)
     if here is None or there is None:
         raise CniError(IO_FAILURE, f"{sandbox.device} vanished while it was made")
     return here, there
-
-
-def _uplink_mtu(node: Netlink) -> int:
-    """The smallest of the node's real devices: a pod's packet fits wherever it goes."""
-    return min((link.mtu for link in node.links() if not link.kind and link.name != "lo"), default=1500)
 
 
 def _open(pod: Netlink, there: Link, here: Link) -> None:

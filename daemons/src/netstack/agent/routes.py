@@ -43,7 +43,7 @@ PROXY_ROUTE = Wanted(Prefix.parse("0.0.0.0/0"), "lo", table=PROXY_TABLE)
 
 
 def compile_routes(nodes: Iterable[Node], node: str, ranges: Iterable[Prefix]) -> frozenset[Wanted]:
-    """`node`: this one's name; `ranges`: the cluster's own. A node without an address of a PodCIDR's family has none."""
+    """`node`: this one's name; `ranges`: the cluster's own. No route where a node has no address of the family."""
     wanted = {PROXY_ROUTE, *(Wanted(range_, "") for range_ in ranges)}
     for other in nodes:
         if other.meta.name == node:

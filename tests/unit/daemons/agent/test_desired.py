@@ -163,7 +163,7 @@ def agree(cluster: Cluster, world: World) -> None:
                     assert got == wanted, f"{pod} {other} {peer} {port}/{protocol}: tables {got}, reference {wanted}"
 
 
-@settings(max_examples=60 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds)
 def test_the_tables_allow_exactly_what_the_objects_say(drawn: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
     cluster = Cluster()
@@ -173,7 +173,7 @@ def test_the_tables_allow_exactly_what_the_objects_say(drawn: tuple[dict[str, An
     agree(cluster, world)
 
 
-@settings(max_examples=30 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds, worlds)
 def test_no_state_between_two_worlds_opens_or_breaks_anything(
     first: tuple[dict[str, Any], list[dict[str, Any]]], second: tuple[dict[str, Any], list[dict[str, Any]]]

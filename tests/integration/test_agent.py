@@ -1,0 +1,158 @@
+"""The agent on real namespaces: pods, services, policy, restarts; and the CNI plugin's errors."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from instruments.board import LAN, NODE, Board, CniFailure, wait_for
+from netstack.core.verdict import Verdict
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Board]:
+    with Board(tmp_path) as board:
+        board.load()
+        board.start()
+        yield board
+
+
+def policy(name: str, spec: str) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "default"}
+    kind = {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy"}
+    return {**kind, "metadata": metadata, "spec": yaml.safe_load(spec)}
+
+
+def service(
+    name: str, address: str, targets: list[str], port: int = 80, target_port: int = 8080
+) -> list[dict[str, Any]]:
+    metadata = {"name": name, "namespace": "default"}
+    labels = {"kubernetes.io/service-name": name}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata,
+            "spec": {"clusterIP": address, "ports": [{"port": port, "targetPort": target_port}]},
+        },
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {**metadata, "labels": labels},
+            "addressType": "IPv4",
+            "ports": [{"port": target_port, "protocol": "TCP"}],
+            "endpoints": [{"addresses": [target], "nodeName": "n1"} for target in targets],
+        },
+    ]
+
+
+def test_a_pod_reaches_its_node_the_lan_and_a_second_pod(board: Board) -> None:
+    one, two = board.add("default/one"), board.add("default/two")
+    assert (one.address, two.address) == ("10.244.1.3", "10.244.1.4")
+    board.serve(two, 8080)
+    board.serve(board.node, 8081, address=NODE)
+    board.serve(board.lan, 8082)
+    assert board.connect(one, two.address, 8080) == f"hello {one.address}"
+    assert board.connect(one, NODE, 8081) == f"hello {one.address}"
+    assert board.connect(board.node, two.address, 8080).startswith("hello")
+    assert board.connect(one, LAN, 8082) == f"hello {NODE}", "masqueraded to the node's address"
+
+
+def test_a_cluster_ip_by_the_socket_and_by_packets(board: Board) -> None:
+    client, server = board.add("default/client"), board.add("default/server")
+    board.serve(server, 8080)
+    board.put("svc", *service("web", "10.96.0.1", [server.address]))
+    wait_for("the service", lambda: board.connect(client, "10.96.0.1", 80) == f"hello {client.address}")
+    assert board.connect(board.node, "10.96.0.1", 80).startswith("hello")
+    sockets = board.counter(Verdict.TRANSLATED)
+    assert sockets > 0
+    assert board.connect(client, "10.96.0.1", 80, hooked=False) == f"hello {client.address}"
+    assert board.counter(Verdict.TRANSLATED) == sockets, "no socket was translated, only packets were"
+
+
+def test_default_deny_holds_from_the_first_packet(board: Board) -> None:
+    board.put("deny", policy("deny", "{endpointSelector: {matchLabels: {app: shut}}, ingress: [{}], egress: [{}]}"))
+    board.serve(board.lan, 8082)
+    other = board.add("default/other", {"app": "open"})
+    board.serve(other, 8080)
+    board.pod_object("default/shut", {"app": "shut"})
+    shut = board.sandbox("default/shut")
+    capture = subprocess.Popen(
+        ["nsenter", f"--net=/run/netns/{board.lan}", "timeout", "4", "tcpdump", "-lni", "eth0", "tcp", "port", "8082"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert capture.stderr is not None and capture.stdout is not None
+    wait_for("tcpdump", lambda: b"listening" in capture.stderr.readline())
+    shut.result = board.cni("ADD", shut)
+    assert board.connect(shut, LAN, 8082, 0.5) == ""
+    assert board.connect(shut, other.address, 8080, 0.5) == ""
+    assert board.connect(other, LAN, 8082) == f"hello {NODE}"
+    seen = capture.communicate()[0].decode()
+    assert "10.244.1" not in seen
+    assert seen.count("Flags [S]") == 1, "only the open pod's SYN"
+    assert board.counter(Verdict.DEFAULT_DENY) > 0
+
+
+def test_policy_changes_take_effect_and_a_broken_one_changes_nothing(board: Board) -> None:
+    client = board.add("default/client", {"app": "client"})
+    server = board.add("default/server", {"app": "server"})
+    board.serve(server, 8080)
+    assert board.connect(client, server.address, 8080) == f"hello {client.address}"
+    spec = "{endpointSelector: {matchLabels: {app: server}}, ingress: [{fromEndpoints: [{matchLabels: {app: %s}}]}]}"
+    board.put("p", policy("p", spec % "friend"))
+    wait_for("the deny", lambda: board.connect(client, server.address, 8080, 0.3) == "")
+    board.put("p", policy("p", spec % "client"))
+    wait_for("the allow", lambda: board.connect(client, server.address, 8080, 0.3) != "")
+    board.put("p", policy("p", "{endpointSelector: {}, ingress: [{icmps: [{fields: [{type: 8}]}]}]}"))
+    (shown,) = wait_for(
+        "the refusal", lambda: [p for p in board.ask("status")["policies"] if p["state"].startswith("refused")]
+    )
+    assert shown["state"] == "refused, last good version enforced"
+    assert "spec.ingress[0].icmps: is not supported" in shown["reason"]
+    status = yaml.safe_load((board.folder / "status/ciliumnetworkpolicy.default.p.yaml").read_text())
+    assert status["status"]["conditions"][0]["reason"] == "Refused"
+    assert board.connect(client, server.address, 8080) == f"hello {client.address}"
+    board.stop()
+    board.start()
+    (shown,) = board.ask("status")["policies"]
+    assert shown["state"] == "refused, last good version enforced", "a restart remembers the good version"
+
+
+def test_the_agent_restarts_without_a_write_and_without_a_lost_packet(board: Board) -> None:
+    client, server = board.add("default/client", {"app": "a"}), board.add("default/server")
+    board.serve(server, 8080)
+    board.put("svc", *service("web", "10.96.0.1", [server.address]))
+    board.put("p", policy("p", "{endpointSelector: {matchLabels: {app: a}}, egress: [{toEndpoints: [{}]}]}"))
+    wait_for("the service", lambda: board.connect(client, "10.96.0.1", 80) != "")
+    wait_for("the policy", lambda: board.ask("status")["policies"])
+    generation = board.ask("status")["generation"]
+    ping = subprocess.Popen(
+        ["nsenter", f"--net=/run/netns/{client.netns}", "ping", "-i", "0.01", "-c", "300", server.address],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    board.stop()
+    assert board.connect(client, "10.96.0.1", 80) != "", "without an agent"
+    with pytest.raises(CniFailure, match="netstack-agent does not answer") as failure:
+        board.cni("ADD", board.sandbox("default/late"))
+    assert failure.value.code == 11
+    board.start()
+    status = board.ask("status")
+    assert sum(status["map_writes"].values()) == 0, status["map_writes"]
+    assert status["generation"] == generation
+    assert "300 received, 0% packet loss" in ping.communicate()[0]
+
+
+def test_rules_have_names(board: Board) -> None:
+    board.add("default/one", {"app": "a"})
+    board.put("p", policy("p", "{endpointSelector: {}, egress: [{toEntities: [world]}]}"))
+    rules = wait_for("the policy", lambda: board.ask("rules"))
+    assert list(rules.values()) == ["CiliumNetworkPolicy default/p: spec.egress[0]"]

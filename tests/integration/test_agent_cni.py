@@ -1,0 +1,71 @@
+"""The agent's side of the CNI: waiting, refusing, the audit, the ingress endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from instruments.board import Board, CniFailure, ip, wait_for
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Board]:
+    with Board(tmp_path) as board:
+        board.load()
+        board.start()
+        yield board
+
+
+def test_del_without_an_agent_succeeds_and_is_made_good_later(board: Board) -> None:
+    pod = board.add("default/one")
+    board.stop()
+    assert board.cni("DEL", pod) == {}
+    board.start()
+    wait_for("the audit", lambda: board.ask("status")["endpoints"] == [])
+
+
+def test_a_pod_whose_object_is_unknown_waits_and_is_told_so(board: Board) -> None:
+    pod = board.sandbox("default/ghost")
+    with pytest.raises(CniFailure, match=r"Pod default/ghost is not known on this node yet waited 0.5 s") as failure:
+        board.cni("ADD", pod)
+    assert failure.value.code == 11
+    assert "eth0" not in ip("-n", pod.netns, "link")
+
+
+def test_a_full_pod_cidr(tmp_path: Path) -> None:
+    with Board(tmp_path, 1, pod_cidr="10.244.1.0/29") as board:
+        board.load()
+        board.start()
+        for number in range(4):
+            board.add(f"default/p{number}")
+        with pytest.raises(CniFailure, match=r"no address is left for the pod 10.244.1.0/29 is full") as failure:
+            board.add("default/one-too-many")
+        assert failure.value.code == 100
+        board.cni("DEL", board.pods["default/p2"])
+        assert board.add("default/next").address == "10.244.1.5"
+
+
+def test_the_audit_gives_a_device_its_programs_back_and_takes_strangers_down(board: Board) -> None:
+    pod = board.add("default/one")
+    board.run("tc", "qdisc", "del", "dev", pod.device, "clsact", check=True)
+    wait_for("the audit", lambda: "netstack/" in board.run("tc", "filter", "show", "dev", pod.device, "ingress").stdout)
+    ip("-n", board.node, "link", "add", "nst0123456789ab", "type", "veth", "peer", "name", "stranger")
+    ip("-n", board.node, "link", "set", "nst0123456789ab", "up")
+    wait_for("the audit", lambda: "state DOWN" in ip("-n", board.node, "link", "show", "nst0123456789ab"))
+
+
+def test_the_ingress_endpoint_has_its_own_address_and_its_services_labels(board: Board) -> None:
+    metadata = {"name": "ingress-nginx-controller", "namespace": "ingress-nginx"}
+    spec = {"selector": {"app": "ingress-nginx"}, "ports": [{"port": 80}]}
+    board.put("ingress", {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
+    sandbox = board.sandbox("ingress-nginx/netstack-ingress")
+    result = board.cni("ADD", sandbox, CNI_CONTAINERID="netstack-ingress")
+    assert result["ips"][0]["address"] == "10.244.1.2/32"
+    (peer,) = [p for p in board.ask("identities") if "10.244.1.2" in p["addresses"]]
+    assert peer["labels"]["app"] == "ingress-nginx"
+    assert peer["labels"]["io.kubernetes.pod.namespace"] == "ingress-nginx"
+    board.cni("DEL", sandbox, CNI_CONTAINERID="netstack-ingress")

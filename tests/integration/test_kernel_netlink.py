@@ -1,0 +1,104 @@
+"""Links, routes, rules and neighbours in namespaces; ip(8) says whether they are what they should be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from bpf.namespaces import Namespace
+from netstack.core.address import Prefix, pack
+from netstack.kernel.netlink import HERE, UNREACHABLE, Netlink, Route, Rule
+
+pytestmark = pytest.mark.root
+POD, GATEWAY = pack("10.244.1.3"), pack("169.254.1.1")
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Namespace, Namespace]]:
+    near, far = Namespace(), Namespace()
+    try:
+        yield near, far
+    finally:
+        near.close()
+        far.close()
+
+
+def opened(namespace: Namespace) -> Netlink:
+    with namespace.entered():
+        return Netlink()
+
+
+def test_a_veth_and_its_neighbours(ends: tuple[Namespace, Namespace]) -> None:
+    near, far = ends
+    with opened(near) as node, opened(far) as pod:
+        descriptor = os.open(far.path, os.O_RDONLY)
+        node.create_veth("nst0", "eth0", descriptor, 1450)
+        with pytest.raises(FileExistsError):
+            node.create_veth("nst0", "eth1", descriptor, 1450)
+        os.close(descriptor)
+        here, there = node.link("nst0"), pod.link("eth0")
+        assert here is not None and there is not None
+        assert (here.mtu, here.kind, here.up, here.peer) == (1450, "veth", False, there.index)
+        assert {link.name for link in node.links()} == {"lo", "nst0"}
+        for _ in range(2):  # each may be repeated
+            pod.put_address(there.index, POD, 128)
+            node.put_neighbour(here.index, POD, there.mac)
+            node.set_up(here.index)
+            pod.set_up(there.index)
+        assert pod.addresses(there.index)[0] == POD
+        assert near.ip("neigh", "show", "dev", "nst0").split()[:4] == [
+            "10.244.1.3",
+            "lladdr",
+            there.mac.hex(":"),
+            "PERMANENT",
+        ]
+        assert node.delete_link("nst0")
+        assert not node.delete_link("nst0")
+        assert pod.link("eth0") is None
+
+
+def test_routes_are_read_back_as_they_were_put(ends: tuple[Namespace, Namespace]) -> None:
+    near, far = ends
+    near.link("nst0", "eth0", far)
+    far.ip("link", "set", "eth0", "up")
+    near.ip("link", "set", "nst0", "up")
+    with opened(near) as node:
+        device, loopback = node.link("nst0"), node.link("lo")
+        assert device is not None and loopback is not None
+        wanted = {
+            Route(Prefix(POD, 128), device.index),
+            Route(Prefix.parse("0.0.0.0/0"), device.index, GATEWAY, onlink=True),
+            Route(Prefix.parse("0.0.0.0/0"), loopback.index, table=1053, kind=HERE),
+            Route(Prefix.parse("10.244.0.0/16"), kind=UNREACHABLE),
+            Route(Prefix.parse("fd00:1::/64"), device.index),
+        }
+        for route in sorted(wanted) * 2:
+            node.put_route(route)
+        near.ip("route", "add", "192.0.2.0/24", "dev", "nst0")
+        assert node.routes() == wanted, "and nothing of anybody else's"
+        assert "unreachable 10.244.0.0/16 proto 78" in near.ip("route")
+        assert "local default dev lo proto 78" in near.ip("route", "show", "table", "1053")
+        for route in wanted:
+            assert node.delete_route(route)
+            assert not node.delete_route(route)
+
+
+def test_rules(ends: tuple[Namespace, Namespace]) -> None:
+    near, _ = ends
+    rule = Rule(1053, 0x53000000, 0xFF000000, 1053)
+    with opened(near) as node:
+        near.ip("rule", "add", "fwmark", "1", "lookup", "100")
+        assert node.put_rule(rule)
+        assert not node.put_rule(rule)
+        assert node.rules() == {rule}
+        assert "1053:\tfrom all fwmark 0x53000000/0xff000000 lookup 1053" in near.ip("rule")
+        assert node.delete_rule(rule)
+        assert not node.delete_rule(rule)
+        assert "fwmark 0x1 lookup 100" in near.ip("rule")
+
+
+def test_a_refusal_is_an_os_error_with_the_kernels_number(ends: tuple[Namespace, Namespace]) -> None:
+    with opened(ends[0]) as node, pytest.raises(OSError, match="No such device"):
+        node.set_up(4711)

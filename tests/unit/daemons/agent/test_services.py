@@ -1,0 +1,252 @@
+"""Services and EndpointSlices -> services, slots, backends."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instruments.cluster import Cluster
+from netstack.agent.services import ServiceTables, compile_services
+from netstack.core.address import pack, unpack
+from netstack.core.ref import Ref
+from netstack.kernel import layout
+from netstack.source.models import Endpoint, EndpointSlice, Meta, Service, ServicePort
+from netstack.source.parse import parse
+
+WORLD, CLUSTER = layout.SCOPE_WORLD, layout.SCOPE_CLUSTER
+A, B, C = "10.244.1.3", "10.244.1.4", "10.244.2.3/n2"
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+def shown(addresses: list[bytes] | None) -> set[str] | None:
+    return None if addresses is None else {unpack(address) for address in addresses}
+
+
+def test_a_cluster_ip_is_balanced_over_all_nodes(cluster: Cluster) -> None:
+    cluster.service("one/web", [A, B, C], clusterIP="10.96.0.1")
+    cluster.compile()
+    slots = cluster.backends("10.96.0.1", 80)
+    assert slots is not None and len(slots) == 67
+    assert set(Counter(slots).values()) == {22, 23}
+    assert shown(slots) == {"10.244.1.3", "10.244.1.4", "10.244.2.3"}
+    assert cluster.backends("10.96.0.1", 80, scope=WORLD) is None
+
+
+def test_an_address_itself_refuses_every_other_port(cluster: Cluster) -> None:
+    cluster.service("one/web", [A], clusterIP="10.96.0.1")
+    cluster.compile()
+    for scope in (CLUSTER, WORLD):
+        key = layout.ServiceKey(pack("10.96.0.1"), 0, 0, scope).pack()
+        assert cluster.table("services").entries[key] == layout.Service().pack()
+
+
+def test_every_kind_of_frontend(cluster: Cluster) -> None:
+    cluster.service("one/web", [A])
+    cluster.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "web", "namespace": "one"},
+            "spec": {
+                "type": "LoadBalancer",
+                "clusterIP": "10.96.0.1",
+                "externalIPs": ["192.168.86.77", "192.168.86.22"],
+                "ports": [{"port": 80, "nodePort": 30080}],
+            },
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.168.86.18"}]}},
+        }
+    )
+    cluster.compile()
+    both = {"10.96.0.1": (True, False), "192.168.86.18": (True, True), "": (True, True)}
+    both |= {"192.168.86.77": (False, True), "192.168.86.22": (True, True)}  # from inside, only a node's own address
+    for address, scopes in both.items():
+        port = 80 if address else 30080
+        assert tuple(cluster.backends(address, port, scope=s) is not None for s in (CLUSTER, WORLD)) == scopes, address
+    stub = layout.ServiceKey(pack("192.168.86.22"), 0, 0, WORLD).pack()
+    assert stub not in cluster.table("services").entries, "a node's other ports stay its own"
+
+
+def test_headless_and_foreign_services_have_no_entry(cluster: Cluster) -> None:
+    cluster.service("one/headless", [A], clusterIP="None")
+    cluster.service("one/other", [A], clusterIP="10.96.0.2")
+    other: Any = cluster.objects[Ref("Service", "one", "other")]
+    label = {"service.kubernetes.io/service-proxy-name": "x"}
+    cluster.objects[other.meta.ref] = type(other)(
+        **{f: getattr(other, f) for f in other.__slots__} | {"meta": Meta(other.meta.ref, label)}
+    )
+    cluster.compile()
+    assert cluster.table("services").entries == {}
+
+
+def test_without_a_ready_backend_the_entry_refuses(cluster: Cluster) -> None:
+    cluster.service("one/web", [], clusterIP="10.96.0.1")
+    cluster.compile()
+    assert cluster.backends("10.96.0.1", 80) == []
+
+
+@pytest.mark.parametrize(
+    ("conditions", "used"),
+    [
+        ([{}, {"ready": False}], {0}),
+        ([{"ready": True}, {"ready": False, "serving": True, "terminating": True}], {0}),
+        ([{"ready": False}, {"ready": False, "serving": True, "terminating": True}], {1}),
+        ([{"ready": False, "serving": False, "terminating": True}, {"ready": False}], set()),
+    ],
+)
+def test_readiness(cluster: Cluster, conditions: list[dict[str, bool]], used: set[int]) -> None:
+    addresses = ["10.244.1.3", "10.244.1.4"]
+    cluster.service("one/web", [], clusterIP="10.96.0.1")
+    cluster.put(
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": "web-1", "namespace": "one", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4",
+            "endpoints": [
+                {"addresses": [address], "conditions": c} for address, c in zip(addresses, conditions, strict=True)
+            ],
+            "ports": [{"port": 80}],
+        }
+    )
+    cluster.compile()
+    assert shown(cluster.backends("10.96.0.1", 80)) == {addresses[index] for index in used}
+    assert len(cluster.table("backends").entries) == 2, "those without new connections keep their old ones"
+
+
+def test_traffic_policies_keep_to_this_node(cluster: Cluster) -> None:
+    cluster.service("one/inside", [A, C], clusterIP="10.96.0.1", internalTrafficPolicy="Local")
+    cluster.service(
+        "one/outside", [A, C], clusterIP="10.96.0.2", externalTrafficPolicy="Local", externalIPs=["192.168.86.70"]
+    )
+    cluster.compile()
+    assert shown(cluster.backends("10.96.0.1", 80)) == {A}
+    assert shown(cluster.backends("10.96.0.2", 80)) == {A, "10.244.2.3"}
+    assert shown(cluster.backends("192.168.86.70", 80, scope=WORLD)) == {A}
+
+
+def test_source_ranges_that_are_not_enforced_shut_the_address(cluster: Cluster) -> None:
+    document = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web", "namespace": "one"},
+        "spec": {"clusterIP": "10.96.0.1", "loadBalancerSourceRanges": ["10.0.0.0/8"], "ports": [{"port": 80}]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "192.168.86.18"}]}},
+    }
+    cluster.service("one/web", [A])
+    cluster.put(document)
+    desired = cluster.compile()
+    assert cluster.backends("192.168.86.18", 80, scope=WORLD) == []
+    assert shown(cluster.backends("192.168.86.18", 80)) == {A}
+    assert desired.problems == (
+        "Service one/web: spec.loadBalancerSourceRanges: is not enforced yet, so the addresses are refused from "
+        "outside the cluster",
+    )
+
+
+def test_the_older_service_keeps_an_address(cluster: Cluster) -> None:
+    cluster.service("one/b", [A], clusterIP="10.96.0.1")
+    cluster.service("one/a", [B], clusterIP="10.96.0.1")
+    for name, created in (("a", "2025-01-02T00:00:00Z"), ("b", "2025-01-01T00:00:00Z")):
+        old: Any = cluster.objects[Ref("Service", "one", name)]
+        meta = Meta(old.meta.ref, {}, {}, created)
+        cluster.objects[old.meta.ref] = type(old)(**{f: getattr(old, f) for f in old.__slots__} | {"meta": meta})
+    desired = cluster.compile()
+    assert shown(cluster.backends("10.96.0.1", 80)) == {A}
+    assert desired.problems == ("Service one/a: spec.ports[0]: 10.96.0.1 80/TCP is taken by Service one/b",)
+
+
+def test_sctp_is_said_not_to_be_served(cluster: Cluster) -> None:
+    cluster.service("one/web", [A], clusterIP="10.96.0.1", ports=[{"port": 80, "protocol": "SCTP"}])
+    assert cluster.compile().problems == ("Service one/web: spec.ports[0]: protocol SCTP is not balanced",)
+
+
+def test_affinity_travels_in_the_entry(cluster: Cluster) -> None:
+    cluster.service("one/web", [A], clusterIP="10.96.0.1", sessionAffinity="ClientIP")
+    cluster.compile()
+    key = layout.ServiceKey(pack("10.96.0.1"), 80, 6, CLUSTER).pack()
+    assert layout.Service.unpack(cluster.table("services").entries[key]).affinity_s == 10800
+
+
+def test_the_slots_are_the_same_on_every_node(cluster: Cluster) -> None:
+    other = Cluster(nodes=3)
+    other.service("zero/first", [A, B], clusterIP="10.96.0.9")
+    for each in (cluster, other):
+        each.service("one/web", [C, B, A], clusterIP="10.96.0.1")
+        each.compile()
+    assert cluster.backends("10.96.0.1", 80) == other.backends("10.96.0.1", 80)
+
+
+def test_regions_stay_where_they_are_and_are_never_overwritten_in_use(cluster: Cluster) -> None:
+    for number in range(4):
+        cluster.service(f"one/s{number}", [A, B], clusterIP=f"10.96.0.{number + 1}")
+    cluster.compile()
+    before = dict(cluster.table("slots").entries)
+    cluster.service("one/s1", [A, B, C], clusterIP="10.96.0.2")
+    cluster.compile()
+    after = cluster.table("slots").entries
+    assert sum(after.get(place) == region for place, region in before.items()) == 3
+    assert [change.table for change in cluster.changes] == ["backends", "slots", "services", "slots"]
+
+
+def test_without_room_for_a_new_region_the_old_backends_stay() -> None:
+    cluster = Cluster(sizes={"slots": 100})
+    cluster.service("one/web", [A, B], clusterIP="10.96.0.1")
+    cluster.compile()
+    cluster.service("one/web", [A, B, C], clusterIP="10.96.0.1")
+    desired = cluster.compile()
+    assert shown(cluster.backends("10.96.0.1", 80)) == {A, B}
+    assert "the slots map is full (100): 10.96.0.1 80/TCP keeps the backends that it had" in desired.problems[0]
+
+
+targets = st.lists(st.sampled_from([A, B, C, "10.244.2.4/n2", "10.244.2.5/n2"]), max_size=4, unique=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(["a", "b", "c"]), targets), min_size=1, max_size=5))
+def test_any_history_of_services_is_applied_safely(history: list[dict[str, list[str]]]) -> None:
+    cluster = Cluster(sizes={"slots": 500})
+    for step in history:
+        for name, chosen in step.items():
+            cluster.service(f"one/{name}", chosen, clusterIP=f"10.96.0.{ord(name)}")
+        cluster.compile()
+        for name, chosen in step.items():
+            assert shown(cluster.backends(f"10.96.0.{ord(name)}", 80)) == {target.split("/")[0] for target in chosen}
+
+
+def many(count: int) -> tuple[list[Service], list[EndpointSlice]]:
+    template = parse({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {}})
+    assert isinstance(template, Service)
+    services, slices = [], []
+    for number in range(count):
+        meta = Meta(Ref("Service", "many", f"s{number}"))
+        fields = {name: getattr(template, name) for name in Service.__slots__}
+        fields |= {
+            "meta": meta,
+            "cluster_ips": (pack(f"10.100.{number >> 8}.{number & 255}"),),
+            "ports": (ServicePort("", "TCP", 80, 80, 0),),
+        }
+        services.append(Service(**fields))
+        addresses = [pack(f"10.{244 + part}.{number >> 8}.{number & 255}") for part in range(3)]
+        endpoints = tuple(Endpoint((address,), True, True, False, "n1", None) for address in addresses)
+        slices.append(
+            EndpointSlice(Meta(Ref("EndpointSlice", "many", f"s{number}")), f"s{number}", endpoints, (("", "TCP", 80),))
+        )
+    return services, slices
+
+
+def test_a_thousand_services_compile_fast_enough() -> None:
+    services, slices = many(1000)
+    nodes = {"n1": pack("192.168.86.21")}
+    began = time.process_time()
+    tables = compile_services(services, slices, nodes, "n1", ServiceTables())
+    assert time.process_time() - began < 2.0
+    assert len(tables.slots.entries) == 1000

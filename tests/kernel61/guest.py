@@ -1,0 +1,141 @@
+"""The machine: one run of QEMU, from power on to power off."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import image
+
+from . import initramfs
+from .kernel import Kernel, NotPrepared, find
+
+REPOSITORY = Path(__file__).parents[2]
+QEMU = "qemu-system-x86_64"
+PROCESS_1 = Path(__file__).with_name("guest.sh")
+MEMORY_MB, CPUS = 2048, 2
+
+
+class GuestFailed(Exception):
+    """The guest did not come to its end; the text holds the last it said on its console."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a job: its exit code, and all that it said."""
+
+    exit: int
+    log: str
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    tag: str
+    host: Path
+    guest: Path
+    writable: bool = False
+
+    @property
+    def arguments(self) -> tuple[str, str]:
+        path = str(self.host).replace(",", ",,")
+        readonly = "off" if self.writable else "on"
+        return "-virtfs", (
+            f"local,path={path},mount_tag={self.tag},security_model=none,readonly={readonly},multidevs=remap"
+        )
+
+
+def shares(kernel: Kernel, exchange: Path) -> list[Share]:
+    """The image comes first: the others are mounted into it."""
+    environment = (REPOSITORY / ".venv").resolve()
+    programs = image.cache() / "programs"
+    programs.mkdir(parents=True, exist_ok=True)
+    return [
+        Share("image", image.build(), Path("/")),
+        Share("modules", kernel.modules, Path("/lib/modules") / kernel.release),
+        Share("repository", REPOSITORY, REPOSITORY),
+        Share("environment", environment, environment),
+        # compiled programs are kept by kernel release
+        Share("programs", programs, Path("/root/.cache/netstack/programs"), writable=True),
+        Share("exchange", exchange, Path("/exchange"), writable=True),
+    ]
+
+
+def command(kernel: Kernel, shared: list[Share], archive: Path, console: Path) -> list[str]:
+    """QEMU dies with the process that started it, and gives way to everything else on the machine."""
+    return [
+        *("nice", "-n", "10", "setpriv", "--pdeathsig", "KILL"),
+        *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"),
+        *("-smp", str(CPUS), "-m", str(MEMORY_MB)),
+        *("-kernel", str(kernel.image), "-initrd", str(archive), "-serial", f"file:{console}"),
+        *("-append", "console=ttyS0 panic=-1 quiet mitigations=off nokaslr"),
+        *(argument for share in shared for argument in share.arguments),
+    ]
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One guest at a time on a machine: two would each take more than twice as long."""
+    with (image.cache() / "qemu.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class Guest:
+    """`exchange` is a folder of the host's, seen at /exchange: the jobs, what they say, and what they write there."""
+
+    def __init__(self, exchange: Path) -> None:
+        self.exchange = exchange
+        self.kernel = find()
+        if shutil.which(QEMU) is None:
+            raise NotPrepared(f"no {QEMU}: run tests/setup.sh kernels")
+        self.console = exchange / "console.log"
+
+    def run(self, jobs: Mapping[str, str], timeout_s: float = 600.0) -> dict[str, Outcome]:
+        """Boots, runs the jobs (name -> shell script, started in the repository; the first failing command ends one)
+        in their order, and powers off. GuestFailed if it did not come to that in time."""
+        numbered = {name: self.exchange / f"{number:02}-{name}.job" for number, name in enumerate(jobs)}
+        for name, path in numbered.items():
+            path.write_text(f"cd {REPOSITORY}\nPATH={REPOSITORY}/.venv/bin:$PATH\n{jobs[name]}\n")
+        shutil.copy(PROCESS_1, self.exchange)
+        self._boot(timeout_s)
+        missing = [name for name, path in numbered.items() if not path.with_suffix(".exit").exists()]
+        if missing:
+            raise GuestFailed(f"the guest ended before {', '.join(missing)}:\n{self._last_words()}")
+        return {
+            name: Outcome(int(path.with_suffix(".exit").read_text()), path.with_suffix(".log").read_text())
+            for name, path in numbered.items()
+        }
+
+    def _boot(self, timeout_s: float) -> None:
+        shared = shares(self.kernel, self.exchange)
+        archive = self.exchange / "initramfs"
+        table = [(share.tag, str(share.guest), "rw" if share.writable else "ro") for share in shared[1:]]
+        archive.write_bytes(initramfs.archive(self.kernel, shared[0].host / "bin" / "busybox", table))
+        with _alone():
+            machine = subprocess.Popen(
+                command(self.kernel, shared, archive, self.console),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                _, complaint = machine.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                raise GuestFailed(f"the guest still ran after {timeout_s:g} s:\n{self._last_words()}") from None
+            finally:
+                machine.kill()
+                machine.wait()
+        if machine.returncode:
+            raise GuestFailed(f"{QEMU}: exit {machine.returncode}: {complaint.strip()}")
+
+    def _last_words(self) -> str:
+        """The end of the console, and of the job that ran."""
+        last = [self.console, *sorted(self.exchange.glob("[0-9]*.log"))[-1:]]
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in last if path.exists())

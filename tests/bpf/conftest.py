@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from bpf.namespaces import Namespace
-from bpf.packet import SETTINGS, Packet
+from bpf.packet import NODE_MAC, SETTINGS, Packet
 from netstack.kernel.loader import compiled_set
 from netstack.kernel.programs import Compiled
 
@@ -24,6 +24,7 @@ def wires() -> Iterator[Namespace]:
     try:
         for name in ("uplink", "pod", "neighbour"):
             namespace.link(name, f"{name}-peer")
+        namespace.ip("link", "set", "uplink", "address", NODE_MAC)  # by which a frame is this host's or another's
         yield namespace
     finally:
         namespace.close()

@@ -82,6 +82,14 @@ def test_our_own_addresses_do_not_come_from_the_lan(node: Packet, source: str) -
     assert node.from_lan(syn(c.NODE, 22, src=source)).verdict is Verdict.SPOOFED
 
 
+def test_a_frame_for_another_host_is_left_alone(node: Packet) -> None:
+    """A bridge floods them when a node's port dies: every node that is left would serve the same packet."""
+    here(node)
+    result = node.from_lan(Ether(src=c.CLIENT_MAC, dst="02:00:00:00:00:99") / syn())
+    assert (result.verdict, result.action) == (Verdict.FORWARDED, OK)
+    assert node.from_lan(syn()).verdict is Verdict.TRANSLATED
+
+
 def test_other_traffic_is_the_kernels(node: Packet) -> None:
     elsewhere(node)
     for packet in (

@@ -73,7 +73,7 @@ def _write_configuration(folder: Path, text: str) -> bool:
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
     write_atomic(candidate, text)
-    command = ["haproxy", "-c", "-q", "-f", str(candidate), "-f", str(folder / "pools.cfg")]
+    command = ["haproxy", "-c", "-f", str(candidate), "-f", str(folder / "pools.cfg")]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
         if done.returncode:

@@ -1,0 +1,97 @@
+"""Tables and routes into a real kernel and back."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bpf.namespaces import Namespace
+from instruments.cluster import Cluster
+from netstack.agent.apply import Kernel, routes_of, sync_routes, sync_rule
+from netstack.agent.order import NAMES, plan
+from netstack.core.address import Prefix, pack
+from netstack.kernel import layout
+from netstack.kernel.bpf import Map, MapDefinition
+from netstack.kernel.netlink import Netlink, Route
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def pins(tmp_path: Path) -> Iterator[Path]:
+    """The agent's maps, pinned."""
+    mount = tmp_path / "bpf"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(mount)], check=True)
+    try:
+        (mount / "maps").mkdir()
+        for name in NAMES:
+            spec = layout.MAPS[name]
+            definition = MapDefinition(
+                spec.kind, spec.key.size(), spec.value.size(), min(spec.entries, 1024), spec.flags
+            )
+            with Map.create(name, definition) as made:
+                made.pin(mount / "maps" / name)
+        yield mount
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_what_is_written_is_read_back_and_the_second_time_nothing_is_written(pins: Path) -> None:
+    cluster = Cluster()
+    cluster.pod("one/a", {"app": "a"})
+    cluster.service("one/web", ["10.244.1.3", "10.244.2.3/n2"], clusterIP="10.96.0.1")
+    spec = {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 80}]}]}
+    metadata = {"name": "p", "namespace": "one"}
+    cluster.put({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec})
+    cluster.compile()
+    kernel = Kernel(pins)
+    empty = kernel.read()
+    assert all(not empty[name].entries for name in NAMES)
+    kernel.write(plan(empty, cluster.before.tables))
+    assert sum(kernel.writes.values()) > 80
+    again = Kernel(pins)
+    found = again.read()
+    assert {name: dict(found[name].entries) for name in NAMES} == {
+        name: dict(cluster.table(name).entries) for name in NAMES
+    }
+    assert plan(found, cluster.before.tables) == []
+    cluster.delete_pod("one/a")
+    cluster.remove("Service", "one/web")
+    cluster.remove("NetworkPolicy", "one/p")
+    cluster.compile()
+    again.write(plan(found, cluster.before.tables))
+    assert {name: dict(again.read()[name].entries) for name in NAMES} == {
+        name: dict(cluster.table(name).entries) for name in NAMES
+    }
+    assert again.sizes["slots"] == 1024
+
+
+def test_routes_and_the_rule_are_made_so_and_stay() -> None:
+    node, other = Namespace(), Namespace()
+    try:
+        node.link("eth0", "eth0", other)
+        node.ip("addr", "add", "192.168.86.21/24", "dev", "eth0")
+        for end in (node, other):
+            end.ip("link", "set", "eth0", "up")
+        with node.entered():
+            netlink = Netlink()
+        with netlink:
+            uplink = netlink.link("eth0")
+            assert uplink is not None
+            cluster = Cluster()
+            wanted = routes_of(cluster.compile().routes, uplink.index, 1, {pack("10.244.1.3"): uplink.index})
+            stale = Route(Prefix.parse("10.244.9.0/24"), uplink.index)
+            netlink.put_route(stale)
+            assert sync_routes(netlink, wanted) == len(wanted) + 1
+            assert netlink.routes() == wanted
+            assert sync_routes(netlink, wanted) == 0
+            assert (sync_rule(netlink), sync_rule(netlink)) == (1, 0)
+            gone = wanted | {Route(Prefix.parse("10.244.7.0/24"), 4711)}
+            assert sync_routes(netlink, gone) == 0, "a device that is not there is no reason to stop"
+    finally:
+        node.close()
+        other.close()

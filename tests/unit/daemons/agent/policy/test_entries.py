@@ -1,0 +1,86 @@
+"""Entries of the policy map: what is written, for whom, under which names. What they decide: test_cilium.py."""
+
+from __future__ import annotations
+
+from instruments.cluster import Cluster
+from netstack.agent.policy.entries import HOST_RULE, Match
+from netstack.agent.policy.rules import Direction
+from netstack.kernel import layout
+
+DENY_WIDE = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: p, namespace: one}
+spec:
+  endpointSelector: {}
+  ingressDeny: [{fromEntities: [world], toPorts: [{ports: [{port: "0", protocol: TCP}]}]}]
+  ingress: [{fromEntities: [world], toPorts: [{ports: [{port: "80"}]}]}]
+"""
+
+
+def entries(cluster: Cluster) -> dict[Match, tuple[int, str]]:
+    """Match -> (action, rule) of the first endpoint."""
+    assert cluster.desired is not None
+    found = {}
+    for raw, value in cluster.table("policy").entries.items():
+        key, rule = layout.PolicyKey.unpack(raw), layout.PolicyRule.unpack(value)
+        if key.endpoint == 1:
+            bits = max(key.bits - layout.POLICY_BITS_PROTO, 0)
+            match = Match(key.peer, Direction(key.direction), key.protocol, key.port, bits)
+            found[match] = (rule.action, str(cluster.desired.policy.rules[rule.rule]))
+    return found
+
+
+def test_an_allow_inside_a_deny_of_the_same_peer_is_left_out() -> None:
+    cluster = Cluster()
+    cluster.pod("one/a")
+    cluster.put(DENY_WIDE)
+    cluster.compile()
+    world = layout.IDENTITY_WORLD
+    found = {match: entry for match, entry in entries(cluster).items() if match.peer == world}
+    name = "CiliumNetworkPolicy one/p: spec."
+    assert found == {
+        Match(world, Direction.INGRESS, 6): (layout.ACTION_DENY, name + "ingressDeny[0]"),
+        Match(world, Direction.INGRESS, 17, 80, 16): (layout.ACTION_ALLOW, name + "ingress[0]"),
+        Match(world, Direction.INGRESS, 132, 80, 16): (layout.ACTION_ALLOW, name + "ingress[0]"),
+    }
+
+
+def test_the_hosts_way_in_has_a_name_too() -> None:
+    cluster = Cluster()
+    cluster.pod("one/a")
+    cluster.put(DENY_WIDE)
+    cluster.compile()
+    host = entries(cluster)[Match(layout.IDENTITY_HOST, Direction.INGRESS)]
+    assert host == (layout.ACTION_ALLOW, str(HOST_RULE))
+
+
+def test_endpoints_of_other_nodes_have_no_entries() -> None:
+    cluster = Cluster()
+    cluster.pod("one/far", node="n2")
+    cluster.put(DENY_WIDE)
+    cluster.compile()
+    assert cluster.table("policy").entries == {}
+
+
+def test_rule_numbers_depend_on_names_alone() -> None:
+    one, two = Cluster(), Cluster()
+    two.put(DENY_WIDE.replace("name: p", "name: a"))
+    for cluster in (one, two):
+        cluster.pod("one/a")
+        cluster.put(DENY_WIDE)
+        cluster.compile()
+    assert one.desired is not None and two.desired is not None
+    names = {ref: number for number, ref in two.desired.policy.rules.items()}
+    assert all(names[ref] == number for number, ref in one.desired.policy.rules.items() if ref in names)
+    assert any(ref in names for ref in one.desired.policy.rules.values())
+
+
+def test_covering() -> None:
+    everything = Match(1, Direction.INGRESS)
+    tcp = Match(1, Direction.INGRESS, 6)
+    block = Match(1, Direction.INGRESS, 6, 8000, 10)
+    assert everything.covers(tcp) and tcp.covers(block) and block.covers(Match(1, Direction.INGRESS, 6, 8001, 16))
+    assert not block.covers(tcp) and not tcp.covers(everything) and not tcp.covers(Match(1, Direction.INGRESS, 17))
+    assert not block.covers(Match(1, Direction.INGRESS, 6, 9000, 16))
+    assert (everything.bits, tcp.bits, block.bits) == (72, 80, 90)

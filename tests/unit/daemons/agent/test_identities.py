@@ -1,0 +1,168 @@
+"""Who is who."""
+
+from __future__ import annotations
+
+import pytest
+
+from instruments.cluster import Cluster
+from netstack.agent import numbers
+from netstack.agent.identities import INGRESS, LABELS_BASE, PREFIX_BASE
+from netstack.core.address import ANY, pack
+from netstack.core.ref import Ref
+from netstack.kernel import layout
+
+
+def entry(cluster: Cluster, prefix: str, bits: int = 128) -> layout.Identity:
+    return layout.Identity.unpack(cluster.table("identities").entries[layout.PrefixKey(bits, pack(prefix)).pack()])
+
+
+def test_pods_with_the_same_labels_are_one_identity_on_every_node() -> None:
+    one, two = Cluster(), Cluster(nodes=3)
+    two.pod("zoo/other", {"x": "y"})
+    for cluster in (one, two):
+        cluster.pod("default/a", {"app": "web"}, address="10.244.1.9")
+        cluster.pod("default/b", {"app": "web"}, node="n2", address="10.244.2.9")
+        cluster.pod("default/c", {"app": "db"}, node="n2", address="10.244.2.10")
+        cluster.compile()
+    assert entry(one, "10.244.1.9").identity == entry(one, "10.244.2.9").identity == entry(two, "10.244.2.9").identity
+    assert entry(one, "10.244.2.9").identity != entry(one, "10.244.2.10").identity
+    assert LABELS_BASE <= entry(one, "10.244.2.9").identity < PREFIX_BASE
+    assert entry(one, "10.244.2.9").node == pack("192.168.86.22")
+
+
+def test_namespace_and_its_labels_belong_to_a_pods_labels() -> None:
+    cluster = Cluster()
+    cluster.pod("one/a", address="10.244.1.9")
+    cluster.pod("two/a", address="10.244.1.10")
+    cluster.compile()
+    first = entry(cluster, "10.244.1.9").identity
+    assert first != entry(cluster, "10.244.1.10").identity
+    cluster.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "one", "labels": {"team": "red"}}})
+    cluster.compile()
+    assert entry(cluster, "10.244.1.9").identity != first
+
+
+def test_nodes_pod_ranges_and_the_rest() -> None:
+    cluster = Cluster()
+    cluster.compile()
+    assert entry(cluster, "192.168.86.21") == layout.Identity(layout.IDENTITY_HOST, 0, pack("192.168.86.21"))
+    assert entry(cluster, "192.168.86.22") == layout.Identity(layout.IDENTITY_REMOTE_NODE, 0, pack("192.168.86.22"))
+    assert entry(cluster, "10.244.2.0", 120) == layout.Identity(layout.IDENTITY_UNMANAGED, 0, pack("192.168.86.22"))
+    assert cluster.desired is not None
+    assert cluster.desired.identities.at(pack("8.8.8.8")) == layout.IDENTITY_WORLD
+
+
+def test_the_own_node_is_known_without_its_object() -> None:
+    cluster = Cluster(nodes=0)
+    cluster.compile()
+    assert entry(cluster, "192.168.86.21").identity == layout.IDENTITY_HOST
+    assert entry(cluster, "10.244.1.0", 120).identity == layout.IDENTITY_UNMANAGED
+
+
+@pytest.mark.parametrize(
+    ("address", "identity", "entities"),
+    [
+        ("192.168.86.22", layout.IDENTITY_KUBE_APISERVER, {"kube-apiserver", "remote-node", "cluster"}),
+        ("192.168.86.21", layout.IDENTITY_HOST, {"host", "cluster", "kube-apiserver"}),
+    ],
+)
+def test_the_api_server_on_a_node(address: str, identity: int, entities: set[str]) -> None:
+    cluster = Cluster()
+    cluster.service("default/kubernetes", [address], port=443, target_port=6443, clusterIP="10.96.0.1")
+    desired = cluster.compile()
+    assert entry(cluster, address).identity == identity
+    (peer,) = [peer for peer in desired.identities.peers if peer.number == identity]
+    assert peer.entities == entities
+
+
+def test_the_api_server_outside_the_cluster_is_world_and_itself() -> None:
+    cluster = Cluster()
+    cluster.service("default/kubernetes", ["192.168.86.99"], port=443, target_port=6443, clusterIP="10.96.0.1")
+    desired = cluster.compile()
+    found = entry(cluster, "192.168.86.99")
+    assert found.node == ANY
+    (peer,) = [peer for peer in desired.identities.peers if peer.number == found.identity]
+    assert peer.entities == {"world", "kube-apiserver"}
+
+
+def test_pods_of_the_hosts_network_and_finished_ones_have_no_identity() -> None:
+    cluster = Cluster()
+    for name, spec, phase in (("host", {"hostNetwork": True}, "Running"), ("done", {}, "Succeeded")):
+        cluster.put(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": name, "namespace": "one", "labels": {"app": name}},
+                "spec": {"nodeName": "n2", **spec},
+                "status": {"phase": phase, "podIP": "192.168.86.22" if name == "host" else "10.244.2.7"},
+            }
+        )
+    cluster.compile()
+    assert entry(cluster, "192.168.86.22").identity == layout.IDENTITY_REMOTE_NODE
+    assert layout.PrefixKey(128, pack("10.244.2.7")).pack() not in cluster.table("identities").entries
+
+
+def test_of_two_pods_with_one_address_the_newer_has_it_and_a_local_endpoint_before_all() -> None:
+    cluster = Cluster()
+    cluster.pod("one/old", {"app": "old"}, node="n2", address="10.244.2.7", creationTimestamp="2025-01-01T00:00:00Z")
+    cluster.pod("one/new", {"app": "new"}, node="n2", address="10.244.2.7", creationTimestamp="2025-01-02T00:00:00Z")
+    cluster.pod("one/mine", {"app": "mine"}, address="10.244.1.7")
+    cluster.pod(
+        "one/claims", {"app": "claims"}, node="n2", address="10.244.1.7", creationTimestamp="2026-01-01T00:00:00Z"
+    )
+    desired = cluster.compile()
+    names = {peer.number: peer.labels.get("app") for peer in desired.identities.peers}
+    assert names[entry(cluster, "10.244.2.7").identity] == "new"
+    assert names[entry(cluster, "10.244.1.7").identity] == "mine"
+
+
+def test_an_endpoint_whose_object_is_gone_keeps_its_labels() -> None:
+    cluster = Cluster()
+    cluster.pod("one/a", {"app": "a"}, address="10.244.1.7")
+    cluster.compile()
+    cluster.remove("Pod", "one/a")
+    cluster.compile()
+    assert entry(cluster, "10.244.1.7").identity != layout.IDENTITY_UNMANAGED
+    assert cluster.desired is not None
+    assert cluster.desired.identities.of_endpoint[1].labels["app"] == "a"
+
+
+def test_the_ingress_endpoints_of_all_nodes_bear_their_services_labels() -> None:
+    cluster = Cluster()
+    cluster.service("ingress-nginx/ingress-nginx-controller", ["10.244.2.2/n2"], selector={"app": "ingress-nginx"})
+    ref = Ref("EndpointSlice", "ingress-nginx", "ingress-nginx-controller-1")
+    desired = cluster.compile()
+    assert not any(INGRESS in peer.labels for peer in desired.identities.peers), "only slices of our own ingress count"
+    cluster.put(
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": ref.name,
+                "namespace": ref.namespace,
+                "labels": {
+                    "kubernetes.io/service-name": "ingress-nginx-controller",
+                    "endpointslice.kubernetes.io/managed-by": "netstack-ingress",
+                },
+            },
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.244.2.2"], "nodeName": "n2"}],
+            "ports": [{"port": 80}],
+        }
+    )
+    desired = cluster.compile()
+    (peer,) = [peer for peer in desired.identities.peers if INGRESS in peer.labels]
+    assert peer.entities == {"cluster", "ingress"}
+    assert peer.labels["app"] == "ingress-nginx"
+    assert entry(cluster, "10.244.2.2") == layout.Identity(peer.number, 0, pack("192.168.86.22"))
+
+
+def test_collisions_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = numbers.hashed
+    monkeypatch.setattr(numbers, "hashed", lambda name, bits=32: real(name, bits) if "\0" in name else 5)
+    cluster = Cluster()
+    cluster.pod("one/a", {"app": "a"})
+    cluster.pod("one/b", {"app": "b"})
+    desired = cluster.compile()
+    assert any("collides with" in problem for problem in desired.problems)
+    assert entry(cluster, "10.244.1.3").identity != entry(cluster, "10.244.1.4").identity

@@ -1,0 +1,68 @@
+"""What the agent says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from instruments.cluster import Cluster
+from netstack.agent import report
+from netstack.agent.register import Register
+from netstack.core.address import Prefix
+from netstack.source.snapshot import Snapshot
+
+POLICY = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: p, namespace: one}
+spec: {endpointSelector: {matchLabels: {app: a}}, egress: [{toEntities: [world]}]}
+"""
+BROKEN = POLICY.replace("toEntities: [world]", "toServices: []").replace("name: p", "name: q")
+
+
+def register() -> Register:
+    made = Register("boot").reserve(Prefix.parse("10.244.1.0/24"), "c", "eth0", "nst1", "one", "a")
+    record = replace(made.records[0], ifindex=101, mac="020000000001", host_mac="020000000001")
+    return made.put(record)
+
+
+def cluster() -> Cluster:
+    made = Cluster()
+    made.pod("one/a", {"app": "a"})
+    made.put(POLICY, BROKEN)
+    made.compile()
+    return made
+
+
+def test_status() -> None:
+    made = cluster()
+    assert made.desired is not None
+    view = report.status("n1", "r1", made.desired, Snapshot(made.objects), register(), {})
+    assert view["summary"] == "1 endpoints, 0 service ports, generation 1"
+    (endpoint,) = view["endpoints"]
+    assert endpoint["pod"] == "one/a"
+    assert endpoint["enforces"] == ["egress"]
+    assert endpoint["policies"] == ["CiliumNetworkPolicy one/p", "CiliumNetworkPolicy one/q"]
+    reason = "CiliumNetworkPolicy one/q: spec.egress[0].toServices: is not supported, so the whole policy is refused"
+    assert view["policies"] == [
+        {"policy": "CiliumNetworkPolicy one/p", "state": "enforced", "selects": 1},
+        {"policy": "CiliumNetworkPolicy one/q", "state": "refused, denying", "selects": 1, "reason": reason},
+    ]
+    assert view["broken"] == [f"{reason}; the pods that it selects deny instead"]
+
+
+def test_statuses_of_policies() -> None:
+    made = cluster()
+    assert made.desired is not None
+    statuses = {
+        ref.name: status for ref, (_, status) in report.policy_statuses(made.desired, Snapshot(made.objects)).items()
+    }
+    assert statuses["p"]["conditions"][0] == {"type": "Valid", "status": "True", "reason": "Enforced", "message": ""}
+    assert statuses["q"]["conditions"][0]["reason"] == "Refused"
+
+
+def test_rules_and_identities_have_names() -> None:
+    made = cluster()
+    assert made.desired is not None
+    assert list(report.rules(made.desired).values()) == ["CiliumNetworkPolicy one/p: spec.egress[0]"]
+    (pod,) = [peer for peer in report.identities(made.desired) if "10.244.1.3" in peer["addresses"]]
+    assert pod["labels"]["app"] == "a"

@@ -1,0 +1,37 @@
+"""Routes between nodes."""
+
+from __future__ import annotations
+
+from netstack.agent.routes import PROXY_ROUTE, PROXY_RULE, Wanted, compile_routes
+from netstack.core.address import Prefix, pack
+from netstack.core.ref import Ref
+from netstack.source.models import Meta, Node
+
+
+def node(name: str, addresses: list[str], cidrs: list[str]) -> Node:
+    return Node(Meta(Ref("Node", "", name)), tuple(map(pack, addresses)), tuple(map(Prefix.parse, cidrs)), False)
+
+
+def test_every_other_nodes_pods_are_reached_by_its_address() -> None:
+    nodes = [node("n1", ["192.168.86.21"], ["10.244.1.0/24"]), node("n2", ["192.168.86.22"], ["10.244.2.0/24"])]
+    assert compile_routes(nodes, "n1", []) == {
+        PROXY_ROUTE,
+        Wanted(Prefix.parse("10.244.2.0/24"), "uplink", pack("192.168.86.22")),
+    }
+
+
+def test_each_family_by_an_address_of_its_own() -> None:
+    both = node("n2", ["192.168.86.22", "fd00::22"], ["10.244.2.0/24", "fd00:2::/64"])
+    only4 = node("n3", ["192.168.86.23"], ["fd00:3::/64"])
+    wanted = compile_routes([both, only4], "n1", [])
+    assert Wanted(Prefix.parse("fd00:2::/64"), "uplink", pack("fd00::22")) in wanted
+    assert len(wanted) == 3
+
+
+def test_the_clusters_ranges_are_refused_where_nobody_has_them() -> None:
+    assert Wanted(Prefix.parse("10.96.0.0/12"), "") in compile_routes([], "n1", [Prefix.parse("10.96.0.0/12")])
+
+
+def test_the_proxys_mark_leads_here() -> None:
+    assert (PROXY_RULE.mark, PROXY_RULE.mask, PROXY_RULE.table) == (0x53000000, 0xFF000000, PROXY_ROUTE.table)
+    assert PROXY_ROUTE.device == "lo"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from . import cgroups, faults, image, inventory, network, objects, pods, tls
+from . import cgroups, faults, image, inventory, network, objects, pods, programs, tls
 from .capture import Capture
 from .host import Host
 from .names import RUN, Names
@@ -78,6 +78,7 @@ class Lab:
     def sweep(self) -> None:
         """Remove everything of this prefix."""
         cgroups.kill(self.names.cgroup)
+        programs.keep(self.names.run / "nodes")
         _unmount_below(self.names.run)
         for netns in network.namespaces(self.names):
             network.ip([f"netns del {netns}"])

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cgroups, network
+from . import cgroups, network, programs
 from .image import image, ssh_key
 from .names import SHARE, Names
 from .shell import alive, run, wait_until
@@ -152,6 +152,7 @@ class Node:
         # Some programs look up their own host's name when they start (curl, through libldap), in pods too.
         (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         (self.root / "etc/netstack/manifests").mkdir(parents=True)
+        programs.seed(self.root)
         with (self.root / "etc/ssl/certs/ca-certificates.crt").open("a") as trusted:
             trusted.write(authority().certificate.read_text())
 

@@ -47,6 +47,8 @@ class Agent:
         self.good_path = chosen.state / "policies.json"
         self.before = Before(self.kernel.read(), read_good(self.good_path))
         self.desired: Desired | None = None
+        self.failure = ""
+        """Why the kernel does not hold what it should; "" if it does."""
         boot = BOOT_ID.read_text(encoding="ascii").strip()
         self.cni = Cni(chosen, boot, self.traffic, self.source.snapshot, self.reconcile)
 
@@ -73,7 +75,8 @@ class Agent:
         try:
             self.kernel.write(changes)
         except BpfError as error:
-            log.error("the kernel refused a change (%s); what is in force is read back", error)
+            self.failure = f"the kernel refused a change: {error}"
+            log.error("%s; what is in force is read back", self.failure)
             self.before = Before(self.kernel.read(), desired.accepted.good)
             return False
         self.before = Before(desired.tables, desired.accepted.good)
@@ -88,7 +91,8 @@ class Agent:
                 len(changes),
                 1e3 * (time.monotonic() - began),
             )
-        return not any(problem.startswith("map ") for problem in desired.problems)
+        self.failure = "; ".join(desired.overflows)
+        return not self.failure
 
     def sync_routes(self, desired: Desired) -> None:
         """Routes vanish with the devices that they use, so this is also done at every audit."""
@@ -128,7 +132,9 @@ class Agent:
         while True:
             await asyncio.sleep(self.chosen.audit_s)
             self.cni.audit()
-            if self.desired is not None:
+            if self.failure:
+                self.reconcile()
+            elif self.desired is not None:
                 self.sync_routes(self.desired)
 
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +146,8 @@ class Agent:
         )
         if not self.place().uplink:
             view["unready"].append(f"there is no device {self.chosen.datapath.uplink}")
+        if self.failure:
+            view["unready"].append(self.failure)
         return view
 
     def answer(self, view: Any) -> Any:
@@ -164,8 +172,8 @@ def write_good(path: Path, good: Any) -> None:
 
 async def serve(chosen: AgentSettings, unit: Unit) -> None:
     agent = Agent(chosen, unit)
+    agent.cni.audit()  # first, so that what died while nobody looked is not put in force again
     agent.reconcile()
-    agent.cni.audit()
     agent.publish()
     unit.command("status", agent.status)
     unit.command("rules", agent.answer(report.rules))

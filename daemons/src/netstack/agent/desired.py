@@ -62,6 +62,8 @@ class Desired:
     owners: Mapping[int, Ref]
     """Service id -> object."""
     problems: tuple[str, ...]
+    overflows: tuple[str, ...]
+    """Maps that are too small; what depends on them was left as it is."""
     generation: int
 
     def dns_rules(self) -> str:
@@ -112,6 +114,7 @@ def compile_all(
         accepted=accepted,
         owners=services.owners,
         problems=(*map(str, services.problems), *identities.problems, *overflows),
+        overflows=tuple(overflows),
         generation=generation,
     )
 

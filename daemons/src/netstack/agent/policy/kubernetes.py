@@ -48,7 +48,7 @@ def read_subject(spec: Fields) -> LabelSelector:
 def read_directions(data: Mapping[str, Any]) -> frozenset[Direction]:
     """What policyTypes defaults to: always Ingress, Egress if there are egress rules."""
     types = data.get("policyTypes")
-    named = frozenset(TYPES[name] for name in types if name in TYPES) if isinstance(types, list) else frozenset()
+    named = frozenset(TYPES[name] for name in TYPES if isinstance(types, list) and name in types)
     return named or frozenset(Direction if data.get("egress") else (Direction.INGRESS,))
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from instruments.cluster import Cluster
 
@@ -112,3 +114,37 @@ def test_a_policy_that_is_gone_is_forgotten(cluster: Cluster) -> None:
     cluster.remove("CiliumNetworkPolicy", "one/p")
     assert directions(cluster, "one/a") == set()
     assert cluster.desired is not None and not cluster.desired.accepted.good
+
+
+WORDS = """
+    endpointSelector nodeSelector podSelector matchLabels matchExpressions key operator values ingress egress
+    ingressDeny egressDeny enableDefaultDeny policyTypes from to fromEndpoints toEndpoints fromEntities toEntities
+    toCIDR toCIDRSet cidr except toFQDNs matchName matchPattern toPorts ports port endPort protocol rules ipBlock
+    namespaceSelector description labels
+""".split()  # noqa: SIM905
+texts = st.sampled_from([*WORDS, "10.0.0.0/8", "TCP", "a.b", "In", "80", ""])
+scalars = st.one_of(st.none(), st.booleans(), st.integers(-1, 70000), texts)
+junk = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(WORDS), inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    junk,
+    st.dictionaries(st.sampled_from(WORDS), junk, max_size=5),
+    st.sampled_from(["NetworkPolicy", "CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"]),
+)
+def test_whatever_a_policy_holds_it_is_taken_or_refused_and_denies(first: Any, spec: Any, kind: str) -> None:
+    cluster = Cluster()
+    cluster.pod("one/a", {"app": "a"})
+    for text in (first, spec, {"endpointSelector": {}, "podSelector": {}} | spec):
+        document = policy(None, kind=kind)
+        document["spec"] = text
+        cluster.put(document)
+        accepted = cluster.compile().accepted
+        if any(not refusal.kept for refusal in accepted.refused.values()) and "nodeSelector" not in str(text):
+            assert accepted.specs
+            assert all(spec.subject is not None and spec.default_deny for spec in accepted.specs)

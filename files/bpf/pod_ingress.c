@@ -85,7 +85,6 @@ INLINE int from_pod(struct __sk_buff *skb, struct packet *p)
 {
 	struct config *config = config_get();
 	struct endpoint *ep;
-	struct who peer;
 	int verdict;
 
 	verdict = parse(skb, p);
@@ -104,8 +103,7 @@ INLINE int from_pod(struct __sk_buff *skb, struct packet *p)
 	verdict = service(skb, config, p);
 	if (verdict)
 		return verdict;
-	identify(&p->t.dst, &peer);
-	verdict = flow_pass(config, ep, p, DIRECTION_EGRESS, &peer);
+	verdict = flow_pass(config, ep, p, DIRECTION_EGRESS, NULL);
 	return verdict == VERDICT_REDIRECTED_DNS ? proxy_redirect(skb, p) : verdict;
 }
 

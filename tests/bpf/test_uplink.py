@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6PacketTooBig, IPv6
 from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Packet as Frame
 from scapy.packet import Raw
 
 from bpf import packet as c
@@ -379,3 +380,43 @@ def test_what_cannot_be_masqueraded_does_not_leave_with_the_pods_address(
     node: Packet, packet: IP, verdict: Verdict
 ) -> None:
     assert node.to_lan(packet).verdict is verdict
+
+
+# IPv6: the same path
+
+
+def test_an_ipv6_service_and_its_answer(node: Packet) -> None:
+    node.service("fd00:18::1", 80, [("fd00:1::3", 8080, "fd00::21")], scope=l.SCOPE_WORLD)
+    result = node.from_lan(IPv6(src="fd00:9::1", dst="fd00:18::1") / TCP(sport=5000, dport=80, flags="S"))
+    assert result.verdict is Verdict.TRANSLATED
+    assert (result.frame[IPv6].dst, result.frame[TCP].dport) == ("fd00:1::3", 8080)
+    leaves = node.to_lan(IPv6(src="fd00:1::3", dst="fd00:9::1") / TCP(sport=8080, dport=5000, flags="SA"))
+    assert (leaves.frame[IPv6].src, leaves.frame[TCP].sport) == ("fd00:18::1", 80)
+    assert node.from_lan(IPv6(src="fd00:9::1", dst="fd00:18::1") / TCP(dport=81)).verdict is Verdict.NO_SERVICE
+
+
+def test_an_ipv6_backend_elsewhere(node: Packet) -> None:
+    node.service("fd00:18::1", 80, [("fd00:2::3", 8080, "fd00::22")], scope=l.SCOPE_WORLD)
+    result = node.from_lan(IPv6(src="fd00:9::1", dst="fd00:18::1", hlim=9) / TCP(sport=5000, dport=80, flags="S"))
+    assert (result.action, result.frame[IPv6].hlim, result.frame[IPv6].dst) == (REDIRECT, 8, "fd00:18::1")
+
+
+@pytest.mark.parametrize(
+    ("sent", "quoted"),
+    [(UDP(sport=4000, dport=53), UDP), (ICMPv6EchoRequest(id=4000), ICMPv6EchoRequest), (TCP(sport=4000), TCP)],
+    ids=["udp", "ping", "tcp"],
+)
+def test_ipv6_masquerade_and_errors(node: Packet, sent: Frame, quoted: type[Frame]) -> None:
+    packet = IPv6(src="fd00:1::3", dst="fd00:9::1") / sent / Raw(b"x" * 12)
+    assert node.from_pod(packet).verdict is Verdict.FORWARDED
+    result = node.to_lan(packet, came_by=node.pod)
+    assert (result.verdict, result.frame[IPv6].src) == (Verdict.MASQUERADED, "fd00::21")
+    error = IPv6(src="fd00:7::7", dst="fd00::21") / ICMPv6PacketTooBig(mtu=1280) / Raw(bytes(result.frame[IPv6]))
+    back = node.from_lan(error)
+    assert (back.verdict, back.frame[IPv6].dst) == (Verdict.TRANSLATED, "fd00:1::3")
+    inner = IPv6(bytes(back.frame)[14 + 40 + 8 :])
+    assert inner.src == "fd00:1::3"
+    assert (inner[quoted].id if quoted is ICMPv6EchoRequest else inner[quoted].sport) == sent.fields.get(
+        "sport", sent.fields.get("id")
+    )
+    assert node.to_pod(back.frame.payload).verdict is Verdict.REPLY

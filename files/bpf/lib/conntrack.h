@@ -105,10 +105,15 @@ INLINE int flow_rejudge(struct endpoint *ep, struct packet *p, struct flow *flow
 INLINE int flow_start(struct endpoint *ep, struct packet *p, __u8 direction, const struct who *who, __u32 generation)
 {
 	struct decision d;
+	struct who by_address;
 	int verdict;
 
 	if (!p->starts)
 		return VERDICT_DEFAULT_DENY;
+	if (!who) {
+		identify(&p->flow.peer, &by_address);
+		who = &by_address;
+	}
 	verdict = judge(ep, direction, who, &p->flow.peer, p->flow.proto, flow_port(&p->flow, direction), p->now, &d);
 	p->rule = d.rule;
 	if (verdict >= VERDICT_DROPS)
@@ -125,7 +130,7 @@ INLINE int flow_start(struct endpoint *ep, struct packet *p, __u8 direction, con
 }
 
 /* A packet from (EGRESS) or to (INGRESS) an endpoint, p->t as the pod sees it without service addresses; `who` is the
- * peer. FORWARDED, REPLY, REDIRECTED_DNS, or a drop.
+ * peer as its door proved it, NULL = by its address. FORWARDED, REPLY, REDIRECTED_DNS, or a drop.
  */
 INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *p, __u8 direction,
 		  const struct who *who)

@@ -35,10 +35,11 @@ INLINE struct service *service_find(struct config *config, struct service_key *k
 	if (!proto || !port)
 		return NULL;	/* that key is the address itself */
 	service = service_get(key);
-	if (service || !is_node(config, !addr_v4(addr), addr))
+	if (service)
 		return service;
 	__builtin_memset(&key->addr, 0, sizeof(key->addr));
-	return service_get(key);
+	service = service_get(key);	/* hardly ever: asked before the trie is */
+	return service && is_node(config, !addr_v4(addr), addr) ? service : NULL;
 }
 
 /* Nothing but its service ports exists at this address. */

@@ -3,20 +3,19 @@
 Policies name peers by labels, by entity or by address range; the programs compare one number. Everything that policies
 can tell apart therefore gets a number of its own (a `Peer`):
 
-* pods: one per set of labels, hashed from the labels, so every node computes the same without agreement;
+* pods: one per set of labels and named ports, hashed from these, so every node computes the same without agreement;
 * what Cilium reserves (pkg/identity/numericidentity.go): host, world, unmanaged, init, remote-node, kube-apiserver;
 * each address range that a policy names: it is `world`, and itself. An address belongs to the longest range only, so
   a rule for a range lists the narrower ranges inside it too (`Peer.prefix`).
 
 Labels are the pod's own plus those by which Cilium's selectors reach its namespace and service account. None is left
-out: two pods that any selector can tell apart have different numbers.
+out: two pods that any policy can tell apart have different numbers.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from netstack.agent.numbers import numbers
 from netstack.core.address import ANY, Prefix
@@ -79,7 +78,7 @@ class Identities:
     peers: tuple[Peer, ...]
     table: Table
     of_endpoint: Mapping[int, Peer]
-    """Local endpoint id -> its peer, with the ports that this very pod names."""
+    """Local endpoint id -> its peer."""
     of_address: Mapping[bytes, int]
     """Pod and node address -> identity."""
     problems: tuple[str, ...] = ()
@@ -115,16 +114,18 @@ class View:
 
 @dataclass(slots=True)
 class _Members:
-    """Who was found so far: canonical label text -> labels, ports; address -> (text, node address)."""
+    """Who was found so far: canonical text of labels and ports -> those; address -> (text, node address)."""
 
     labels: dict[str, Labels] = field(default_factory=dict)
-    ports: dict[str, set[NamedPort]] = field(default_factory=lambda: defaultdict(set))
+    ports: dict[str, frozenset[NamedPort]] = field(default_factory=dict)
     holders: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)
 
     def add(self, labels: Labels, ports: Iterable[NamedPort]) -> str:
+        named = frozenset(port for port in ports if port[0])
         text = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+        text += "".join(f" {name}={number}/{protocol}" for name, protocol, number in sorted(named))
         self.labels[text] = labels
-        self.ports[text].update(ports)
+        self.ports[text] = named
         return text
 
 
@@ -173,16 +174,16 @@ def compile_identities(view: View) -> Identities:
     return Identities(
         peers=everyone,
         table=Table("identities", table),
-        of_endpoint={number: replace(peers[text], ports=ports) for number, (text, ports) in of_endpoint.items()},
+        of_endpoint={number: peers[text] for number, text in of_endpoint.items()},
         of_address=of_address,
         problems=tuple(f"identity of {loser!r} collides with {winner!r}" for loser, winner in [*collisions, *more]),
     )
 
 
-def _labelled(number: int, labels: Labels, ports: Iterable[NamedPort]) -> Peer:
+def _labelled(number: int, labels: Labels, ports: frozenset[NamedPort]) -> Peer:
     entities = {"cluster", "ingress"} if INGRESS in labels else {"cluster"}
     name = "ingress" if INGRESS in labels else f"pods {labels.get(NAMESPACE, '')}"
-    return Peer(number, name, labels, frozenset(entities), None, frozenset(ports))
+    return Peer(number, name, labels, frozenset(entities), None, ports)
 
 
 def _pods(view: View, members: _Members, namespaces: Mapping[str, Labels], node_address: Mapping[str, bytes]) -> None:
@@ -203,16 +204,14 @@ def _ingress(
         if item.meta.labels.get(MANAGED_BY) != INGRESS_MANAGER or service not in view.ingress_services:
             continue
         own = {**view.ingress_services[service], INGRESS: ""}
-        text = members.add(full_labels(own, service.namespace, "", namespaces), item.ports)
+        text = members.add(full_labels(own, service.namespace, "", namespaces), ())
         for endpoint in item.endpoints:
             for address in endpoint.addresses:
                 members.holders.setdefault(address, (text, node_address.get(endpoint.node, ANY)))
 
 
-def _local(
-    view: View, members: _Members, namespaces: Mapping[str, Labels]
-) -> dict[int, tuple[str, frozenset[NamedPort]]]:
-    """This node's endpoints: their address is what ADD gave them, whatever objects say. Id -> labels, own ports."""
+def _local(view: View, members: _Members, namespaces: Mapping[str, Labels]) -> dict[int, str]:
+    """This node's endpoints: their address is what ADD gave them, whatever objects say. Endpoint id -> canonical text."""
     pods = {pod.meta.ref: pod for pod in view.pods}
     found = {}
     for endpoint in view.endpoints:
@@ -223,7 +222,7 @@ def _local(
             own = {**next(iter(view.ingress_services.values()), endpoint.labels), INGRESS: ""}
         text = members.add(full_labels(own, endpoint.ref.namespace, account, namespaces), pod.ports if pod else ())
         members.holders[endpoint.address] = (text, view.own_addresses[0])
-        found[endpoint.id] = (text, frozenset(pod.ports if pod else ()))
+        found[endpoint.id] = text
     return found
 
 

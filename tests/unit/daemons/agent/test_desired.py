@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -10,11 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from instruments.cluster import Cluster
+from instruments.depth import DEPTH
 from instruments.reference import World
 from netstack.kernel import layout
 
-DEPTH = int(os.environ.get("DEPTH", "1"))
-"""How many times more random clusters than in every run."""
 NODES = {"n1": ("192.168.86.21", "10.244.1.0/24"), "n2": ("192.168.86.22", "10.244.2.0/24")}
 ADDRESSES = ["192.168.86.21", "192.168.86.22", "10.244.2.200", "10.0.1.1", "10.1.2.3", "8.8.8.8", "192.168.86.50"]
 PORTS = [("TCP", 80), ("TCP", 443), ("UDP", 53), ("TCP", 8080), ("ICMP", 8)]

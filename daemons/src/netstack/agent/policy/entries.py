@@ -106,7 +106,7 @@ Entries = dict[Match, tuple[Action, RuleRef]]
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """Endpoints with the same labels and named ports: they have the same entries."""
+    """Endpoints of one identity: they have the same entries."""
 
     entries: Entries
     enforce: int
@@ -123,15 +123,14 @@ def compile_policy(
     everything = [name for spec in specs for rule in spec.rules if rule.peers for name in rule.peers.names]
     selectors, _ = numbers((names.key(name) for name in everything), base=names.BASE, bits=names.BITS)
     resolver = _Resolver(identities, {name: selectors[names.key(name)] for name in everything})
-    subjects: dict[tuple[int, frozenset[tuple[str, str, int]]], _Subject] = {}
+    subjects: dict[int, _Subject] = {}
     chosen: dict[int, _Subject] = {}
     order = sorted(endpoints, key=lambda endpoint: endpoint.id)
     for endpoint in order:
         peer = identities.of_endpoint[endpoint.id]
-        group = (peer.number, peer.ports)
-        if group not in subjects:
-            subjects[group] = _subject(peer, specs, resolver, servers)
-        chosen[endpoint.id] = subjects[group]
+        if peer.number not in subjects:
+            subjects[peer.number] = _subject(peer, specs, resolver, servers)
+        chosen[endpoint.id] = subjects[peer.number]
     refs = {ref for subject in subjects.values() for _, ref in subject.entries.values()}
     ids, _ = numbers(map(str, refs))
     table = {

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruments.cluster import Cluster
+from instruments.depth import DEPTH
 
 GOOD = "{endpointSelector: {matchLabels: {app: a}}, egress: [{toEntities: [world]}]}"
 
@@ -131,7 +132,7 @@ junk = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=40 * DEPTH, deadline=None)
 @given(
     junk,
     st.dictionaries(st.sampled_from(WORDS), junk, max_size=5),

@@ -301,3 +301,14 @@ def test_what_is_not_enforced_is_refused_with_its_field(spec: str, error: str) -
     with pytest.raises(BadObject) as refused:
         read_policy(Ref("CiliumNetworkPolicy", "default", "p"), (yaml.safe_load(spec),))
     assert str(refused.value) == f"CiliumNetworkPolicy default/p: {error}"
+
+
+def test_pods_with_the_same_labels_but_other_ports_of_a_name_are_told_apart(cluster: Cluster) -> None:
+    cluster.pod("other/one", {"app": "same"}, node="n2", ports=[("http", "TCP", 80)])
+    cluster.pod("other/two", {"app": "same"}, node="n2", ports=[("http", "TCP", 8080)])
+    spec = "{endpointSelector: {matchLabels: {app: openclaw}}, egress: [{toPorts: [{ports: [{port: http}]}]}]}"
+    cluster.put(policy(spec))
+    cluster.compile()
+    assert cluster.verdict("default/openclaw", "other/one", 80) == "ALLOWED"
+    assert cluster.verdict("default/openclaw", "other/two", 8080) == "ALLOWED"
+    assert cluster.verdict("default/openclaw", "other/one", 8080) == "DEFAULT_DENY"

@@ -20,7 +20,7 @@ lint:
 	ruff check .
 	ruff format --check .
 	mypy daemons/src/netstack
-	lint-imports
+	PYTHONPATH=daemons/src lint-imports
 	tests/lint-collection.sh
 
 bpf:
@@ -43,6 +43,7 @@ e2e:
 	@tests/setup.sh packages venv headers image
 	$(PYTEST) tests/e2e
 
+test: export DEPTH ?= 8
 test: unit lint bpf integration sanity molecule e2e
 
 demo:

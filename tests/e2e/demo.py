@@ -220,7 +220,9 @@ def show_silence(show: Show, home: Home) -> None:
             lab.node(n.name).run("/opt/netstack/current/bin/netstack status", check=False).stdout for n in lab.nodes
         ]
         expect(all("announcer  not running" in text for text in lines), lines[0])
-        return next(line.strip() for text in lines for line in text.splitlines() if VIP in line)
+        silent = [line.strip() for text in lines for line in text.splitlines() if VIP in line and "fell silent" in line]
+        expect(silent, lines)
+        return silent[0]
 
     show.step("the announcers stopped on all nodes")
     show.claim(f"{VIP} falls silent within its fence", silent)

@@ -46,7 +46,8 @@ def _problems(snapshot: Snapshot) -> Iterator[str]:
     yield from (str(refused) for refused in allocation.refused.values())
     routing = compile_routes(snapshot, settings.parse(IngressSettings, {"node": "check"}))
     for ref, found in sorted(routing.problems.items()):
-        yield from (f"{ref}: {problem.field}: {problem.message}" for problem in found)
+        lines = (f"{ref}: {p.field}: {p.message}" for p in found if p.reason != "NoReadyEndpoints")
+        yield from lines  # which endpoints are ready is the cluster's doing, not the author's
 
 
 def config_problem(daemon: str, file: Path) -> str | None:

@@ -91,7 +91,7 @@ def _programs(datapath: LoaderSettings, tables: dict[str, Map]) -> tuple[list[st
         uplink = {name for name, index in _devices() if name == datapath.uplink for name in carried(traffic, index)}
         for name in UPLINK:
             note(name in uplink, f"{name} at {datapath.uplink}")
-        names = dict((index, name) for name, index in _devices())
+        names = {index: name for name, index in _devices()}
         for _, value in tables["endpoints"].items() if "endpoints" in tables else ():
             ifindex = layout.Endpoint.unpack(value).ifindex
             if ifindex in names:
@@ -107,7 +107,7 @@ def _devices() -> list[tuple[str, int]]:
 def _pinned_id(path: Path) -> int | None:
     try:
         with Program.open(path) as program:
-            return program.id
+            return int(program.id)
     except BpfError:
         return None
 

@@ -21,6 +21,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -49,6 +50,11 @@ FREE, ALLOWED, REDIRECTED, DENIED, DEFAULT_DENY, ABSENT = (
 )
 OPEN = {FREE, ALLOWED}
 """Verdicts that let a packet go on directly."""
+
+
+@lru_cache(maxsize=1024)
+def _endpoint(value: bytes) -> layout.Endpoint:
+    return layout.Endpoint.unpack(value)
 
 
 class Maps:
@@ -93,7 +99,7 @@ class Maps:
 
     def endpoint(self, address: bytes) -> layout.Endpoint | None:
         value = self.tables["endpoints"].get(address)
-        return layout.Endpoint.unpack(value) if value is not None else None
+        return _endpoint(value) if value is not None else None
 
     def decide(
         self, pod: bytes, direction: int, peer: bytes, protocol: int, port: int, learned: tuple[int, ...]
@@ -318,8 +324,7 @@ def check_between(old: Tables, new: Tables) -> Maps:
         if change.table in ("services", "slots", "backends"):
             _check_services(maps)
         for probe in watched.concerned(change):
-            now = maps.decide(*probe)
-            _check(change, probe, watched.was[probe], now, watched.will[probe], watched.moves(probe))
+            _check(change, probe, maps.decide(*probe), *watched.expected[probe])
     for name in NAMES:
         assert maps.tables[name] == dict(new[name].entries), f"{name}: replaying the changes gives another table"
     return maps
@@ -359,9 +364,7 @@ class _Probes:
 
     def __init__(self, was: Maps, will: Maps) -> None:
         probes = list(_probes(was, will))
-        self.was = {probe: was.decide(*probe) for probe in probes}
-        self.will = {probe: will.decide(*probe) for probe in probes}
-        self._maps = was, will
+        self.expected = {p: (was.decide(*p), will.decide(*p), _moves(p, was, will)) for p in probes}
         self._of_pod: dict[tuple[bytes, int], list[Probe]] = defaultdict(list)
         self._of_peer: dict[bytes, list[Probe]] = defaultdict(list)
         for probe in probes:
@@ -372,19 +375,13 @@ class _Probes:
             for pod, value in maps.tables["endpoints"].items():
                 self._pods[layout.Endpoint.unpack(value).id].add(pod)
 
-    def moves(self, probe: Probe) -> bool:
-        """Whether the two ends are not the same pod and identity before and after."""
-        ends = [(maps.identity(probe[2]), endpoint.id if endpoint else 0) for maps, endpoint in self._ends(probe[0])]
-        return ends[0] != ends[1]
-
-    def _ends(self, pod: bytes) -> list[tuple[Maps, layout.Endpoint | None]]:
-        return [(maps, maps.endpoint(pod)) for maps in self._maps]
-
     def concerned(self, change: Change) -> Iterator[Probe]:
         if change.table == "policy":
             key = layout.PolicyKey.unpack(change.key)
             for pod in self._pods[key.endpoint]:
-                yield from self._of_pod[pod, key.direction]
+                for probe in self._of_pod[pod, key.direction]:
+                    if key.bits == layout.POLICY_BITS_ANY or key.protocol == probe[3]:
+                        yield probe
         elif change.table == "identities":
             place = layout.PrefixKey.unpack(change.key)
             for peer, probes in self._of_peer.items():
@@ -395,7 +392,14 @@ class _Probes:
                 yield from self._of_pod[change.key, direction]
 
 
-def _check(change: Change, probe: Probe, old: str, now: str, new: str, moves: bool) -> None:
+def _moves(probe: Probe, was: Maps, will: Maps) -> bool:
+    """Whether the two ends are not the same pod and identity before and after."""
+    ends = [(maps.identity(probe[2]), maps.endpoint(probe[0])) for maps in (was, will)]
+    (before, old), (after, new) = ends
+    return before != after or (old.id if old else 0) != (new.id if new else 0)
+
+
+def _check(change: Change, probe: Probe, now: str, old: str, new: str, moves: bool) -> None:
     broken = ""
     if now in OPEN and old not in OPEN and new not in OPEN:
         broken = "opened"

@@ -211,7 +211,7 @@ def _ingress(
 
 
 def _local(view: View, members: _Members, namespaces: Mapping[str, Labels]) -> dict[int, str]:
-    """This node's endpoints: their address is what ADD gave them, whatever objects say. Endpoint id -> canonical text."""
+    """This node's endpoints: their address is what ADD gave them, whatever objects say. Endpoint id -> text."""
     pods = {pod.meta.ref: pod for pod in view.pods}
     found = {}
     for endpoint in view.endpoints:

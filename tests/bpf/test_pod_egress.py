@@ -241,3 +241,21 @@ def test_ipv6_takes_the_same_path(node: Packet) -> None:
     assert node.to_pod(connect).verdict is Verdict.FORWARDED
     spoofed = IPv6(src="fd00:2::1", dst="fd00:1::3") / TCP(sport=5000, dport=80, flags="S")
     assert node.to_pod(spoofed, came_by=node.neighbour).verdict is Verdict.SPOOFED
+
+
+def test_an_icmp_error_prolongs_nothing(node: Packet) -> None:
+    sent = IP(src=POD, dst="203.0.113.9") / TCP(sport=4000, dport=443, flags="S")
+    node.from_pod(sent)
+    ((key, flow),) = node.entries("conntrack").items()
+    soon = replace(flow, deadline=c.monotonic_ns(20))
+    node.put("conntrack", key, soon)
+    assert node.to_pod(IP(src="198.51.100.1", dst=POD) / ICMP(type=11) / sent).verdict is Verdict.REPLY
+    assert node.entries("conntrack") == {key: soon}
+
+
+def test_an_icmp_error_does_not_pass_the_proxy_by(node: Packet) -> None:
+    flow = l.Flow(c.monotonic_ns(60), 1, 7, l.DIRECTION_EGRESS, l.FLOW_REDIRECT)
+    node.put("conntrack", l.FlowKey(c.POD_ID, pack(c.REMOTE), 53, 4000, 17), flow)
+    answer = IP(src=c.REMOTE, dst=POD) / UDP(sport=53, dport=4000)
+    error = IP(src=POD, dst=c.REMOTE) / ICMP(type=3, code=3) / answer / Raw(b"words for the server")
+    assert node.from_pod(error).verdict is Verdict.UNSUPPORTED

@@ -30,6 +30,8 @@ SERVICE_ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
 CLUSTER = "io.cilium.k8s.policy.cluster"
 INGRESS = "netstack.io/ingress"
 """Stands in the labels of the ingress endpoints and of nothing else: the entity `ingress`."""
+OURS = ("io.kubernetes.pod.", "io.cilium.", "netstack.io/")
+"""Prefixes of the keys that are derived and never taken from an object's own labels."""
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 INGRESS_MANAGER = "netstack-ingress"
 
@@ -130,8 +132,11 @@ class _Members:
 
 
 def full_labels(own: Labels, namespace: str, service_account: str, namespaces: Mapping[str, Labels]) -> dict[str, str]:
-    """A pod's labels with those of its namespace and service account under Cilium's keys."""
-    labels = dict(own)
+    """A pod's labels with those of its namespace and service account under Cilium's keys.
+
+    A pod cannot give itself any of these keys: whoever may label a pod must not choose its namespace's labels.
+    """
+    labels = {key: value for key, value in own.items() if not key.startswith(OURS)}
     labels[NAMESPACE] = namespace
     labels[CLUSTER] = "default"
     if service_account:
@@ -203,8 +208,8 @@ def _ingress(
         service = Ref("Service", item.meta.namespace, item.service)
         if item.meta.labels.get(MANAGED_BY) != INGRESS_MANAGER or service not in view.ingress_services:
             continue
-        own = {**view.ingress_services[service], INGRESS: ""}
-        text = members.add(full_labels(own, service.namespace, "", namespaces), ())
+        labels = full_labels(view.ingress_services[service], service.namespace, "", namespaces)
+        text = members.add({**labels, INGRESS: ""}, ())
         for endpoint in item.endpoints:
             for address in endpoint.addresses:
                 members.holders.setdefault(address, (text, node_address.get(endpoint.node, ANY)))
@@ -219,8 +224,11 @@ def _local(view: View, members: _Members, namespaces: Mapping[str, Labels]) -> d
         own = pod.meta.labels if pod else endpoint.labels
         account = pod.service_account if pod else endpoint.service_account
         if endpoint.ingress:  # as labelled when its Service was last known; until then by its namespace alone
-            own = {**next(iter(view.ingress_services.values()), endpoint.labels), INGRESS: ""}
-        text = members.add(full_labels(own, endpoint.ref.namespace, account, namespaces), pod.ports if pod else ())
+            own = next(iter(view.ingress_services.values()), endpoint.labels)
+        labels = full_labels(own, endpoint.ref.namespace, account, namespaces)
+        if endpoint.ingress:
+            labels[INGRESS] = ""
+        text = members.add(labels, pod.ports if pod else ())
         members.holders[endpoint.address] = (text, view.own_addresses[0])
         found[endpoint.id] = text
     return found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from instruments.cluster import Cluster
 from netstack.agent import numbers
-from netstack.agent.identities import INGRESS, LABELS_BASE, PREFIX_BASE
+from netstack.agent.identities import INGRESS, LABELS_BASE, PREFIX_BASE, LocalEndpoint
 from netstack.core.address import ANY, pack
 from netstack.core.ref import Ref
 from netstack.kernel import layout
@@ -166,3 +169,31 @@ def test_collisions_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     desired = cluster.compile()
     assert any("collides with" in problem for problem in desired.problems)
     assert entry(cluster, "10.244.1.3").identity != entry(cluster, "10.244.1.4").identity
+
+
+def test_a_pod_cannot_label_itself_into_another_namespace_or_into_the_ingress() -> None:
+    cluster = Cluster()
+    forged = {
+        "io.kubernetes.pod.namespace": "kube-system",
+        "io.cilium.k8s.namespace.labels.team": "red",
+        "io.cilium.k8s.policy.serviceaccount": "admin",
+        INGRESS: "",
+    }
+    cluster.pod("one/forger", {"app": "a", **forged}, address="10.244.1.7")
+    cluster.pod("one/honest", {"app": "a"}, address="10.244.1.8")
+    cluster.compile()
+    assert entry(cluster, "10.244.1.7").identity == entry(cluster, "10.244.1.8").identity
+
+
+def test_the_own_ingress_endpoint_is_the_same_identity_as_those_of_other_nodes() -> None:
+    cluster = Cluster()
+    cluster.service("ingress-nginx/ingress-nginx-controller", ["10.244.2.2/n2"], selector={"app": "ingress-nginx"})
+    ref = Ref("EndpointSlice", "ingress-nginx", "ingress-nginx-controller-1")
+    foreign: Any = cluster.objects[ref]
+    managed = {**foreign.meta.labels, "endpointslice.kubernetes.io/managed-by": "netstack-ingress"}
+    cluster.objects[ref] = replace(foreign, meta=replace(foreign.meta, labels=managed))
+    pod = Ref("Pod", "ingress-nginx", "netstack-ingress")
+    cluster.endpoints[pod] = LocalEndpoint(1, pack("10.244.1.2"), pod, 7, bytes(6), bytes(6), ingress=True)
+    desired = cluster.compile()
+    assert entry(cluster, "10.244.1.2").identity == entry(cluster, "10.244.2.2").identity
+    assert "ingress" in desired.identities.of_endpoint[1].entities

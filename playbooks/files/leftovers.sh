@@ -15,7 +15,7 @@ done
 ip netns list 2>/dev/null | grep -o '^netstack-ingress' | sed 's|^|network namespace: |'
 ss -Hlntup src 169.254.1.53 2>/dev/null | sed 's|^|listening: |'
 ls -d /run/netstack /run/netstack-haproxy 2>/dev/null | sed 's|^|running: |'
-for path in /opt/netstack /etc/netstack/*.yaml /etc/netstack/*.key /var/lib/netstack /var/cache/netstack /opt/cni/bin/netstack \
+for path in /opt/netstack /etc/netstack/*.yaml /etc/netstack/*.key /var/lib/netstack /var/cache/netstack /opt/cni/bin/netstack /usr/local/bin/netstack \
     /etc/cni/net.d/05-netstack.conflist /etc/systemd/system/netstack-*; do
     if [ -e "$path" ] || [ -L "$path" ]; then
         echo "installed: $path"

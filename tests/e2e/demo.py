@@ -217,7 +217,7 @@ def show_silence(show: Show, home: Home) -> None:
 
     def said() -> str:
         lines = [
-            lab.node(n.name).run("/opt/netstack/current/bin/netstack status", check=False).stdout for n in lab.nodes
+            lab.node(n.name).run("netstack status", check=False).stdout for n in lab.nodes
         ]
         expect(all("announcer  not running" in text for text in lines), lines[0])
         silent = [line.strip() for text in lines for line in text.splitlines() if VIP in line and "fell silent" in line]

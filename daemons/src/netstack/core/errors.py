@@ -14,6 +14,13 @@ class BadObject(Exception):
         self.field = field
         self.reason = reason
 
+    def __eq__(self, other: object) -> bool:
+        """The same complaint about the same object, so that what is said once need not be said again."""
+        return isinstance(other, BadObject) and self.args == other.args
+
+    def __hash__(self) -> int:
+        return hash(self.args)
+
 
 class BadConfig(Exception):
     """A daemon's configuration file is wrong at one field."""

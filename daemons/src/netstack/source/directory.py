@@ -6,6 +6,8 @@ files). A file may hold several documents and `kind: List`. The rules of faith:
 * A file that does not parse keeps all its last good objects; an object that is wrong keeps its own last good
   version, and the others in the file are taken. Both are reported in `Snapshot.broken` until they are mended.
 * The last good objects of every file are kept in `keep`, so a restart in front of a broken file falls back on them.
+* A folder that cannot be read, or is not there, has not deleted its objects: all of them stay. Only a file that is
+  missing from a folder that was read has.
 * The first of two files (in name order) that define one object wins; the second is reported.
 * The status folder's `status` lies over the manifests' own, field by field of the first level.
 """
@@ -37,6 +39,8 @@ QUIET_S = 0.02
 """After a change, wait this long for more of them, so that a burst of files is one snapshot."""
 RESCAN_S = 30.0
 """Look again this often even without an event: some file systems have none."""
+ABSENT_S = 1.0
+"""The same, while the folder cannot be read: nothing tells of its return."""
 
 Stamp = tuple[int, int, int]
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -66,6 +70,7 @@ class DirectorySource:
         self._files: dict[str, File] = {}
         self._overlay: dict[str, File] = {}
         self._parsed: dict[Ref, tuple[Mapping[str, Any], Object | None]] = {}
+        self._unreadable: tuple[Broken, ...] = ()
         self._snapshot = Snapshot()
         self.refresh()
 
@@ -74,9 +79,9 @@ class DirectorySource:
 
     def refresh(self) -> bool:
         """Read what changed on disk since the last call; True if the snapshot is another one."""
-        changed = _scan(self._manifests, self._files, self._keep)
-        overlaid = self._status is not None and _scan(self._status, self._overlay, None)
-        if not changed and not overlaid:
+        unreadable, changed = self._unreadable, self._look()
+        overlaid = self._status is not None and self._status.is_dir() and _scan(self._status, self._overlay, None)
+        if not changed and not overlaid and unreadable == self._unreadable:
             return False
         before, self._snapshot = self._snapshot, self._compose()
         for broken in self._snapshot.broken:
@@ -86,6 +91,20 @@ class DirectorySource:
             for name in changed:
                 self._remember(name, _kept(self._keep, name))
         return self._snapshot != before
+
+    def _look(self) -> set[str]:
+        """Names of the manifest files that are new, changed or gone."""
+        try:
+            changed = _scan(self._manifests, self._files, self._keep)
+        except OSError as error:
+            if self._keep is not None and not self._files:
+                self._files = _all_kept(self._keep)
+            reason = f"cannot be read: {error.strerror}"
+            bad = BadObject(Ref("folder", "", str(self._manifests)), "(content)", reason)
+            self._unreadable = (Broken(str(self._manifests), bad, kept=bool(self._files)),)
+            return set()
+        self._unreadable = ()
+        return changed
 
     def _remember(self, name: str, path: Path) -> None:
         """Keep the good objects of a file, as they are in force, for a later process."""
@@ -97,8 +116,6 @@ class DirectorySource:
 
     async def watch(self) -> AsyncIterator[Snapshot]:
         roots = (self._manifests,) if self._status is None else (self._manifests, self._status)
-        for root in roots:
-            root.mkdir(parents=True, exist_ok=True)
         inotify = Inotify(roots)
         try:
             inotify.watch_tree()
@@ -106,11 +123,12 @@ class DirectorySource:
             yield self._snapshot
             while True:
                 try:
-                    async with asyncio.timeout(RESCAN_S):  # wait_for of 3.11 can swallow a cancellation
+                    # not wait_for, which in Python 3.11 can swallow a cancellation
+                    async with asyncio.timeout(ABSENT_S if self._unreadable else RESCAN_S):
                         await inotify.changed.wait()
                     await asyncio.sleep(QUIET_S)
                 except TimeoutError:
-                    log.debug("no event for %s s, looking anyway", RESCAN_S)
+                    log.debug("no event for a while, looking anyway")
                 inotify.changed.clear()
                 inotify.watch_tree()
                 if self.refresh():
@@ -120,7 +138,7 @@ class DirectorySource:
 
     def _compose(self) -> Snapshot:
         """Documents with the status folder over them -> models; the last good version where one is refused."""
-        broken = [error for file in self._files.values() for error in file.errors]
+        broken = [*self._unreadable, *(error for file in self._files.values() for error in file.errors)]
         overlay = {ref: doc.get("status") for file in self._overlay.values() for ref, doc in file.documents.items()}
         parsed: dict[Ref, tuple[Mapping[str, Any], Object | None]] = {}
         owner: dict[Ref, str] = {}
@@ -153,9 +171,14 @@ class DirectorySource:
 
 
 def _scan(root: Path, files: dict[str, File], keep: Path | None) -> set[str]:
-    """Bring `files` up to what is on disk; the names of those that are new, changed or gone."""
+    """Bring `files` up to what is on disk; the names of those that are new, changed or gone. OSError: no change."""
+
+    def refuse(error: OSError) -> None:
+        if not (isinstance(error, FileNotFoundError) and error.filename != str(root)):  # removed since it was listed
+            raise error
+
     seen: dict[str, Stamp] = {}
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if name.startswith(".") or not name.endswith(SUFFIXES):
@@ -191,6 +214,15 @@ def _read(root: Path, name: str, stamp: Stamp, old: File) -> File:
     if not errors:  # a document without a readable name may be any of the file's old ones: keep them all then
         return File(stamp, documents, {ref: old.fallback[ref] for ref in documents if ref in old.fallback})
     return File(stamp, {**old.fallback, **documents}, old.fallback, errors)
+
+
+def _all_kept(keep: Path) -> dict[str, File]:
+    """Everything that an earlier process knew, under names that no manifest file has."""
+    files = {}
+    for path in sorted(keep.glob("*.yaml")):
+        documents = _documents(path.name, path.read_text(encoding="utf-8"))[0]
+        files[f"{path}"] = File((0, 0, 0), documents, dict(documents))
+    return files
 
 
 def _last_good(name: str, keep: Path | None) -> Documents:

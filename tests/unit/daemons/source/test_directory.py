@@ -152,3 +152,41 @@ def test_what_is_broken_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     put(tmp_path / "b.yaml", service("b"))
     source.refresh()
     assert len([r for r in caplog.records if "a.yaml" in r.message]) == 1
+
+
+def test_a_folder_that_vanishes_has_deleted_nothing(tmp_path: Path) -> None:
+    manifests, keep = tmp_path / "m", tmp_path / "keep"
+    manifests.mkdir()
+    put(manifests / "a.yaml", service("a"))
+    source = DirectorySource(manifests, keep=keep)
+    manifests.rename(tmp_path / "elsewhere")
+    assert source.refresh()
+    restarted = DirectorySource(manifests, keep=keep)
+    for one in (source, restarted):
+        assert names(one.snapshot()) == {"a": "1"}
+        assert "(content): cannot be read: No such file or directory" in str(one.snapshot().broken[0])
+        assert not one.refresh()
+    manifests.mkdir()
+    put(manifests / "b.yaml", service("b"))
+    for one in (source, restarted):
+        assert one.refresh()
+        assert names(one.snapshot()) == {"b": "1"} and one.snapshot().broken == ()
+
+
+def test_a_folder_that_never_was_is_said_and_awaited(tmp_path: Path) -> None:
+    manifests = tmp_path / "m"
+
+    async def main() -> list[dict[str, str]]:
+        seen = []
+        source = DirectorySource(manifests)
+        assert "cannot be read" in str(source.snapshot().broken[0])
+        async for snapshot in source.watch():
+            seen.append(names(snapshot))
+            if len(seen) == 1:
+                manifests.mkdir()
+                put(manifests / "a.yaml", service("a"))
+            if seen[-1]:
+                return seen
+        raise AssertionError("the watch ended")
+
+    assert asyncio.run(asyncio.wait_for(main(), 10))[-1] == {"a": "1"}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
+from pyroute2 import IPRoute
 
 from bpf.namespaces import Namespace
 from netstack.core.address import Prefix, pack
-from netstack.kernel.netlink import HERE, UNREACHABLE, Netlink, Route, Rule
+from netstack.kernel.netlink import HERE, PROTOCOL, UNREACHABLE, Netlink, Route, Rule
 
 pytestmark = pytest.mark.root
 POD, GATEWAY = pack("10.244.1.3"), pack("169.254.1.1")
@@ -102,3 +104,18 @@ def test_rules(ends: tuple[Namespace, Namespace]) -> None:
 def test_a_refusal_is_an_os_error_with_the_kernels_number(ends: tuple[Namespace, Namespace]) -> None:
     with opened(ends[0]) as node, pytest.raises(OSError, match="No such device"):
         node.set_up(4711)
+
+
+def test_pyroute2_reads_what_we_wrote(ends: tuple[Namespace, Namespace]) -> None:
+    near, far = ends
+    near.link("nst0", "eth0", far)
+    with opened(near) as node:
+        device = node.link("nst0")
+        assert device is not None
+        node.put_route(Route(Prefix(POD, 128), device.index))
+        node.put_rule(Rule(mark=0x53000000, mask=0xFF000000, table=1053, priority=100))
+    with near.entered(), IPRoute() as other:
+        (route,) = [r for r in other.get_routes(family=socket.AF_INET) if r.get("proto") == PROTOCOL]
+        assert (route.get("dst"), route["dst_len"], route.get("oif")) == ("10.244.1.3", 32, device.index)
+        (rule,) = [r for r in other.get_rules(family=socket.AF_INET) if r.get("fwmark")]
+        assert (rule.get("fwmark"), rule.get("fwmask"), rule.get("table")) == (0x53000000, 0xFF000000, 1053)

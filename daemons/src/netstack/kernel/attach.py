@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netstack.kernel.bpf import BpfError, Program
-from netstack.kernel.netlink import ACK, CREATE, EXCL, Netlink, _attribute, _attributes, _integer
+from netstack.kernel.netlink import ACK, CREATE, EXCL, Netlink, pack_attribute, read_attributes, read_integer
 from netstack.kernel.programs import POD_EGRESS, POD_INGRESS, PROGRAMS, UPLINK_EGRESS, UPLINK_INGRESS
 
 TRAFFIC = struct.Struct("=BxxxiIII")  # struct tcmsg: family, ifindex, handle, parent, info
@@ -61,11 +61,11 @@ class TrafficControl(Netlink):
         found = []
         for body in self._filters(ifindex, parent):
             _, _, handle, _, info = TRAFFIC.unpack_from(body)
-            attributes = _attributes(body[TRAFFIC.size :])
-            options = _attributes(attributes.get(OPTIONS, b""))
+            attributes = read_attributes(body[TRAFFIC.size :])
+            options = read_attributes(attributes.get(OPTIONS, b""))
             if attributes.get(KIND) == b"bpf\0" and BPF_ID in options:
                 name = options.get(BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
-                found.append(Filter(info >> 16, handle, name, _integer(options[BPF_ID])))
+                found.append(Filter(info >> 16, handle, name, read_integer(options[BPF_ID])))
         return found
 
     def attach(self, ifindex: int, program: Program) -> bool:
@@ -80,11 +80,11 @@ class TrafficControl(Netlink):
             if present.id == program.id:
                 return False
         self._clsact(ifindex)
-        options = _attribute(BPF_FD, struct.pack("=I", program.fd))
-        options += _attribute(BPF_NAME, f"{OURS}{program.name}\0".encode())
-        options += _attribute(BPF_FLAGS, struct.pack("=I", DIRECT_ACTION))
+        options = pack_attribute(BPF_FD, struct.pack("=I", program.fd))
+        options += pack_attribute(BPF_NAME, f"{OURS}{program.name}\0".encode())
+        options += pack_attribute(BPF_FLAGS, struct.pack("=I", DIRECT_ACTION))
         head = TRAFFIC.pack(0, ifindex, HANDLE, parent, PREFERENCE << 16 | EVERY_PROTOCOL)
-        self._ask(NEWFILTER, ACK | CREATE, head + _attribute(KIND, b"bpf\0") + _attribute(OPTIONS, options))
+        self._ask(NEWFILTER, ACK | CREATE, head + pack_attribute(KIND, b"bpf\0") + pack_attribute(OPTIONS, options))
         return True
 
     def detach(self, ifindex: int) -> bool:
@@ -95,9 +95,9 @@ class TrafficControl(Netlink):
                 if present.name.startswith(OURS):
                     info = present.preference << 16 | EVERY_PROTOCOL
                     head = TRAFFIC.pack(0, ifindex, present.handle, parent, info)
-                    found |= self._gone(DELFILTER, head + _attribute(KIND, b"bpf\0"))
+                    found |= self._gone(DELFILTER, head + pack_attribute(KIND, b"bpf\0"))
         if found and not any(self._filters(ifindex, parent) for parent in (INGRESS, EGRESS)):
-            self._gone(DELQDISC, TRAFFIC.pack(0, ifindex, CLSACT_HANDLE, CLSACT, 0) + _attribute(KIND, b"clsact\0"))
+            self._gone(DELQDISC, TRAFFIC.pack(0, ifindex, CLSACT_HANDLE, CLSACT, 0) + pack_attribute(KIND, b"clsact\0"))
         return found
 
     def _filters(self, ifindex: int, parent: int) -> list[bytes]:
@@ -113,7 +113,7 @@ class TrafficControl(Netlink):
         """Two hooks without a queue. EXIST is what we want; a device's real queueing is left alone."""
         try:
             head = TRAFFIC.pack(0, ifindex, CLSACT_HANDLE, CLSACT, 0)
-            self._ask(NEWQDISC, ACK | CREATE | EXCL, head + _attribute(KIND, b"clsact\0"))
+            self._ask(NEWQDISC, ACK | CREATE | EXCL, head + pack_attribute(KIND, b"clsact\0"))
         except FileExistsError:
             return
 

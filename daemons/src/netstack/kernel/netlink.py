@@ -119,7 +119,7 @@ class Netlink:
 
     def link(self, name: str) -> Link | None:
         """The device with this name, None if there is none."""
-        request = LINK.pack(0, 0, 0, 0, 0) + _attribute(3, name.encode() + b"\0")
+        request = LINK.pack(0, 0, 0, 0, 0) + pack_attribute(3, name.encode() + b"\0")
         try:
             (answer,) = self._ask(GETLINK, 0, request)
         except OSError as error:
@@ -130,11 +130,11 @@ class Netlink:
 
     def create_veth(self, name: str, peer: str, peer_netns: int, mtu: int) -> None:
         """A pair, both ends down: `name` here, `peer` in the namespace behind the descriptor `peer_netns`."""
-        size = _attribute(4, struct.pack("=I", mtu))
-        far = LINK.pack(0, 0, 0, 0, 0) + _attribute(3, peer.encode() + b"\0") + size
-        far += _attribute(28, struct.pack("=I", peer_netns))
-        info = _attribute(1, b"veth") + _attribute(2, _attribute(1, far))
-        near = LINK.pack(0, 0, 0, 0, 0) + _attribute(3, name.encode() + b"\0") + size + _attribute(18, info)
+        size = pack_attribute(4, struct.pack("=I", mtu))
+        far = LINK.pack(0, 0, 0, 0, 0) + pack_attribute(3, peer.encode() + b"\0") + size
+        far += pack_attribute(28, struct.pack("=I", peer_netns))
+        info = pack_attribute(1, b"veth") + pack_attribute(2, pack_attribute(1, far))
+        near = LINK.pack(0, 0, 0, 0, 0) + pack_attribute(3, name.encode() + b"\0") + size + pack_attribute(18, info)
         self._ask(NEWLINK, ACK | CREATE | EXCL, near)
 
     def set_up(self, index: int, up: bool = True) -> None:
@@ -153,7 +153,7 @@ class Netlink:
         found = []
         for body in self._dump(GETADDR, ADDRESS.pack(0, 0, 0, 0, 0)):
             _, _, _, _, device = ADDRESS.unpack_from(body)
-            attributes = _attributes(body[ADDRESS.size :])
+            attributes = read_attributes(body[ADDRESS.size :])
             if device == index:
                 found.append(_address(attributes.get(2) or attributes[1]))
         return found
@@ -162,7 +162,7 @@ class Netlink:
         """`bits` of 128. An address that is there already is left as it is."""
         family, wire = _wire(address)
         body = ADDRESS.pack(family, bits - (96 if family == socket.AF_INET else 0), 0, 0, index)
-        self._ask(NEWADDR, ACK | CREATE | REPLACE, body + _attribute(2, wire) + _attribute(1, wire))
+        self._ask(NEWADDR, ACK | CREATE | REPLACE, body + pack_attribute(2, wire) + pack_attribute(1, wire))
 
     # routes and rules --------------------------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class Netlink:
         found = set()
         for body in self._dump(GETROUTE, ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
             family, bits, _, _, table, owner, _, kind, flags = ROUTE.unpack_from(body)
-            attributes = _attributes(body[ROUTE.size :])
+            attributes = read_attributes(body[ROUTE.size :])
             if owner != protocol or kind not in (UNICAST, HERE, UNREACHABLE):
                 continue
             any_address = V4_MAPPED + bytes(4) if family == socket.AF_INET else bytes(16)
@@ -179,9 +179,9 @@ class Netlink:
             found.add(
                 Route(
                     destination=Prefix(base, bits + (96 if family == socket.AF_INET else 0)),
-                    ifindex=_integer(attributes[4]) if 4 in attributes and kind != UNREACHABLE else 0,
+                    ifindex=read_integer(attributes[4]) if 4 in attributes and kind != UNREACHABLE else 0,
                     gateway=_address(attributes[5]) if 5 in attributes else b"",
-                    table=_integer(attributes[15]) if 15 in attributes else table,
+                    table=read_integer(attributes[15]) if 15 in attributes else table,
                     onlink=bool(flags & ONLINK),
                     kind=kind,
                     source=_address(attributes[7]) if 7 in attributes else b"",
@@ -200,9 +200,9 @@ class Netlink:
         """Our own rules."""
         found = set()
         for body in self._dump(GETRULE, ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)):
-            attributes = _attributes(body[ROUTE.size :])
+            attributes = read_attributes(body[ROUTE.size :])
             if attributes.get(21) == bytes([PROTOCOL]):
-                priority, mark, mask, table = (_integer(attributes.get(kind, bytes(4))) for kind in (6, 10, 16, 15))
+                priority, mark, mask, table = (read_integer(attributes.get(kind, bytes(4))) for kind in (6, 10, 16, 15))
                 found.add(Rule(priority, mark, mask, table))
         return found
 
@@ -220,7 +220,7 @@ class Netlink:
         """A permanent neighbour entry: nobody is asked, and no answer on the wire can change it."""
         family, wire = _wire(address)
         body = NEIGHBOUR.pack(family, 0, index, PERMANENT, 0, 0)
-        self._ask(NEWNEIGH, ACK | CREATE | REPLACE, body + _attribute(1, wire) + _attribute(2, mac))
+        self._ask(NEWNEIGH, ACK | CREATE | REPLACE, body + pack_attribute(1, wire) + pack_attribute(2, mac))
 
     # the wire ----------------------------------------------------------------------------------------------------
 
@@ -266,12 +266,12 @@ class Netlink:
                 offset += (length + 3) & ~3
 
 
-def _attribute(kind: int, payload: bytes) -> bytes:
+def pack_attribute(kind: int, payload: bytes) -> bytes:
     padding = -len(payload) % 4
     return ATTRIBUTE.pack(ATTRIBUTE.size + len(payload), kind) + payload + bytes(padding)
 
 
-def _attributes(data: bytes) -> Attributes:
+def read_attributes(data: bytes) -> Attributes:
     """Type -> payload. The nested and byte-order flags of the type are cleared."""
     found: Attributes = {}
     offset = 0
@@ -282,7 +282,7 @@ def _attributes(data: bytes) -> Attributes:
     return found
 
 
-def _integer(payload: bytes) -> int:
+def read_integer(payload: bytes) -> int:
     return int.from_bytes(payload, sys.byteorder)
 
 
@@ -296,16 +296,16 @@ def _address(wire: bytes) -> bytes:
 
 def _link(body: bytes) -> Link:
     _, _, index, flags, _ = LINK.unpack_from(body)
-    attributes = _attributes(body[LINK.size :])
-    info = _attributes(attributes.get(18, b""))
+    attributes = read_attributes(body[LINK.size :])
+    info = read_attributes(attributes.get(18, b""))
     return Link(
         index=index,
         name=attributes[3].rstrip(b"\0").decode(),
         mac=attributes.get(1, b""),
-        mtu=_integer(attributes.get(4, b"")),
+        mtu=read_integer(attributes.get(4, b"")),
         up=bool(flags & UP),
         kind=info.get(1, b"").rstrip(b"\0").decode(),
-        peer=_integer(attributes.get(5, b"")),
+        peer=read_integer(attributes.get(5, b"")),
     )
 
 
@@ -317,20 +317,20 @@ def _route(route: Route) -> bytes:
     flags = ONLINK if route.onlink else 0
     table = route.table if route.table < 256 else COMPAT
     body = ROUTE.pack(family, bits, 0, 0, table, PROTOCOL, scope, route.kind, flags)
-    body += _attribute(15, struct.pack("=I", route.table))
+    body += pack_attribute(15, struct.pack("=I", route.table))
     if route.ifindex:
-        body += _attribute(4, struct.pack("=I", route.ifindex))
+        body += pack_attribute(4, struct.pack("=I", route.ifindex))
     if bits:
-        body += _attribute(1, wire)
+        body += pack_attribute(1, wire)
     if route.gateway:
-        body += _attribute(5, _wire(route.gateway)[1])
+        body += pack_attribute(5, _wire(route.gateway)[1])
     if route.source:
-        body += _attribute(7, _wire(route.source)[1])
+        body += pack_attribute(7, _wire(route.source)[1])
     return body
 
 
 def _rule(rule: Rule) -> bytes:
     body = ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 1, 0)  # 1 = FR_ACT_TO_TBL
-    body += _attribute(6, struct.pack("=I", rule.priority)) + _attribute(10, struct.pack("=I", rule.mark))
-    body += _attribute(16, struct.pack("=I", rule.mask)) + _attribute(15, struct.pack("=I", rule.table))
-    return body + _attribute(21, bytes([PROTOCOL]))
+    body += pack_attribute(6, struct.pack("=I", rule.priority)) + pack_attribute(10, struct.pack("=I", rule.mark))
+    body += pack_attribute(16, struct.pack("=I", rule.mask)) + pack_attribute(15, struct.pack("=I", rule.table))
+    return body + pack_attribute(21, bytes([PROTOCOL]))

@@ -97,8 +97,8 @@ class Guest:
         self.console = exchange / "console.log"
 
     def run(self, jobs: Mapping[str, str], timeout_s: float = 600.0) -> dict[str, Outcome]:
-        """Boots, runs the jobs (name -> shell script, started in the repository; the first failing command ends one)
-        in their order, and powers off. GuestFailed if it did not come to that in time."""
+        """Boots, runs the jobs (name -> shell script, started in the repository; the first failing command ends one),
+        CPUS of them at once, and powers off. GuestFailed if it did not come to that in time."""
         numbered = {name: self.exchange / f"{number:02}-{name}.job" for number, name in enumerate(jobs)}
         for name, path in numbered.items():
             path.write_text(f"cd {REPOSITORY}\nPATH={REPOSITORY}/.venv/bin:$PATH\n{jobs[name]}\n")

@@ -1,0 +1,145 @@
+"""The programs on the boards' kernel: its verifier takes them, the loader loads them, they do what they do here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from instruments.depth import DEPTH
+from kernel61 import REPOSITORY, Guest, Outcome
+from kernel61.flow import refused_edges
+from kernel61.report import Report, read
+from lab import image
+from netstack.kernel.attach import POD, UPLINK
+from netstack.kernel.loader import LoaderSettings, compiled_set
+from netstack.kernel.programs import CGROUP, PROGRAMS
+
+pytestmark = pytest.mark.root
+
+TESTS = REPOSITORY / "tests" / "bpf"
+# A C compiler's view of a header: says nothing about a kernel, and a node has none.
+NOT_OF_A_KERNEL = {"test_abi.py"}
+# They compile again and again, minutes each time on an interpreted processor: for a soak (DEPTH above `make test`'s).
+COMPILING = {"test_compile.py", "test_loader.py"}
+SOAK = DEPTH > 8
+# A lane for each of the guest's processors, of about the same length. Every other file is in the second.
+FIRST_LANE = {"test_uplink.py"}
+LEFT_OUT = NOT_OF_A_KERNEL if SOAK else NOT_OF_A_KERNEL | COMPILING
+
+SOCKETS = [spec.name for spec in PROGRAMS.values() if spec.hook == CGROUP]
+# The verifier gives up at a million instructions looked at; half of it is where we would start to cut a program.
+MOST_VERIFIED = 500_000
+
+LOADER = f"""
+uname -r > /exchange/release
+ip link add eth0 type dummy
+ip link set eth0 up
+cat > /run/agent.yaml <<END
+datapath: {{bpf_source: {REPOSITORY}/files/bpf, cache: /root/.cache/netstack/programs}}
+END
+export PYTHONPATH={REPOSITORY}/daemons/src
+loader="python3 -m netstack.kernel.loader --config /run/agent.yaml"
+programs() {{
+    for pin in /sys/fs/bpf/netstack/progs/*; do bpftool --json prog show pinned "$pin"; echo; done
+}}
+$loader 2> /exchange/first
+programs > /exchange/programs
+$loader 2> /exchange/second
+programs > /exchange/programs-after
+$loader --detach
+find /sys/fs/bpf/netstack > /exchange/left 2>/dev/null || true
+tc filter show dev eth0 ingress >> /exchange/left 2>/dev/null || true
+bpftool cgroup show /sys/fs/cgroup >> /exchange/left
+"""
+
+
+def packet_tests(report: str, arguments: str) -> str:
+    """Plugins that happen to be in the environment are not loaded: each costs seconds on an interpreted processor."""
+    return (
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python3 -m pytest -q -p no:cacheprovider --tb=short --durations=8 "
+        f"--junitxml=/exchange/{report} {arguments}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    exchange: Path
+    outcomes: dict[str, Outcome]
+
+    def words(self, name: str) -> str:
+        return (self.exchange / name).read_text()
+
+    def programs(self, name: str) -> dict[str, dict[str, object]]:
+        """Pinned program's name -> what bpftool shows of it."""
+        shown = [json.loads(line) for line in self.words(name).splitlines() if line]
+        return {str(program["name"]): program for program in shown}
+
+
+def test_no_loop_is_closed_by_falling_through() -> None:
+    settings = LoaderSettings(bpf_source=str(REPOSITORY / "files" / "bpf"), cache=str(image.cache() / "programs"))
+    compiled = compiled_set(settings)
+    assert {name: list(refused_edges(program.instructions)) for name, program in compiled.programs.items()} == {
+        name: [] for name in PROGRAMS
+    }
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    exchange = tmp_path_factory.mktemp("exchange")
+    first = " ".join(f"tests/bpf/{name}" for name in sorted(FIRST_LANE))
+    others = " ".join(f"--ignore=tests/bpf/{name}" for name in sorted(FIRST_LANE | LEFT_OUT))
+    jobs = {
+        "loader": LOADER,
+        "first": packet_tests("first.xml", first),
+        "second": packet_tests("second.xml", f"{others} tests/bpf"),
+    }
+    return Run(exchange, Guest(exchange).run(jobs, timeout_s=3600 if SOAK else 1200))
+
+
+@pytest.fixture(scope="module")
+def lanes(guest: Run) -> list[Report]:
+    return [read(guest.exchange / name) for name in ("first.xml", "second.xml")]
+
+
+def test_it_is_the_boards_series(guest: Run) -> None:
+    assert guest.words("release").startswith("6.1.")
+
+
+def test_the_loader_puts_everything_in_force(guest: Run) -> None:
+    assert guest.outcomes["loader"] == Outcome(0, "")
+    *_, last = guest.words("first").splitlines()
+    assert set(last.removeprefix("in force; new or changed: ").split(", ")) == {*SOCKETS, *UPLINK}
+
+
+def test_a_second_start_changes_nothing(guest: Run) -> None:
+    assert guest.words("second") == "in force; new or changed: none\n"
+    before, after = guest.programs("programs"), guest.programs("programs-after")
+    assert {name: program["id"] for name, program in before.items()} == {
+        name: program["id"] for name, program in after.items()
+    }
+
+
+def test_every_program_is_translated_and_far_from_the_verifiers_limit(guest: Run) -> None:
+    programs = guest.programs("programs")
+    assert len(programs) == len(PROGRAMS) == len({*SOCKETS, *UPLINK, *POD})
+    for name, program in programs.items():
+        assert program["jited"] is True, name
+        looked_at = program["verified_insns"]
+        assert isinstance(looked_at, int) and looked_at < MOST_VERIFIED, name
+
+
+def test_detaching_leaves_nothing(guest: Run) -> None:
+    assert guest.words("left") == ""
+
+
+def test_the_packet_tests_hold_and_none_is_skipped(guest: Run, lanes: list[Report]) -> None:
+    assert {name: reason for lane in lanes for name, reason in lane.failed.items()} == {}
+    assert {name: reason for lane in lanes for name, reason in lane.skipped.items()} == {}
+    assert [guest.outcomes[name].exit for name in ("first", "second")] == [0, 0]
+
+
+def test_every_file_of_packet_tests_ran(lanes: list[Report]) -> None:
+    assert set.union(*(lane.files for lane in lanes)) == {path.name for path in TESTS.glob("test_*.py")} - LEFT_OUT

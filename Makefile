@@ -28,7 +28,7 @@ bpf:
 	$(PYTEST) tests/bpf
 
 integration:
-	@tests/setup.sh packages venv headers image
+	@tests/setup.sh packages venv headers image kernels
 	$(PYTEST) tests/integration
 
 molecule:

@@ -48,6 +48,8 @@ class Capture:
             )
         # tcpdump says so once socket and filter are in place
         wait_until(lambda: "listening on" in self._heard(), f"tcpdump to listen:\n{self._heard()}")
+        captured, received = self._counts()
+        self._unfiltered = received - captured
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -62,13 +64,19 @@ class Capture:
         return self._said.read_text()
 
     def _drained(self) -> bool:
-        """SIGUSR1 makes tcpdump print its counts; it has written everything when both are equal."""
+        """Whether all that was received is in the file. What came before the filter was in place counts as received
+        and is thrown away, so it is never captured."""
+        captured, received = self._counts()
+        return captured >= received - self._unfiltered
+
+    def _counts(self) -> tuple[int, int]:
+        """(captured, received by filter), which SIGUSR1 makes tcpdump print."""
         before = self._heard().count("captured")
         self._tcpdump.send_signal(signal.SIGUSR1)
         wait_until(lambda: self._heard().count("captured") > before, "tcpdump's counts")
         counts = re.findall(r"(\d+) packets? captured\D+(\d+) packets? received by filter", self._heard())
         captured, received = counts[-1]
-        return int(captured) >= int(received)
+        return int(captured), int(received)
 
     def lines(self, *options: str) -> list[str]:
         """One line a packet, as tcpdump prints it; `-e` among the options shows MACs."""

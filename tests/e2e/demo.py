@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests")]
 
 from lab import Lab  # noqa: E402 - the path above is where it is
+from lab.node import Node  # noqa: E402
 from lab.pods import Pod  # noqa: E402
 from lab.router import ATTACKER, FOREIGN_DNS  # noqa: E402
 from lab.shell import wait_until  # noqa: E402
@@ -81,9 +82,9 @@ class Home:
     def furnish(cls, lab: Lab) -> Home:
         for manifest in sorted(MANIFESTS.glob("*.yaml")):
             lab.apply(manifest)
-        lab.dns_pod("n2")
         wait_until(lambda: owner(lab) is not None, f"somebody to answer for {VIP}")
         elsewhere = next(node.name for node in lab.nodes if node.name != owner(lab))
+        lab.dns_pod(elsewhere)
         serve = ["python3", "/opt/lab/share/answer.py", "--name", "home-assistant", "--http", "8123"]
         labels, ports = {"app": "home-assistant"}, {"http": 8123}
         lab.pod(elsewhere, "home", "home-assistant", labels, serve, ports=ports, host_network=True)
@@ -95,6 +96,10 @@ class Home:
     @property
     def assistant(self) -> str:
         return self.lab.node(self.assistant_node).address
+
+
+def wait_ready(node: Node) -> None:
+    wait_until(lambda: node.run("netstack status", check=False).returncode == 0, f"{node.name} to be ready", 30)
 
 
 def owner(lab: Lab) -> str | None:
@@ -265,8 +270,8 @@ The lab is still up:
 """
 
 
-def perform(lab: Lab) -> list[str]:
-    """The whole demo on a lab that is up; returns the claims that failed."""
+def perform(lab: Lab) -> tuple[Home, list[str]]:
+    """The whole demo on a lab that is up; returns the home, one of whose nodes is off then, and the failed claims."""
     show = Show()
     show.step("installing netstack: ansible-playbook playbooks/site.yml")
     site(lab)
@@ -282,7 +287,7 @@ def perform(lab: Lab) -> list[str]:
     show.step("a power cut")
     show_power_cut(show, home)
     show.step("done" if not show.failed else f"{len(show.failed)} claims did not hold")
-    return show.failed
+    return home, show.failed
 
 
 def main() -> int:
@@ -290,7 +295,7 @@ def main() -> int:
     lab = Lab()
     lab.down()
     lab.up(keep=True)
-    failed = perform(lab)
+    _, failed = perform(lab)
     print(explore(lab))
     return 1 if failed else 0
 

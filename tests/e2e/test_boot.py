@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from e2e.demo import LISTED, Home
+from e2e.demo import LISTED, Home, wait_ready
 from lab.cni import CniError
 from lab.router import ATTACKER
-from lab.shell import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
@@ -50,8 +49,7 @@ def test_after_a_power_cut_a_restricted_pod_comes_back_restricted(home: Home) ->
     thief = lab.pod("n3", "openclaw", "thief", {"app": "openclaw"}, KNOCKING)
     lab.powercut("n3")
     lab.boot("n3")
-    node = lab.node("n3")
-    wait_until(lambda: node.run("netstack status", check=False).returncode == 0, "the node to be ready again", 30)
+    wait_ready(lab.node("n3"))
     with lab.capture("n3", f"host {ATTACKER}") as wire:
         thief.start()
         allowed = thief.get(LISTED)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from e2e import demo
-from lab import Lab
+from e2e.demo import Home
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 
-def test_every_claim_of_the_demo_holds() -> None:
-    with Lab("e2e") as lab:
-        assert demo.perform(lab) == []
+def test_every_claim_of_the_demo_holds(performance: tuple[Home, list[str]]) -> None:
+    _, failed = performance
+    assert failed == []

@@ -13,6 +13,7 @@ Free properties, checked when a `Web` is left, so by every test:
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import http.server
@@ -161,16 +162,15 @@ class Web:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with contextlib.ExitStack() as undo:  # whatever fails, the rest is undone: the next test needs the name
+            undo.callback(run, ["ip", "netns", "del", self.netns], check=False)
+            for backend in self.backends:
+                undo.callback(backend.close)
+            undo.callback(self.kill_haproxy)
+            undo.callback(self.stop_daemon)
             if kind is None:
                 self._check()
-        finally:
-            self.stop_daemon()
-            self.kill_haproxy()
-            for backend in self.backends:
-                backend.close()
-            run(["ip", "netns", "del", self.netns], check=False)
-            if kind is not None:
+            else:
                 sys.stderr.write(self.log())
 
     def _check(self) -> None:
@@ -243,14 +243,20 @@ class Web:
         assert self.haproxy is not None
         if self.haproxy.poll() is not None:
             raise RuntimeError(f"HAProxy ended:\n{self.log()}")
-        return self._listening()
+        try:
+            self.connect().close()
+        except (ConnectionRefusedError, ConnectionResetError):
+            return False
+        return True
 
-    def _listening(self) -> bool:
+    def _refuses(self) -> bool:
         try:
             self.connect().close()
         except ConnectionRefusedError:
+            return True
+        except ConnectionResetError:  # a listener that ended while the connection waited in its queue
             return False
-        return True
+        return False
 
     @property
     def workers(self) -> list[int]:
@@ -270,7 +276,7 @@ class Web:
         self.haproxy.wait()
         self.haproxy = None
         # A thread that has not ended yet keeps the ports open, and the next HAProxy would share them with it.
-        wait_until(lambda: not self._listening(), "the end of HAProxy")
+        wait_until(self._refuses, "the end of HAProxy")
 
     def ip(self, *commands: str) -> None:
         """`ip` in the namespace, one command after the other."""

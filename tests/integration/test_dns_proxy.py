@@ -250,10 +250,9 @@ def test_one_pods_flood_does_not_starve_another(wire: Wire, server: Server) -> N
     try:
         for sock in connections:
             sock.connect((SERVER, 53))
-        with pytest.raises(OSError):
+        with pytest.raises((EOFError, ConnectionResetError, BrokenPipeError)):
             connections[2].sendall(framed(question(API)))
             receive_framed(connections[2])
-            raise AssertionError("a third connection was served")
         assert addresses(wire.look_up_by_tcp("www.x.io", pod=STRANGER)[0]) == ["192.0.2.20"]
     finally:
         for sock in connections:

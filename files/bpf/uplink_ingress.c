@@ -33,7 +33,7 @@ INLINE struct vip *vip_here(__u32 ifindex, const struct addr *addr)
 
 /* A request for an allocated address is answered by its owner while the deadline holds, and by nobody else on this
  * node ever: a probe (sender 0.0.0.0) is answered too, that defends the address (RFC 5227 section 2.1.1). Another's
- * announcement (sender = target) is not a question.
+ * announcement (sender = target) is not a question: the announcer watches for those, and the kernel has no such address.
  */
 INLINE int vip_arp(struct __sk_buff *skb, int *action)
 {
@@ -45,9 +45,9 @@ INLINE int vip_arp(struct __sk_buff *skb, int *action)
 		return VERDICT_FORWARDED;
 	addr_from_v4(&target, arp_addr(frame.arp.target));
 	vip = vip_here(skb->ifindex, &target);
-	if (!vip)
+	if (!vip || arp_addr(frame.arp.sender) == target.w[3])
 		return VERDICT_FORWARDED;
-	if (arp_addr(frame.arp.sender) == target.w[3] || bpf_ktime_get_ns() >= vip->deadline)
+	if (bpf_ktime_get_ns() >= vip->deadline)
 		return VERDICT_VIP_NOT_OWNED;
 	return arp_answer(skb, &frame, vip->mac, action);
 }

@@ -221,15 +221,14 @@ def test_told_to_stop_it_answers_what_is_under_way_and_leaves_the_rest_to_its_su
 
 def test_a_server_that_refuses_is_said_at_once_and_a_silent_one_is_given_up(wire: Wire) -> None:
     wire.start(upstream_timeout_s=0.2)
-    started = time.monotonic()
     assert wire.look_up(API).header.rcode == dnslib.RCODE.SERVFAIL  # nobody listens: ICMP port unreachable
     (by_tcp,) = wire.look_up_by_tcp(API)
     assert by_tcp.header.rcode == dnslib.RCODE.SERVFAIL
-    assert time.monotonic() - started < 1
+    assert counted(wire, "server silent") == 0
     with Server(wire.server_ns, silent=True):
         with pytest.raises(TimeoutError):
             wire.look_up(API, timeout_s=0.4)
-        assert counted(wire, "server silent") == 1
+        eventually(lambda: counted(wire, "server silent") == 1, "the question is given up")
     assert wire.ask("status")["in_flight"] == 0
 
 

@@ -114,18 +114,17 @@ class Cni:
     async def _wait_for(self, namespace: str, name: str, container: str) -> tuple[dict[str, str], str]:
         """The labels and service account of a pod, as soon as its object is known."""
         patience_s = self._settings.pod_wait_s
-        deadline = asyncio.get_running_loop().time() + patience_s
-        while True:
-            self.news.clear()
-            found = self._ingress(container) if container == INGRESS_NAME else self._pod(namespace, name)
-            if found is not None:
-                return found
-            left = deadline - asyncio.get_running_loop().time()
-            try:
-                await asyncio.wait_for(self.news.wait(), left)
-            except TimeoutError:
-                details = f"waited {patience_s:g} s; without its labels its policies cannot be told"
-                raise Refused(TRY_AGAIN, f"Pod {namespace}/{name} is not known on this node yet", details) from None
+        try:
+            async with asyncio.timeout(patience_s):
+                while True:
+                    self.news.clear()
+                    found = self._ingress(container) if container == INGRESS_NAME else self._pod(namespace, name)
+                    if found is not None:
+                        return found
+                    await self.news.wait()
+        except TimeoutError:
+            details = f"waited {patience_s:g} s; without its labels its policies cannot be told"
+            raise Refused(TRY_AGAIN, f"Pod {namespace}/{name} is not known on this node yet", details) from None
 
     def _pod(self, namespace: str, name: str) -> tuple[dict[str, str], str] | None:
         pod = self._snapshot().get(Pod, "Pod", namespace, name)

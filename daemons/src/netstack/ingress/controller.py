@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from netstack.ingress import endpoint, files, render
@@ -17,12 +18,29 @@ from netstack.ingress.slots import Slots, assign
 from netstack.source.snapshot import Snapshot
 
 BACKOFF_S = (1.0, 60.0)
-"""First and longest pause after HAProxy refused the wanted state: a broken one must not become a storm of reloads."""
+"""First and longest pause after HAProxy refused the wanted state or its files: a broken one must not become a storm of
+reloads, nor of `haproxy -c`."""
 
 RENEW_CHECK_S = 3600.0
 """How often the end of the self-signed certificate is looked at."""
 
 log = logging.getLogger("ingress")
+
+
+@dataclass(slots=True)
+class Backoff:
+    """When what failed may be tried again, in time.monotonic() seconds: twice as late each time."""
+
+    pause_s: float = BACKOFF_S[0]
+    not_before: float = 0.0
+
+    def failed(self) -> None:
+        self.not_before = time.monotonic() + self.pause_s
+        self.pause_s = min(2 * self.pause_s, BACKOFF_S[1])
+
+    @property
+    def waits(self) -> bool:
+        return time.monotonic() < self.not_before
 
 
 class Controller:
@@ -40,8 +58,9 @@ class Controller:
         self._renew = 0.0
         self._process: Process | None = None
         self._error = ""
-        self._not_before = 0.0
-        self._pause_s = BACKOFF_S[0]
+        self._refused: Snapshot | None = None
+        self._refusal = ""
+        self._files_backoff, self._reach_backoff = Backoff(), Backoff()
 
     async def step(self) -> str:
         """One turn; a line for `systemctl status`. What is wrong with the world is said there and tried again.
@@ -64,6 +83,8 @@ class Controller:
         """Compile and write the files, if anything is new; what went wrong, or ""."""
         if self._prepared is snapshot and time.time() < self._renew:
             return ""
+        if self._refused is snapshot and self._files_backoff.waits:
+            return self._refusal
         self._routing = routing = compile_routes(snapshot, self.settings)
         try:
             pair = routing.default_certificate or files.default_certificate(self.settings, time.time())
@@ -73,8 +94,11 @@ class Controller:
                 files.write(wanted, assigned, self.settings)
                 self._slots, self._wanted = assigned, wanted
         except (OSError, files.ConfigurationRefused) as error:
-            return f"the files stay as they were: {error}"
+            self._refused, self._refusal = snapshot, f"the files stay as they were: {error}"
+            self._files_backoff.failed()
+            return self._refusal
         self._prepared, self._renew = snapshot, time.time() + RENEW_CHECK_S
+        self._refused, self._files_backoff = None, Backoff()
         return ""
 
     async def _reach(self) -> str:
@@ -82,7 +106,7 @@ class Controller:
         self._process = await self.proxy.alive()
         if self._process is None:
             return f"HAProxy does not answer at {self.settings.socket}"
-        if self._wanted is None or time.monotonic() < self._not_before:
+        if self._wanted is None or self._reach_backoff.waits:
             return self._error
         try:
             await self.proxy.reach(self._wanted)
@@ -90,10 +114,9 @@ class Controller:
             self.proxy.runtime.close()
             return f"HAProxy went away: {error or type(error).__name__}"
         except Refused as error:
-            self._not_before = time.monotonic() + self._pause_s
-            self._pause_s = min(2 * self._pause_s, BACKOFF_S[1])
+            self._reach_backoff.failed()
             return str(error)
-        self._pause_s = BACKOFF_S[0]
+        self._reach_backoff = Backoff()
         return ""
 
     # The control socket

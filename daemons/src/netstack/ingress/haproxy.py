@@ -74,9 +74,8 @@ class Runtime:
         self._writer: asyncio.StreamWriter | None = None
 
     async def connect(self) -> None:
-        self._reader, self._writer = await asyncio.wait_for(
-            asyncio.open_unix_connection(str(self._path), limit=ANSWER_LIMIT), TIMEOUT_S
-        )
+        async with asyncio.timeout(TIMEOUT_S):
+            self._reader, self._writer = await asyncio.open_unix_connection(str(self._path), limit=ANSWER_LIMIT)
         await self.ask("prompt")
 
     @property
@@ -278,10 +277,11 @@ class Proxy:
         log.warning("reload: %s", reason)
         self.reloads.append(reason)
         old = self.pid
-        _, writer = await asyncio.wait_for(asyncio.open_unix_connection(str(self.settings.master_socket)), TIMEOUT_S)
-        with contextlib.closing(writer):
-            writer.write(b"reload\n")
-            await writer.drain()
+        async with asyncio.timeout(TIMEOUT_S):
+            _, writer = await asyncio.open_unix_connection(str(self.settings.master_socket))
+            with contextlib.closing(writer):
+                writer.write(b"reload\n")
+                await writer.drain()
         async with asyncio.timeout(RELOAD_TIMEOUT_S):
             while True:
                 self.runtime.close()

@@ -56,6 +56,17 @@ def test_a_disk_that_takes_nothing_is_said(tmp_path: Path) -> None:
     assert asyncio.run(made.step()).startswith("the files stay as they were: ")
 
 
+def test_refused_files_are_not_made_anew_every_turn_but_other_objects_are_tried_at_once(tmp_path: Path) -> None:
+    made = controller(tmp_path, APP)
+    obstacle = tmp_path / "state"
+    obstacle.write_text("a file in the way")
+    refusal = asyncio.run(made.step())
+    obstacle.unlink()
+    assert asyncio.run(made.step()) == refusal
+    made.snapshot = snapshot(APP, service("another"))
+    assert asyncio.run(made.step()) == f"HAProxy does not answer at {tmp_path}/haproxy.sock"
+
+
 def test_every_route_is_shown_with_its_cause(tmp_path: Path) -> None:
     assert controller(tmp_path, APP).routes()[-1] == {
         "host": "ha.lab",

@@ -28,7 +28,7 @@ bpf:
 	$(PYTEST) tests/bpf
 
 integration:
-	@tests/setup.sh packages venv headers image kernels
+	@tests/setup.sh packages venv headers image kernels controlplane
 	$(PYTEST) tests/integration
 
 molecule:
@@ -40,14 +40,14 @@ sanity:
 	tests/sanity.sh
 
 e2e:
-	@tests/setup.sh packages venv headers image
+	@tests/setup.sh packages venv headers image controlplane
 	$(PYTEST) tests/e2e
 
 test: export DEPTH ?= 8
 test: unit lint bpf integration sanity molecule e2e
 
 demo:
-	@tests/setup.sh packages venv headers image
+	@tests/setup.sh packages venv headers image $(if $(filter kubernetes,$(NETSTACK_SOURCE)),controlplane)
 	$(PYTHON) tests/e2e/demo.py
 
 demo-down:

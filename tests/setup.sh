@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # Makes a fresh Debian 12 machine (as root) ready to build, test and run the lab. Each step does nothing when done.
 #
-#   tests/setup.sh [packages] [venv] [headers] [image] [kernels]        without arguments: all of them
+#   tests/setup.sh [packages] [venv] [headers] [image] [kernels] [controlplane]        without arguments: all of them
 #
 # packages  the Debian packages below
 # venv      $NETSTACK_CACHE/venv-<hash of tests/requirements.txt>, linked as .venv
 # headers   kernel headers where bcc looks for them: Debian's, if this kernel came without its own
 # image     the lab's node image (tests/lab/image.py)
 # kernels   QEMU, and $NETSTACK_CACHE/kernel-<release>: the kernel that the image's headers belong to (tests/kernel61)
+# controlplane
+#           $NETSTACK_CACHE/controlplane-<key>: etcd and Kubernetes' API server, controllers and scheduler, built with
+#           Go (tests/lab/controlplane). Where there is no Go >= 1.21 it says so and builds nothing, and the tests that
+#           need it are skipped; with CI or NETSTACK_REQUIRE_CONTROLPLANE set that is an error instead.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -118,13 +122,18 @@ step_kernels() {
     exec {lock}>&-
 }
 
-for step in "${@:-packages venv headers image kernels}"; do
+step_controlplane() {
+    cd "$root/tests"
+    "$root/.venv/bin/python" -m lab.controlplane
+}
+
+for step in "${@:-packages venv headers image kernels controlplane}"; do
     # the default is one word list, an argument one word
     for name in $step; do
         case $name in
-        packages | venv | headers | image | kernels) "step_$name" ;;
+        packages | venv | headers | image | kernels | controlplane) "step_$name" ;;
         *)
-            echo "usage: tests/setup.sh [packages] [venv] [headers] [image] [kernels]" >&2
+            echo "usage: tests/setup.sh [packages] [venv] [headers] [image] [kernels] [controlplane]" >&2
             exit 2
             ;;
         esac

@@ -298,6 +298,19 @@ class Cluster:
         verdict = self._maps.decide(self.address(pod), way, self.address(peer), PROTOCOLS[protocol], port, ())
         return "allowed" if verdict in OPEN else "denied"
 
+    def identity(self, who: str) -> int:
+        """What the programs see in the address."""
+        return self._maps.identity(self.address(who))
+
+    def may_ask(self, pod: str, server: str, port: int = 53) -> set[str]:
+        """Which names the pod may ask for at this server (a pod by name, or an address), as policies write them."""
+        assert self.desired is not None
+        number = layout.Endpoint.unpack(self.table("endpoints").entries[self.address(pod)]).id
+        queries = next((item.queries for item in self.desired.policy.dns if item.endpoint == number), {})
+        servers = {(identity, at) for identity in (0, self.identity(server)) for at in (0, port)}
+        found = [names for place, names in queries.items() if (place.identity, place.port) in servers]
+        return {name.text for names in found for name in names}
+
     def table(self, name: str) -> Table:
         return self.before.tables[name]
 

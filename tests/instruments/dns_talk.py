@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import dnslib
 
-from netstack.core.address import pack
+from netstack.core.address import pack, unpack
 from netstack.dns.rules import parse
 from netstack.dns.session import Client, Close, Command, Drop, Forward, Reply, Session, Transport
 from netstack.dns.settings import DnsSettings
+from netstack.kernel.layout import IDENTITY_WORLD
 
 POD, OTHER_POD, SERVER = "10.244.1.5", "10.244.1.6", "10.96.0.10"
 
@@ -30,12 +31,13 @@ def rules_text(*endpoints: dict[str, object], generation: int = 1) -> str:
 def endpoint(
     number: int, address: str, names: dict[int, str] | None = None, queries: tuple[str, ...] = ()
 ) -> dict[str, object]:
-    """An entry of the rules file: selector -> name or pattern."""
+    """An entry of the rules file: selector -> name or pattern. These and `queries` may be asked, of any server."""
+    texts = dict.fromkeys([*(names or {}).values(), *queries])
     return {
         "endpoint": number,
         "addresses": [address],
         "names": [{"selector": selector, **_match(text)} for selector, text in (names or {}).items()],
-        "queries": [_match(text) for text in queries],
+        "queries": [{"to": 0, "port": 0, "names": [_match(text) for text in texts]}],
     }
 
 
@@ -77,9 +79,15 @@ class Talk:
     def __init__(self, *endpoints: dict[str, object], settings: DnsSettings | None = None) -> None:
         self.settings = settings or DnsSettings()
         self._ids = itertools.count(0x8000)
-        self.session = Session(self.settings, parse(rules_text(*endpoints)), lambda: next(self._ids) & 0xFFFF)
+        self.identities: dict[str, int] = {}
+        self.session = Session(
+            self.settings, parse(rules_text(*endpoints)), lambda: next(self._ids) & 0xFFFF, self.identify
+        )
         self.now = 1000.0
         self._asked: dict[int, Asked] = {}
+
+    def identify(self, address: bytes) -> int:
+        return self.identities.get(unpack(address), IDENTITY_WORLD)
 
     def say(self, payload: bytes, pod: str = POD, transport: Transport = Transport.UDP) -> Command:
         """The pod sends `payload`; the one command that follows."""
@@ -88,8 +96,9 @@ class Talk:
         if isinstance(command, Forward):
             assert command.payload[2:] == payload[2:]
             name = tuple(label.lower() for label in dnslib.DNSRecord.parse(payload).q.qname.label)
-            found = self.session.rules.endpoints[client.address].selectors(name)
-            assert found is not None, f"{name} was forwarded against the rules"
+            found = self.session.rules.endpoints[client.address]
+            may = found.may_ask(name, self.identify(client.server), client.server_port)
+            assert may, f"{name} was forwarded against the rules"
             self._asked[command.key] = Asked(command.key, command.payload, client, payload)
         else:
             self._check_reply(command, payload)
@@ -140,6 +149,6 @@ class Talk:
         for credit in command.credits:
             found = self.session.rules.endpoints[command.client.address]
             assert credit.endpoint == found.id
-            assert set(credit.selectors) <= (found.selectors(credit.name) or frozenset())
+            assert set(credit.selectors) <= found.selectors(credit.name)
             assert credit.until_s >= self.now + self.settings.min_ttl_s
         assert not command.credits or command.otherwise

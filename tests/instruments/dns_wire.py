@@ -198,7 +198,7 @@ class Wire:
         bpffs = self.folder / "bpf"
         bpffs.mkdir()
         run(["mount", "-t", "bpf", "bpf", str(bpffs)])
-        for name in ("fqdn", "fqdn_use"):
+        for name in ("fqdn", "fqdn_use", "identities"):
             self.make_map(name, MAPS[name].entries)
 
     def redirect(self) -> None:

@@ -73,7 +73,10 @@ class Desired:
                 "endpoint": item.endpoint,
                 "addresses": [unpack(address) for address in item.addresses],
                 "names": [{"selector": number, name.field: name.text} for name, number in sorted(item.names.items())],
-                "queries": [{name.field: name.text} for name in item.queries],
+                "queries": [
+                    {"to": server.identity, "port": server.port, "names": [{n.field: n.text} for n in sorted(names)]}
+                    for server, names in sorted(item.queries.items())
+                ],
             }
             for item in self.policy.dns
         ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from netstack.core import settings
 from netstack.core.unit import Unit, run
 from netstack.dns import report, sockets
-from netstack.dns.apply import SWEEP_S, Learned
+from netstack.dns.apply import SWEEP_S, Identities, Learned
 from netstack.dns.proxy import Proxy
 from netstack.dns.rulesfile import RulesFile
 from netstack.dns.session import Session
@@ -26,7 +26,8 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     rules.refresh()
     maps = Path(chosen.maps)
     learned = Learned(Map.open(maps / "fqdn"), Map.open(maps / "fqdn_use"), chosen.max_addresses_per_pod)
-    session = Session(chosen, rules.rules, functools.partial(secrets.randbelow, 1 << 16))
+    identities = Identities(Map.open(maps / "identities"))
+    session = Session(chosen, rules.rules, functools.partial(secrets.randbelow, 1 << 16), identities)
     proxy = Proxy(chosen, session, learned, rules, unit.spawn)
     unit.command("status", lambda _: report.status(session, len(learned), rules.error))
     unit.command("names", lambda _: report.names(session.rules, learned.entries(loop.time()), loop.time()))

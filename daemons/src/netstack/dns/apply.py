@@ -18,7 +18,7 @@ from typing import Protocol
 
 from netstack.dns.names import Name
 from netstack.dns.session import Credit
-from netstack.kernel.layout import FQDN_SELECTORS, Fqdn, FqdnKey, Instant
+from netstack.kernel.layout import FQDN_SELECTORS, IDENTITY_WORLD, Fqdn, FqdnKey, Identity, Instant, PrefixKey
 
 SWEEP_S = 10.0
 """How often the table is swept."""
@@ -37,6 +37,17 @@ class Table(Protocol):
     def put(self, key: bytes, value: bytes) -> None: ...
     def delete(self, key: bytes) -> bool: ...
     def items(self) -> Iterable[tuple[bytes, bytes]]: ...
+
+
+class Identities:
+    """The agent's table `identities`, as the programs read it: the longest prefix decides."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def __call__(self, address: bytes) -> int:
+        value = self._table.get(PrefixKey(128, address).pack())
+        return Identity.unpack(value).identity if value is not None else IDENTITY_WORLD
 
 
 class Refused(Exception):

@@ -106,10 +106,11 @@ class Matcher:
 
     def _add(self, rule: Rule) -> None:
         labels = rule.labels()
-        if labels == (b"*",) and rule.match is Match.PATTERN:
-            self._root.here.add(rule.selector)
-            self._root.below.add(rule.selector)
-            return
+        if len(labels) == 1 and not labels[0].strip(b"*"):
+            self._root.here.add(rule.selector)  # the root too: stars also stand for nothing
+            if labels[0] == b"*":
+                self._root.below.add(rule.selector)
+                return
         deep = len(labels) > 1 and labels[0] == b"**"
         node = self._root
         for label in reversed(labels[1:] if deep else labels):

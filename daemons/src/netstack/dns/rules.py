@@ -1,14 +1,16 @@
-"""Which pod may ask for which names, and what a name opens: the file that the agent compiles.
+"""Which pod may ask whom for which names, and what a name opens: the file that the agent compiles.
 
     {"generation": 7,
      "endpoints": [{"endpoint": 12, "addresses": ["10.244.1.5"],
                     "names":   [{"selector": 3, "matchName": "api.anthropic.com"},
                                 {"selector": 4, "matchPattern": "*.x.io"}],
-                    "queries": [{"matchPattern": "*.svc.cluster.local"}]}]}
+                    "queries": [{"to": 1073741911, "port": 53,
+                                 "names": [{"matchName": "api.anthropic.com"}, {"matchPattern": "*.local"}]}]}]}
 
-`names` may be asked, and their answers' addresses are credited to the selector; `queries` may be asked, no more. A pod
-without an entry may ask nothing. An entry of names or queries that has any other field is refused, because what it is
-not understood to restrict it must not allow; unknown fields elsewhere are left to newer versions.
+`queries` may be asked of servers with the identity `to` (as the kernel's table `identities` has it) at that port; 0 is
+any. The addresses of `names` are credited to the selector. A pod without an entry may ask nothing. An entry of names or
+queries that has any other field is refused, because what it is not understood to restrict it must not allow; unknown
+fields elsewhere are left to newer versions.
 """
 
 from __future__ import annotations
@@ -22,8 +24,13 @@ from netstack.core.address import pack
 from netstack.core.errors import BadConfig
 from netstack.dns.names import Match, Matcher, Name, Rule
 
-ASK_ONLY = 0
-"""The id under which `queries` match. Never a selector's: the kernel's policy table reads 0 as any peer."""
+ANY = 0
+"""In `to` and `port`: whichever."""
+_ASKED = 1
+"""Under which the names of a query match; the number means nothing."""
+
+Server = tuple[int, int]
+"""Identity and port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +39,17 @@ class Endpoint:
 
     id: int
     matcher: Matcher
+    queries: Mapping[Server, Matcher]
     rules: tuple[Rule, ...]
 
-    def selectors(self, name: Name) -> frozenset[int] | None:
-        """Selectors to which the addresses of `name` are credited (maybe none); None if it may not be asked."""
-        found = self.matcher(name)
-        return found - {ASK_ONLY} if found else None
+    def may_ask(self, name: Name, identity: int, port: int) -> bool:
+        """Whether the rules let the pod ask a server of this identity, at this port, for `name`."""
+        places = ((identity, port), (identity, ANY), (ANY, port), (ANY, ANY))
+        return any((found := self.queries.get(place)) is not None and found(name) for place in places)
+
+    def selectors(self, name: Name) -> frozenset[int]:
+        """Selectors to which the addresses of `name` are credited, maybe none."""
+        return self.matcher(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +72,9 @@ def parse(text: str) -> Rules:
     endpoints: dict[bytes, Endpoint] = {}
     ids: set[int] = set()
     for place, entry in _entries(_mapping("(file)", data), "endpoints", "endpoints"):
-        endpoint = Endpoint(_number(place, entry, "endpoint"), *_compiled(place, entry))
+        names = tuple(_rules(entry, "names", place, selects=True))
+        queries = _queries(entry, place)
+        endpoint = Endpoint(_number(place, entry, "endpoint"), Matcher(names), queries, names)
         if endpoint.id in ids:
             raise BadConfig(f"{place}.endpoint", f"{endpoint.id} is named twice")
         ids.add(endpoint.id)
@@ -71,17 +85,26 @@ def parse(text: str) -> Rules:
     return Rules(_number("", data, "generation"), endpoints)
 
 
-def _compiled(place: str, entry: Mapping[str, Any]) -> tuple[Matcher, tuple[Rule, ...]]:
-    rules = []
-    for key in ("names", "queries"):
-        for where, words in _entries(entry, key, f"{place}.{key}"):
-            rule = _rule(where, words, key == "names")
-            try:
-                rule.labels()
-            except ValueError as error:
-                raise BadConfig(f"{where}.{rule.match}", str(error)) from error
-            rules.append(rule)
-    return Matcher(rules), tuple(rules)
+def _queries(entry: Mapping[str, Any], place: str) -> dict[Server, Matcher]:
+    queries: dict[Server, Matcher] = {}
+    for where, group in _entries(entry, "queries", f"{place}.queries"):
+        if group.keys() != {"to", "port", "names"}:
+            raise BadConfig(where, f"must hold to, port and names; it holds {', '.join(sorted(group)) or 'nothing'}")
+        server = (_number(where, group, "to"), _number(where, group, "port"))
+        if server in queries:
+            raise BadConfig(where, "another entry has the same server and port")
+        queries[server] = Matcher(_rules(group, "names", where, selects=False))
+    return queries
+
+
+def _rules(entry: Mapping[str, Any], key: str, place: str, *, selects: bool) -> Iterator[Rule]:
+    for where, words in _entries(entry, key, f"{place}.{key}"):
+        rule = _rule(where, words, selects)
+        try:
+            rule.labels()
+        except ValueError as error:
+            raise BadConfig(f"{where}.{rule.match}", str(error)) from error
+        yield rule
 
 
 def _rule(place: str, entry: Mapping[str, Any], selects: bool) -> Rule:
@@ -94,7 +117,7 @@ def _rule(place: str, entry: Mapping[str, Any], selects: bool) -> Rule:
     (match,) = found
     if not isinstance(entry[match], str):
         raise BadConfig(f"{place}.{match}", f"must be a string, not {entry[match]!r}")
-    selector = _number(place, entry, "selector") if selects else ASK_ONLY
+    selector = _number(place, entry, "selector") if selects else _ASKED
     if selects and not 0 < selector < 1 << 32:
         raise BadConfig(f"{place}.selector", f"must be between 1 and {(1 << 32) - 1}, not {selector}")
     return Rule(selector, match, entry[match])

@@ -148,14 +148,18 @@ class _Pending:
 
 
 class Session:
-    """All questions under way. `random_id` yields unpredictable numbers below 65536; `now` is seconds, monotonic."""
+    """All questions under way. `random_id` yields unpredictable numbers below 65536; `identify` the identity that the
+    programs see in an address; `now` is seconds, monotonic."""
 
-    def __init__(self, settings: DnsSettings, rules: Rules, random_id: Callable[[], int]) -> None:
+    def __init__(
+        self, settings: DnsSettings, rules: Rules, random_id: Callable[[], int], identify: Callable[[bytes], int]
+    ) -> None:
         self.rules = rules
         self.counters: Counter[Reason] = Counter()
         self.refused: deque[tuple[bytes, Name, Reason]] = deque(maxlen=REMEMBERED_REFUSALS)
         self._settings = settings
         self._random_id = random_id
+        self._identify = identify
         guarded = [Prefix.parse(network) for network in settings.never_open]
         self._guarded = [(128 - net.bits, int.from_bytes(net.address) >> 128 - net.bits) for net in guarded]
         self._pending: dict[int, _Pending] = {}  # in order of their deadlines: all wait equally long
@@ -181,13 +185,16 @@ class Session:
             return [self._refuse(client, query, Reason.POD_UNKNOWN, Explained.PROHIBITED)]
         if not query.is_lookup:
             return [self._refuse(client, query, Reason.KIND_NOT_ALLOWED, Explained.PROHIBITED)]
-        if endpoint.selectors(query.name) is None:
+        if not self._may_ask(endpoint, client, query):
             return [self._refuse(client, query, Reason.NAME_NOT_ALLOWED, Explained.BLOCKED)]
         if self._of_endpoint[endpoint.id] >= self._settings.max_in_flight_per_pod:
             return [self._fail(client, query, Reason.POD_BUSY, Explained.OTHER)]
         if len(self._pending) >= self._settings.max_in_flight:
             return [self._fail(client, query, Reason.PROXY_BUSY, Explained.OTHER)]
         return [self._forward(client, query, payload, endpoint, now)]
+
+    def _may_ask(self, endpoint: Endpoint, client: Client, query: Query) -> bool:
+        return endpoint.may_ask(query.name, self._identify(client.server), client.server_port)
 
     def _forward(self, client: Client, query: Query, payload: bytes, endpoint: Endpoint, now: float) -> Forward:
         self._next_key += 1
@@ -208,8 +215,7 @@ class Session:
             return [self._drop(Reason.ANSWER_FOREIGN)]
         self._forget(key)
         endpoint = self.rules.endpoints.get(client.address)
-        selectors = endpoint.selectors(query.name) if endpoint and endpoint.id == pending.endpoint else None
-        if selectors is None:
+        if endpoint is None or endpoint.id != pending.endpoint or not self._may_ask(endpoint, client, query):
             return [Close(key), self._fail(client, query, Reason.ANSWER_STALE, Explained.PROHIBITED)]
         try:
             answer = read_answer(payload)
@@ -218,7 +224,7 @@ class Session:
             return [Close(key), self._fail(client, query, Reason.ANSWER_MALFORMED, Explained.OTHER)]
         if len(addresses) > self._settings.max_addresses_per_answer:
             return [Close(key), self._fail(client, query, Reason.ANSWER_TOO_LARGE, Explained.OTHER)]
-        opens = selectors if answer.rcode == Rcode.NOERROR else frozenset()
+        opens = endpoint.selectors(query.name) if answer.rcode == Rcode.NOERROR else frozenset()
         credits_ = self._credits(pending, opens, addresses, now + self._lifetime(ttl_s))
         self.counters[Reason.ANSWERED] += 1
         otherwise = reply(query, Rcode.SERVFAIL, Explained.OTHER, Reason.TABLE_REFUSED)

@@ -15,7 +15,7 @@ import pytest
 from instruments.dns_talk import answer_to, endpoint, question, rules_text
 from netstack.core.files import write_atomic
 from netstack.dns import sockets
-from netstack.dns.apply import Learned
+from netstack.dns.apply import Identities, Learned
 from netstack.dns.message import Rcode
 from netstack.dns.proxy import Proxy
 from netstack.dns.rulesfile import RulesFile
@@ -61,7 +61,7 @@ async def served(folder: Path, table: Table, talk: Callable[[int], None]) -> Ses
     """Run `talk(port of the proxy)` in a thread while a proxy serves; its session afterwards."""
     write_atomic(folder / "rules.json", rules_text(endpoint(12, POD, {3: "x.io"})))
     rules = RulesFile(folder / "rules.json", folder / "copy.json")
-    session = Session(DnsSettings(), rules.rules, lambda: 0xABCD)
+    session = Session(DnsSettings(), rules.rules, lambda: 0xABCD, Identities(Table()))
     tasks = []
     proxy = Proxy(
         DnsSettings(), session, Learned(table, Table(), 9), rules, lambda work, _: tasks.append(asyncio.Task(work))

@@ -16,13 +16,17 @@ def file(**endpoint: Any) -> dict[str, Any]:
     return {"generation": 7, "endpoints": [whole | endpoint]}
 
 
+def query(to: Any, port: Any, *names: str) -> dict[str, Any]:
+    return {"to": to, "port": port, "names": [{"matchPattern": name} for name in names]}
+
+
 def test_names_are_credited_and_queries_only_asked() -> None:
     rules = parse(
         json.dumps(
             file(
                 addresses=["10.244.1.5", "fd00::5"],
                 names=[{"selector": 3, "matchName": "api.x.io"}, {"selector": 4, "matchPattern": "*.x.io"}],
-                queries=[{"matchPattern": "*.local"}, {"matchName": "api.x.io"}],
+                queries=[query(0, 0, "*.local", "*.x.io")],
             )
         )
     )
@@ -33,7 +37,23 @@ def test_names_are_credited_and_queries_only_asked() -> None:
     assert endpoint.selectors((b"api", b"x", b"io")) == {3, 4}
     assert endpoint.selectors((b"www", b"x", b"io")) == {4}
     assert endpoint.selectors((b"db", b"local")) == frozenset()
-    assert endpoint.selectors((b"evil", b"org")) is None
+    assert endpoint.may_ask((b"db", b"local"), 77, 53)
+    assert not endpoint.may_ask((b"evil", b"org"), 77, 53)
+
+
+def test_a_name_is_asked_of_the_servers_for_which_it_is_allowed_alone() -> None:
+    queries = [query(77, 53, "a"), query(77, 0, "b"), query(0, 53, "c"), query(0, 0, "d"), query(78, 53, "e")]
+    (endpoint,) = parse(json.dumps(file(queries=queries))).endpoints.values()
+    asked = {
+        server: "".join(name for name in "abcdef" if endpoint.may_ask((name.encode(),), *server))
+        for server in ((77, 53), (77, 54), (78, 53), (79, 54))
+    }
+    assert asked == {(77, 53): "abcd", (77, 54): "bd", (78, 53): "cde", (79, 54): "d"}
+
+
+def test_a_name_that_may_not_be_asked_is_not_asked_because_it_would_open_something() -> None:
+    (endpoint,) = parse(json.dumps(file(names=[{"selector": 3, "matchName": "x"}]))).endpoints.values()
+    assert not endpoint.may_ask((b"x",), 77, 53)
 
 
 def test_fields_of_newer_versions_are_left_to_them_where_they_cannot_widen_anything() -> None:
@@ -62,7 +82,21 @@ def test_fields_of_newer_versions_are_left_to_them_where_they_cannot_widen_anyth
             "and nothing else; it holds matchName, matchPattern, selector",
         ),
         (file(names=[{"selector": 1, "matchName": "x", "port": 443}]), "and nothing else; it holds matchName, port"),
-        (file(queries=[{"selector": 1, "matchName": "x"}]), "endpoints[0].queries[0]: must hold one of matchName"),
+        (
+            file(queries=[{"matchName": "x"}]),
+            "endpoints[0].queries[0]: must hold to, port and names; it holds matchName",
+        ),
+        (
+            file(queries=[query(1, 53) | {"of": 1}]),
+            "endpoints[0].queries[0]: must hold to, port and names; it holds nam",
+        ),
+        (file(queries=[query("1", 53)]), "endpoints[0].queries[0].to: must be a number, not '1'"),
+        (file(queries=[query(1, 53, "x..y")]), "endpoints[0].queries[0].names[0].matchPattern: 'x..y' is no"),
+        (
+            file(queries=[{"to": 1, "port": 53, "names": [{"selector": 1, "matchName": "x"}]}]),
+            "endpoints[0].queries[0].names[0]: must hold one of matchName",
+        ),
+        (file(queries=[query(1, 53), query(1, 53)]), "endpoints[0].queries[1]: another entry has the same server"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_field(data: Any, message: str) -> None:

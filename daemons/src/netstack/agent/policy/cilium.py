@@ -13,12 +13,25 @@ Three details of the API that are easy to get wrong:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from netstack.agent.identities import NAMESPACE, NAMESPACE_LABELS
 from netstack.agent.policy.names import read_name
 from netstack.agent.policy.ports import read_port
-from netstack.agent.policy.rules import Action, Block, Direction, Peers, Port, Rule, Spec
+from netstack.agent.policy.rules import (
+    ANY_PROTOCOL,
+    TCP,
+    UDP,
+    Action,
+    Block,
+    Direction,
+    Name,
+    Peers,
+    Port,
+    Rule,
+    Spec,
+)
 from netstack.core.address import Prefix
 from netstack.core.ref import Ref, RuleRef
 from netstack.source.fields import Fields
@@ -95,11 +108,20 @@ def _rule(ref: Ref, fields: Fields, direction: Direction, action: Action) -> Ite
         if name in fields:
             fields.fail(name, "is not supported, so the whole policy is refused")
     peers = _peers(fields, prefix, direction, action)
-    ports = list(_ports(fields))
+    groups = list(fields.children("toPorts"))
+    ports = [port for group in groups if "rules" not in group for port in _ports(group)]
+    filtered = [group for group in groups if "rules" in group]
+    for group in filtered:
+        if direction is not Direction.EGRESS or action is not Action.ALLOW:
+            group.fail("rules", "only rules of egress that allow can name what may be asked")
+        if peers is not None and peers.names:
+            group.fail("rules", "cannot be combined with toFQDNs in one rule")
+        asked = tuple(_questions(group))
+        servers = tuple(_server_ports(group))
+        yield Rule(RuleRef(ref, group.path), direction, Action.REDIRECT_DNS, peers, servers, asked)
     fields.close()
-    if peers is None and not ports:
-        return
-    yield Rule(RuleRef(ref, fields.path), direction, action, peers, tuple(ports))
+    if ports or (peers is not None and not groups):
+        yield Rule(RuleRef(ref, fields.path), direction, action, peers, tuple(ports))
 
 
 def _peers(fields: Fields, prefix: str, direction: Direction, action: Action) -> Peers | None:
@@ -178,19 +200,42 @@ def _names(fields: Fields, name: str) -> Peers:
     return Peers(names=tuple(read_name(item) for item in fields.children(name)))
 
 
-def _ports(fields: Fields) -> Iterator[Port]:
-    for group in fields.children("toPorts"):
-        count = 0
-        for item in group.children("ports"):
-            yield read_port(item, "ANY", zero=True)
-            count += 1
-        if not count:
-            group.fail("ports", "is required and must not be empty")
-        if count > MAX_PORTS:
-            group.fail("ports", f"has {count} entries, more than {MAX_PORTS}")
-        for name in group.data:
-            if name != "ports":
-                group.fail(str(name), "is not supported, so the whole policy is refused")
+def _ports(group: Fields) -> Iterator[Port]:
+    """The ports of one toPorts entry without `rules`."""
+    count = 0
+    for item in group.children("ports"):
+        yield read_port(item, "ANY", zero=True)
+        count += 1
+    if not count:
+        group.fail("ports", "is required and must not be empty")
+    if count > MAX_PORTS:
+        group.fail("ports", f"has {count} entries, more than {MAX_PORTS}")
+    for name in group.data:
+        if name not in ("ports", "rules"):
+            group.fail(str(name), "is not supported, so the whole policy is refused")
+
+
+def _server_ports(group: Fields) -> Iterator[Port]:
+    """The ports at which DNS is asked: each of its own, over UDP, TCP or both."""
+    for port in _ports(group):
+        if port.protocol not in (ANY_PROTOCOL, UDP, TCP) or port.first != port.last or not (port.first or port.name):
+            group.fail("ports", "with rules.dns each must be one port of UDP, TCP or ANY, such as 53")
+        for protocol in (UDP, TCP):
+            if port.protocol in (ANY_PROTOCOL, protocol):
+                yield replace(port, protocol=protocol)
+
+
+def _questions(group: Fields) -> Iterator[Name]:
+    """rules.dns. Every other kind of rule is refused."""
+    rules = group.child("rules")
+    for name in rules.data:
+        if name != "dns":
+            rules.fail(str(name), "is not supported, so the whole policy is refused")
+    items = list(rules.children("dns"))
+    if not items:
+        rules.fail("dns", "must not be empty")
+    yield from (read_name(item) for item in items)
+    rules.close()
 
 
 def _selector(fields: Fields) -> LabelSelector:

@@ -4,16 +4,18 @@ Entries are per endpoint: (peer, direction, protocol, port prefix) -> action and
 identity, ANY, and the name-selectors learned for the address; any deny wins, then any redirect, then any allow. But
 within one peer the longest prefix decides alone, so here an allow inside a wider deny of the same peer is left out.
 
-DNS: a pod that may reach names must be able to ask for them, and only a question that passes the proxy teaches an
-address. So its questions to the cluster's DNS servers always go through the proxy; and if no other rule lets it talk
-to them, it may ask for the names of its toFQDNs alone.
+DNS: what rules.dns lets a pod ask is for the proxy to judge, so those entries redirect. A pod that may reach names
+must be able to ask for them, and only a question that passes the proxy teaches an address. So every DNS server that it
+may talk to, the cluster's included, is reached through the proxy; and if no rule at all lets it talk to the cluster's,
+it may ask them for the names of its toFQDNs alone. Where a rule without rules.dns allows a server, any name may be
+asked there, as any packet may be sent (Cilium's union: a rule without L7 part allows all of L7).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from netstack.agent.identities import Identities, LocalEndpoint, Peer
 from netstack.agent.numbers import numbers
@@ -53,14 +55,18 @@ class Server:
     port: int
 
 
+Queries = Mapping[Server, frozenset[Name]]
+"""Server (0 = any identity, any port) -> what may be asked there."""
+
+
 @dataclass(frozen=True, slots=True)
 class DnsEndpoint:
-    """What the DNS proxy may answer to one endpoint: `names` with their selectors are learned, `queries` only asked."""
+    """What the DNS proxy may answer to one endpoint, and what it teaches: names with their selectors."""
 
     endpoint: int
     addresses: tuple[bytes, ...]
     names: Mapping[Name, int]
-    queries: tuple[Name, ...]
+    queries: Queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,7 @@ class _Subject:
     enforce: int
     selects: tuple[Ref, ...]
     names: tuple[Name, ...]
-    queries: tuple[Name, ...]
+    queries: Queries
 
 
 def compile_policy(
@@ -151,7 +157,7 @@ def compile_policy(
                 chosen[endpoint.id].queries,
             )
             for endpoint in order
-            if chosen[endpoint.id].names
+            if chosen[endpoint.id].names or chosen[endpoint.id].queries
         ),
     )
 
@@ -161,28 +167,74 @@ def _subject(peer: Peer, specs: Iterable[Spec], resolver: _Resolver, servers: tu
     denied = {direction for spec in selecting for direction in spec.default_deny}
     rules = [rule for spec in selecting for rule in spec.rules]
     entries: Entries = {}
+    queries: dict[Server, frozenset[Name]] = {}
+    plain = [] if Direction.EGRESS in denied else [Match(layout.IDENTITY_ANY, Direction.EGRESS)]
     for rule in rules:
         for match in resolver.matches(rule, peer):
             _put(entries, match, rule.action, rule.ref)
+            if rule.action is Action.REDIRECT_DNS:
+                _may_ask(queries, Server(match.peer, match.port), rule.queries)
+            elif rule.action is Action.ALLOW:
+                plain.append(match)
     if Direction.INGRESS in denied:
         _put(entries, Match(layout.IDENTITY_HOST, Direction.INGRESS), Action.ALLOW, HOST_RULE)
-    named = [rule for rule in rules if rule.peers and rule.peers.names]
-    queries: tuple[Name, ...] = ()
+    named = {rule.ref: rule.peers.names for rule in rules if rule.peers and rule.peers.names}
+    names = tuple(sorted(set().union(*named.values())))
     if named:
-        reason = min(rule.ref for rule in named)
-        if Direction.EGRESS not in denied or any(_allowed(entries, server) for server in servers):
-            queries = (EVERYTHING,)
-        for server in servers:
-            for protocol in (UDP, TCP):
-                match = Match(server.identity, Direction.EGRESS, protocol, server.port, 16)
-                _put(entries, match, Action.REDIRECT_DNS, reason)
+        for question in (question for match in plain for question in _questions(match, layout.PROXY_PORT)):
+            _put(entries, question, Action.REDIRECT_DNS, min(named))
+        _ask_the_clusters(entries, queries, names, servers, min(named))
+    for port in {match.port for match, (action, _) in entries.items() if action is Action.REDIRECT_DNS}:
+        for match in plain:
+            if _questions(match, port):
+                _may_ask(queries, Server(match.peer, port), (EVERYTHING,))
     return _Subject(
         entries=_without_shadowed(entries),
         enforce=sum(direction.enforce for direction in denied),
         selects=tuple(sorted({spec.ref for spec in selecting})),
-        names=tuple(sorted({name for rule in named for name in (rule.peers.names if rule.peers else ())})),
+        names=names,
         queries=queries,
     )
+
+
+def _ask_the_clusters(
+    entries: Entries,
+    queries: dict[Server, frozenset[Name]],
+    names: tuple[Name, ...],
+    servers: Iterable[Server],
+    reason: RuleRef,
+) -> None:
+    """The cluster's DNS servers through the proxy; for `names` alone where nothing lets the pod talk to them."""
+    for server in servers:
+        place = Match(server.identity, Direction.EGRESS)
+        asked = [question for question in _questions(place, server.port) if _open(entries, question)]
+        if not asked:
+            asked = _questions(place, server.port)
+            _may_ask(queries, server, names)
+        for question in asked:
+            _put(entries, question, Action.REDIRECT_DNS, reason)
+
+
+def _questions(match: Match, port: int) -> list[Match]:
+    """The part of an egress match that may be DNS questions at `port`."""
+    if match.direction is not Direction.EGRESS:
+        return []
+    exact = (replace(match, protocol=protocol, port=port, port_bits=16) for protocol in (UDP, TCP))
+    return [question for question in exact if match.covers(question)]
+
+
+def _open(entries: Entries, question: Match) -> bool:
+    """Whether some entry lets the question go, to the server or to the proxy."""
+    peers = (question.peer, layout.IDENTITY_ANY)
+    return any(
+        match.peer in peers and match.direction is question.direction and match.covers(question)
+        for match, (action, _) in entries.items()
+        if action is not Action.DENY
+    )
+
+
+def _may_ask(queries: dict[Server, frozenset[Name]], server: Server, names: Iterable[Name]) -> None:
+    queries[server] = queries.get(server, frozenset()).union(names)
 
 
 def _put(entries: Entries, match: Match, action: Action, ref: RuleRef) -> None:
@@ -203,19 +255,6 @@ def _without_shadowed(entries: Entries) -> Entries:
         for match, (action, ref) in entries.items()
         if action is Action.DENY or not any(deny.covers(match) for deny in denies[match.peer, match.direction])
     }
-
-
-def _allowed(entries: Entries, server: Server) -> bool:
-    """Whether the rules proper let the endpoint talk to this DNS server over UDP."""
-    question = Match(server.identity, Direction.EGRESS, UDP, server.port, 16)
-    found = {
-        action
-        for match, (action, _) in entries.items()
-        if match.peer in (server.identity, layout.IDENTITY_ANY)
-        and match.direction is Direction.EGRESS
-        and match.covers(question)
-    }
-    return Action.ALLOW in found and Action.DENY not in found
 
 
 class _Resolver:

@@ -84,13 +84,14 @@ class Peers:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`peers` None = anyone; `ports` empty = every packet."""
+    """`peers` None = anyone; `ports` empty = every packet. `queries`: what a rule with REDIRECT_DNS lets be asked."""
 
     ref: RuleRef
     direction: Direction
     action: Action
     peers: Peers | None
     ports: tuple[Port, ...] = ()
+    queries: tuple[Name, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

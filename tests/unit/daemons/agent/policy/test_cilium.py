@@ -79,7 +79,9 @@ def test_the_seed_policy_may_ask_the_clusters_dns_for_its_names_through_the_prox
         "discord.com",
         "gateway.discord.gg",
     ]
-    assert endpoint.queries == ()
+    (server,) = endpoint.queries
+    assert (server.identity, server.port) == (cluster.identity("10.244.2.53"), 53)
+    assert endpoint.queries[server] == set(endpoint.names)
 
 
 def test_dns_rules_file(cluster: Cluster) -> None:
@@ -90,7 +92,9 @@ def test_dns_rules_file(cluster: Cluster) -> None:
     assert endpoint["endpoint"] == 1
     assert endpoint["addresses"] == ["10.244.1.3"]
     assert endpoint["names"][0].keys() == {"selector", "matchName"}
-    assert endpoint["queries"] == []
+    (query,) = endpoint["queries"]
+    assert (query["to"], query["port"]) == (cluster.identity("10.244.2.53"), 53)
+    assert [name.keys() for name in query["names"]] == [{"matchName"}] * 5
 
 
 def test_dns_servers_outside_the_cluster_have_an_identity_of_their_own(cluster: Cluster) -> None:
@@ -106,9 +110,118 @@ def test_a_plain_rule_for_dns_keeps_every_question_allowed_but_sends_it_through_
     seed = yaml.safe_load(SEED)
     seed["spec"]["egress"].append(allow_dns)
     cluster.put(seed)
-    (endpoint,) = cluster.compile().policy.dns
+    cluster.compile()
     assert cluster.verdict("default/openclaw", "10.244.2.53", 53, "UDP") == "REDIRECTED"
-    assert [name.text for name in endpoint.queries] == ["*"]
+    assert cluster.may_ask("default/openclaw", "10.244.2.53") == {"*"}
+
+
+KUBE_SYSTEM = "toEndpoints: [{matchLabels: {io.kubernetes.pod.namespace: kube-system}}]"
+DNS_RULE = f"""
+{KUBE_SYSTEM}
+toPorts: [{{ports: [{{port: "53", protocol: ANY}}], rules: {{dns: [{{matchPattern: "*.lan"}}, {{matchName: x.io}}]}}}}]
+"""
+
+
+def openclaw(*egress: str) -> dict[str, Any]:
+    return policy("{endpointSelector: {matchLabels: {app: openclaw}}, egress: []}") | {
+        "spec": {
+            "endpointSelector": {"matchLabels": {"app": "openclaw"}},
+            "egress": [yaml.safe_load(item) for item in egress],
+        }
+    }
+
+
+def test_rules_dns_lets_its_names_be_asked_of_its_servers_and_nothing_else(cluster: Cluster) -> None:
+    cluster.put(openclaw(DNS_RULE))
+    cluster.compile()
+    for protocol in ("UDP", "TCP"):
+        assert cluster.verdict("default/openclaw", "10.244.2.53", 53, protocol) == "REDIRECTED"
+    assert cluster.verdict("default/openclaw", "10.244.2.53", 54, "UDP") == "DEFAULT_DENY"
+    assert cluster.verdict("default/openclaw", "8.8.8.8", 53, "UDP") == "DEFAULT_DENY"
+    assert cluster.may_ask("default/openclaw", "10.244.2.53") == {"*.lan", "x.io"}
+    assert cluster.may_ask("default/openclaw", "8.8.8.8") == set()
+
+
+def test_with_rules_dns_the_names_of_tofqdns_are_learned_but_not_allowed_to_be_asked(cluster: Cluster) -> None:
+    cluster.put(openclaw(DNS_RULE, "toFQDNs: [{matchName: api.anthropic.com}]"))
+    (endpoint,) = cluster.compile().policy.dns
+    assert [name.text for name in endpoint.names] == ["api.anthropic.com"]
+    assert cluster.may_ask("default/openclaw", "10.244.2.53") == {"*.lan", "x.io"}
+
+
+def test_names_of_one_server_may_not_be_asked_of_another(cluster: Cluster) -> None:
+    second = DNS_RULE.replace(
+        "toEndpoints: [{matchLabels: {io.kubernetes.pod.namespace: kube-system}}]", "toCIDR: [9.9.9.9/32]"
+    )
+    cluster.put(openclaw(DNS_RULE, second.replace("*.lan", "*.world")))
+    cluster.compile()
+    assert cluster.may_ask("default/openclaw", "10.244.2.53") == {"*.lan", "x.io"}
+    assert cluster.may_ask("default/openclaw", "9.9.9.9") == {"*.world", "x.io"}
+
+
+def test_a_plain_rule_beside_rules_dns_allows_every_name_at_its_own_servers(cluster: Cluster) -> None:
+    plain = '{toCIDR: [9.9.9.9/32], toPorts: [{ports: [{port: "53", protocol: UDP}]}]}'
+    anyone = DNS_RULE.replace(KUBE_SYSTEM, "")
+    cluster.put(openclaw(anyone, plain))
+    cluster.compile()
+    assert cluster.may_ask("default/openclaw", "9.9.9.9") == {"*", "*.lan", "x.io"}
+    assert cluster.may_ask("default/openclaw", "8.8.8.8") == {"*.lan", "x.io"}
+    assert cluster.verdict("default/openclaw", "9.9.9.9", 53, "UDP") == "REDIRECTED"
+
+
+def test_every_server_that_a_pod_with_names_may_ask_is_reached_through_the_proxy(cluster: Cluster) -> None:
+    cluster.put(openclaw("{toFQDNs: [{matchName: x.io}]}", "{toCIDR: [9.9.9.0/24]}"))
+    cluster.compile()
+    assert cluster.verdict("default/openclaw", "9.9.9.9", 53, "UDP") == "REDIRECTED"
+    assert cluster.verdict("default/openclaw", "9.9.9.9", 54, "UDP") == "ALLOWED"
+    assert cluster.may_ask("default/openclaw", "9.9.9.9") == {"*"}
+    assert cluster.may_ask("default/openclaw", "10.244.2.53") == {"x.io"}
+
+
+def test_without_default_deny_every_question_is_allowed_and_still_teaches(cluster: Cluster) -> None:
+    relaxed = openclaw("toFQDNs: [{matchName: x.io}]", DNS_RULE)
+    relaxed["spec"]["enableDefaultDeny"] = {"egress": False}
+    cluster.put(relaxed)
+    cluster.compile()
+    for server in ("9.9.9.9", "10.244.2.53"):
+        assert cluster.verdict("default/openclaw", server, 53, "UDP") == "REDIRECTED"
+        assert "*" in cluster.may_ask("default/openclaw", server)
+    assert cluster.verdict("default/openclaw", "9.9.9.9", 443) == "FREE"
+
+
+def test_a_deny_of_dns_stands_above_rules_dns(cluster: Cluster) -> None:
+    denying = openclaw(DNS_RULE)
+    denying["spec"]["egressDeny"] = [{"toEntities": ["cluster"], "toPorts": [{"ports": [{"port": "53"}]}]}]
+    cluster.put(denying)
+    cluster.compile()
+    assert cluster.verdict("default/openclaw", "10.244.2.53", 53, "UDP") == "POLICY_DENIED"
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (
+            'ports: [{port: "53", protocol: SCTP}], rules: {dns: [{matchName: x}]}',
+            "ports: with rules.dns each must",
+        ),
+        (
+            'ports: [{port: "53", endPort: 54}], rules: {dns: [{matchName: x}]}',
+            "ports: with rules.dns each must",
+        ),
+        ('ports: [{port: "0"}], rules: {dns: [{matchName: x}]}', "ports: with rules.dns each must be one port"),
+        ('ports: [{port: "80"}], rules: {http: [{}]}', "rules.http: is not supported"),
+        ('ports: [{port: "53"}], rules: {dns: []}', "rules.dns: must not be empty"),
+        (
+            'ports: [{port: "53"}], rules: {dns: [{matchName: "a b"}]}',
+            "rules.dns[0].matchName: 'a b' is not a DNS",
+        ),
+    ],
+)
+def test_rules_that_cannot_be_enforced_refuse_the_whole_policy(cluster: Cluster, group: str, message: str) -> None:
+    cluster.put(openclaw(f"toPorts: [{{{group}}}]"))
+    (refusal,) = cluster.compile().accepted.refused.values()
+    assert f"egress[0].toPorts[0].{message}" in str(refusal)
+    assert cluster.verdict("default/openclaw", "8.8.8.8", 443) == "DEFAULT_DENY"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +372,7 @@ def test_a_clusterwide_policy_selects_and_means_pods_of_all_namespaces(cluster: 
     ("spec", "error"),
     [
         ("{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: '80'}], rules: {http: [{path: /}]}}]}]}",
-         "spec.egress[0].toPorts[0].rules: is not supported, so the whole policy is refused"),
+         "spec.egress[0].toPorts[0].rules.http: is not supported, so the whole policy is refused"),
         ("{endpointSelector: {}, egress: [{toServices: [{k8sService: {serviceName: a}}]}]}",
          "spec.egress[0].toServices: is not supported, so the whole policy is refused"),
         ("{endpointSelector: {}, ingress: [{icmps: [{fields: [{type: 8}]}]}]}",
@@ -312,3 +425,10 @@ def test_pods_with_the_same_labels_but_other_ports_of_a_name_are_told_apart(clus
     assert cluster.verdict("default/openclaw", "other/one", 80) == "ALLOWED"
     assert cluster.verdict("default/openclaw", "other/two", 8080) == "ALLOWED"
     assert cluster.verdict("default/openclaw", "other/one", 8080) == "DEFAULT_DENY"
+
+
+def test_rules_dns_and_tofqdns_do_not_go_together(cluster: Cluster) -> None:
+    names = "toFQDNs: [{matchName: x}]"
+    cluster.put(openclaw(DNS_RULE.replace(KUBE_SYSTEM, names)))
+    (refusal,) = cluster.compile().accepted.refused.values()
+    assert "egress[0].toPorts[0].rules: cannot be combined with toFQDNs in one rule" in str(refusal)

@@ -1,5 +1,6 @@
 # make demo   the whole product on a lab of three nodes, from nothing to a served request
 # make test   everything that is checked
+# make bench  every figure, or ONLY=those whose names begin so; BENCH="--rounds 5" for a shorter look
 # Each target does its own set-up (tests/setup.sh: Debian packages, virtual environment, node image; all cached).
 
 SHELL := /bin/bash
@@ -55,5 +56,5 @@ demo-down:
 	cd tests && ../$(PYTHON) -m lab down
 
 bench:
-	@tests/setup.sh packages venv headers image
-	$(PYTHON) -m pytest -q tests/bench $(if $(ONLY),-k $(ONLY))
+	@tests/setup.sh packages venv headers image bench
+	cd tests && PYTHONPATH=../daemons/src:. ../$(PYTHON) -m bench $(ONLY) $(BENCH)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a fresh Debian 12 machine (as root) ready to build, test and run the lab. Each step does nothing when done.
 #
-#   tests/setup.sh [packages] [venv] [headers] [image] [kernels] [controlplane]        without arguments: all of them
+#   tests/setup.sh [packages] [venv] [headers] [image] [kernels] [controlplane] [bench]     without arguments: all of them
 #
 # packages  the Debian packages below
 # venv      $NETSTACK_CACHE/venv-<hash of tests/requirements.txt>, linked as .venv
@@ -12,6 +12,7 @@
 #           $NETSTACK_CACHE/controlplane-<key>: etcd and Kubernetes' API server, controllers and scheduler, built with
 #           Go (tests/lab/controlplane). Where there is no Go >= 1.21 it says so and builds nothing, and the tests that
 #           need it are skipped; with CI or NETSTACK_REQUIRE_CONTROLPLANE set that is an error instead.
+# bench     what figures are compared with, and the compiler of the load generator (tests/bench)
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -127,13 +128,17 @@ step_controlplane() {
     "$root/.venv/bin/python" -m lab.controlplane
 }
 
-for step in "${@:-packages venv headers image kernels controlplane}"; do
+step_bench() {
+    install_missing gcc libc6-dev iptables keepalived
+}
+
+for step in "${@:-packages venv headers image kernels controlplane bench}"; do
     # the default is one word list, an argument one word
     for name in $step; do
         case $name in
-        packages | venv | headers | image | kernels | controlplane) "step_$name" ;;
+        packages | venv | headers | image | kernels | controlplane | bench) "step_$name" ;;
         *)
-            echo "usage: tests/setup.sh [packages] [venv] [headers] [image] [kernels] [controlplane]" >&2
+            echo "usage: tests/setup.sh [packages] [venv] [headers] [image] [kernels] [controlplane] [bench]" >&2
             exit 2
             ;;
         esac

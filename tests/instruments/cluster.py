@@ -39,7 +39,7 @@ from netstack.source.parse import parse, reference
 from netstack.source.snapshot import Broken, Snapshot
 
 INGRESS, EGRESS = layout.DIRECTION_INGRESS, layout.DIRECTION_EGRESS
-PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1, "SCTP": 132}
+PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1, "ICMPv6": 58, "SCTP": 132}
 FREE, ALLOWED, REDIRECTED, DENIED, DEFAULT_DENY, ABSENT = (
     "FREE",
     "ALLOWED",

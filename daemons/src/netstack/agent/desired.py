@@ -14,6 +14,8 @@ from netstack.agent.identities import Identities, LocalEndpoint, View, compile_i
 from netstack.agent.order import NAMES, Tables
 from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, accept
 from netstack.agent.policy.entries import PolicyTables, Server, compile_policy
+from netstack.agent.policy.references import resolve
+from netstack.agent.policy.rules import Spec
 from netstack.agent.routes import Wanted, compile_routes
 from netstack.agent.services import ServiceTables, compile_services
 from netstack.core.address import ANY, Prefix, is_v4, unpack
@@ -99,7 +101,8 @@ def compile_all(
         sizes["slots"],
     )
     accepted = accept(snapshot.all(Policy), before.good, _unreadable(snapshot))
-    identities, policy = _who_may(snapshot, endpoints, place, accepted)
+    specs = resolve(accepted.specs, snapshot.all(Service), snapshot.all(EndpointSlice))
+    identities, policy = _who_may(snapshot, endpoints, place, specs)
     tables = {
         **{table.name: table for table in (services.services, services.slots, services.backends)},
         "policy": policy.policy,
@@ -123,10 +126,10 @@ def compile_all(
 
 
 def _who_may(
-    snapshot: Snapshot, endpoints: tuple[LocalEndpoint, ...], place: Place, accepted: Accepted
+    snapshot: Snapshot, endpoints: tuple[LocalEndpoint, ...], place: Place, specs: tuple[Spec, ...]
 ) -> tuple[Identities, PolicyTables]:
     dns = _dns_addresses(snapshot, place.dns_services)
-    blocks = [block for spec in accepted.specs for rule in spec.rules if rule.peers for block in rule.peers.blocks]
+    blocks = [block for spec in specs for rule in spec.rules if rule.peers for block in rule.peers.blocks]
     selectors = {ref: _selector(snapshot, ref) for ref in place.ingress_services}
     view = View(
         node=place.node,
@@ -145,7 +148,7 @@ def _who_may(
     )
     identities = compile_identities(view)
     servers = {Server(identities.at(address), port) for address, port in dns}
-    return identities, compile_policy(accepted.specs, identities, endpoints, servers)
+    return identities, compile_policy(specs, identities, endpoints, servers)
 
 
 def _selector(snapshot: Snapshot, ref: Ref) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ kind: CiliumNetworkPolicy
 metadata: {name: p, namespace: one}
 spec: {endpointSelector: {matchLabels: {app: a}}, egress: [{toEntities: [world]}]}
 """
-BROKEN = POLICY.replace("toEntities: [world]", "toServices: []").replace("name: p", "name: q")
+BROKEN = POLICY.replace("toEntities: [world]", "toGroups: []").replace("name: p", "name: q")
 
 
 def register() -> Register:
@@ -42,7 +42,7 @@ def test_status() -> None:
     assert endpoint["pod"] == "one/a"
     assert endpoint["enforces"] == ["egress"]
     assert endpoint["policies"] == ["CiliumNetworkPolicy one/p", "CiliumNetworkPolicy one/q"]
-    reason = "CiliumNetworkPolicy one/q: spec.egress[0].toServices: is not supported, so the whole policy is refused"
+    reason = "CiliumNetworkPolicy one/q: spec.egress[0].toGroups: is not supported, so the whole policy is refused"
     assert view["policies"] == [
         {"policy": "CiliumNetworkPolicy one/p", "state": "enforced", "selects": 1},
         {"policy": "CiliumNetworkPolicy one/q", "state": "refused, denying", "selects": 1, "reason": reason},

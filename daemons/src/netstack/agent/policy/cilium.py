@@ -18,7 +18,7 @@ from typing import Any
 
 from netstack.agent.identities import NAMESPACE, NAMESPACE_LABELS
 from netstack.agent.policy.names import read_name
-from netstack.agent.policy.ports import read_port
+from netstack.agent.policy.ports import read_icmp, read_port
 from netstack.agent.policy.rules import (
     ANY_PROTOCOL,
     TCP,
@@ -30,6 +30,7 @@ from netstack.agent.policy.rules import (
     Peers,
     Port,
     Rule,
+    Services,
     Spec,
 )
 from netstack.core.address import Prefix
@@ -47,9 +48,7 @@ SECTIONS = (
     ("egressDeny", Direction.EGRESS, Action.DENY),
 )
 PREFIXES = ("k8s:", "any:")
-UNSUPPORTED = (
-    "fromRequires toRequires fromNodes toNodes fromGroups toGroups toServices icmps authentication".split()  # noqa: SIM905
-)
+UNSUPPORTED = "fromNodes toNodes fromGroups toGroups authentication".split()  # noqa: SIM905
 """Fields of the API that are not enforced here."""
 MAX_PORTS = 40
 """Per toPorts entry (cilium pkg/policy/api: maxPorts)."""
@@ -107,9 +106,17 @@ def _rule(ref: Ref, fields: Fields, direction: Direction, action: Action) -> Ite
     for name in UNSUPPORTED:
         if name in fields:
             fields.fail(name, "is not supported, so the whole policy is refused")
+    if f"{prefix}Requires" in fields:
+        lacking = _endpoints(fields, f"{prefix}Requires").selectors
+        yield Rule(RuleRef(ref, fields.at(f"{prefix}Requires")), direction, Action.DENY, Peers(lacking=lacking))
     peers = _peers(fields, prefix, direction, action)
     groups = list(fields.children("toPorts"))
     ports = [port for group in groups if "rules" not in group for port in _ports(group)]
+    if "icmps" in fields:
+        if groups:
+            fields.fail("icmps", "cannot be combined with toPorts in one rule")
+        items = [item for group in fields.children("icmps") for item in _icmp_fields(group)]
+        ports = [port for item in items if (port := read_icmp(item, denies=action is Action.DENY))]
     filtered = [group for group in groups if "rules" in group]
     for group in filtered:
         if direction is not Direction.EGRESS or action is not Action.ALLOW:
@@ -120,7 +127,7 @@ def _rule(ref: Ref, fields: Fields, direction: Direction, action: Action) -> Ite
         servers = tuple(_server_ports(group))
         yield Rule(RuleRef(ref, group.path), direction, Action.REDIRECT_DNS, peers, servers, asked)
     fields.close()
-    if ports or (peers is not None and not groups):
+    if ports or (peers is not None and not groups and "icmps" not in fields):
         yield Rule(RuleRef(ref, fields.path), direction, action, peers, tuple(ports))
 
 
@@ -128,6 +135,8 @@ def _peers(fields: Fields, prefix: str, direction: Direction, action: Action) ->
     """The rule's peers; None if it has no peer field at all."""
     readers = {f"{prefix}Endpoints": _endpoints, f"{prefix}Entities": _entities, f"{prefix}CIDR": _cidrs}
     readers[f"{prefix}CIDRSet"] = _cidr_sets
+    if direction is Direction.EGRESS:
+        readers["toServices"] = _services
     if direction is Direction.EGRESS and action is Action.ALLOW:
         readers["toFQDNs"] = _names
     given = [name for name in readers if name in fields]
@@ -194,6 +203,36 @@ def read_block(fields: Fields) -> Block:
         excluded.append(hole)
     fields.close()
     return Block(prefix, tuple(excluded))
+
+
+def _services(fields: Fields, name: str) -> Peers:
+    """toServices: `k8sService` names one, `k8sServiceSelector` has labels; in the namespace they name, else in ours."""
+    services = []
+    for item in fields.children(name):
+        given = [kind for kind in ("k8sService", "k8sServiceSelector") if kind in item]
+        if len(given) != 1:
+            item.fail("k8sService", "exactly one of k8sService and k8sServiceSelector must be given")
+        wanted = item.child(given[0])
+        namespace = wanted.string("namespace", fields.ref.namespace)
+        if given == ["k8sService"]:
+            if not namespace:
+                wanted.fail("namespace", "is required in a cluster-wide policy")
+            services.append(Services(namespace, name=wanted.string("serviceName")))
+        elif "selector" not in wanted:
+            wanted.fail("selector", "is required")
+        else:
+            services.append(Services(namespace, labels=LabelSelector.parse(wanted.child("selector"))))
+        wanted.close()
+        item.close()
+    return Peers(services=tuple(services))
+
+
+def _icmp_fields(group: Fields) -> Iterator[Fields]:
+    items = list(group.children("fields"))
+    if not items:
+        group.fail("fields", "is required and must not be empty")
+    yield from items
+    group.close()
 
 
 def _names(fields: Fields, name: str) -> Peers:

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from netstack.agent.identities import Identities, LocalEndpoint, Peer
+from netstack.agent.identities import NAMESPACE, Identities, LocalEndpoint, Peer
 from netstack.agent.numbers import numbers
 from netstack.agent.policy import names
 from netstack.agent.policy.ports import prefixes
@@ -304,6 +304,7 @@ class _Resolver:
             if (
                 peer.entities & peers.entities
                 or (peer.labels and any(selector.matches(peer.labels) for selector in peers.selectors))
+                or (NAMESPACE in peer.labels and not all(item.matches(peer.labels) for item in peers.lacking))
                 or (peer.prefix and any(_inside(peer.prefix, block) for block in peers.blocks))
             ):
                 yield peer.number

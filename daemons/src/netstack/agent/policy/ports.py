@@ -4,11 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from netstack.agent.policy.rules import PROTOCOLS, Port
+from netstack.agent.policy.rules import ICMP, ICMPV6, PROTOCOLS, Port
 from netstack.source.fields import Fields
 
 NAME_LENGTH = 15
 """RFC 6335 section 5.1: a port's name has 1 to 15 characters."""
+
+
+ICMP_TYPES = {
+    "IPv4": {
+        "EchoReply": 0,
+        "DestinationUnreachable": 3,
+        "EchoRequest": 8,
+        "TimeExceeded": 11,
+        "ParameterProblem": 12,
+    },
+    "IPv6": {
+        "DestinationUnreachable": 1,
+        "PacketTooBig": 2,
+        "TimeExceeded": 3,
+        "ParameterProblem": 4,
+        "EchoRequest": 128,
+        "EchoReply": 129,
+    },
+}
+"""The messages that an endpoint may send or receive, by Cilium's names for them. All others are dropped."""
 
 
 def read_port(fields: Fields, default_protocol: str, *, zero: bool) -> Port:
@@ -33,6 +53,26 @@ def read_port(fields: Fields, default_protocol: str, *, zero: bool) -> Port:
     if last and not 0 < first <= last:
         fields.fail("endPort", f"{last} is below port {first}")
     return Port(protocol, first, last or first)
+
+
+def read_icmp(fields: Fields, *, denies: bool) -> Port | None:
+    """`{family, type}` (cilium pkg/policy/api: ICMPField). None: messages that start no flow but pass with the one that
+    they answer or report about; these need no rule, and cannot be denied by one."""
+    family = fields.string("family", "IPv4", choices=("IPv4", "IPv6"))
+    raw = fields.raw("type")
+    fields.close()
+    names = ICMP_TYPES[family]
+    kind = names.get(raw) if isinstance(raw, str) and not raw.isdigit() else raw
+    if isinstance(kind, str):
+        kind = int(kind)
+    if isinstance(kind, bool) or kind not in names.values():
+        known = ", ".join(f"{name} ({number})" for name, number in names.items())
+        fields.fail("type", f"of {family} must be one of {known}, not {raw!r}")
+    if kind == names["EchoRequest"]:
+        return Port(ICMP if family == "IPv4" else ICMPV6, kind, kind)
+    if denies:
+        fields.fail("type", f"{raw!r} starts no flow: it passes with the flow to which it belongs, or not at all")
+    return None
 
 
 def prefixes(first: int, last: int) -> Iterator[tuple[int, int]]:

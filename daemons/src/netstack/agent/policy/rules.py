@@ -7,12 +7,13 @@ then any redirect, then any allow (cilium pkg/policy: no order, no priorities).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from netstack.core.address import Prefix
 from netstack.core.ref import Ref, RuleRef
 from netstack.kernel import layout
+from netstack.source.models import Meta
 from netstack.source.selectors import LabelSelector
 
 
@@ -34,14 +35,15 @@ class Action(IntEnum):
     REDIRECT_DNS = layout.ACTION_REDIRECT_DNS
 
 
-TCP, UDP, SCTP = 6, 17, 132
+TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
 ANY_PROTOCOL = 0
 PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP, "ANY": ANY_PROTOCOL}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Port:
-    """Ports first..last of a protocol (0 = any); 0..0 = every port. With a `name`, what pods call that port."""
+    """Ports first..last of a protocol (0 = any); 0..0 = every port. With a `name`, what pods call that port. ICMP's
+    port is the type of the message that starts a flow."""
 
     protocol: int
     first: int = 0
@@ -73,13 +75,31 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
+class Services:
+    """The backends of Services of a namespace ("" = any): of the one with this `name`, or of those with `labels`."""
+
+    namespace: str
+    name: str = ""
+    labels: LabelSelector = field(default_factory=LabelSelector)
+
+    def matches(self, meta: Meta) -> bool:
+        if self.namespace not in ("", meta.namespace):
+            return False
+        return meta.name == self.name if self.name else self.labels.matches(meta.labels)
+
+
+@dataclass(frozen=True, slots=True)
 class Peers:
     """A union; one without members is nobody."""
 
     entities: frozenset[str] = frozenset()
     selectors: tuple[LabelSelector, ...] = ()
+    lacking: tuple[LabelSelector, ...] = ()
+    """Every pod that one of these does not select."""
     blocks: tuple[Block, ...] = ()
     names: tuple[Name, ...] = ()
+    services: tuple[Services, ...] = ()
+    """Until references.py has put selectors and blocks in their place."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def test_the_last_good_version_stays_in_force(cluster: Cluster) -> None:
     cluster.put(policy(GOOD))
     assert directions(cluster, "one/a") == set()
     assert cluster.one_way("one/a", "egress", "two/a", 80) == "denied"
-    cluster.put(policy("{endpointSelector: {}, egress: [{toServices: []}], ingress: [{}]}"))
+    cluster.put(policy("{endpointSelector: {}, egress: [{toGroups: []}], ingress: [{}]}"))
     assert directions(cluster, "one/a") == set(), "the good version, not the broken one"
     assert cluster.one_way("one/a", "egress", "two/a", 80) == "denied"
     assert cluster.desired is not None
@@ -54,8 +54,8 @@ def test_the_last_good_version_stays_in_force(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("spec", "selected", "denied"),
     [  # the selector and the directions can be read
-        ("{endpointSelector: {matchLabels: {app: a}}, egress: [{icmps: [{}]}]}", {"one/a"}, {"egress"}),
-        ("{endpointSelector: {matchLabels: {app: a}}, ingressDeny: [{icmps: [{}]}]}", {"one/a"}, {"ingress"}),
+        ("{endpointSelector: {matchLabels: {app: a}}, egress: [{toNodes: [{}]}]}", {"one/a"}, {"egress"}),
+        ("{endpointSelector: {matchLabels: {app: a}}, ingressDeny: [{fromNodes: [{}]}]}", {"one/a"}, {"ingress"}),
         # no direction can be read
         ("{endpointSelector: {matchLabels: {app: a}}, engress: []}", {"one/a"}, {"ingress", "egress"}),
         # the selector cannot be read

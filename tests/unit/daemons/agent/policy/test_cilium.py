@@ -373,10 +373,24 @@ def test_a_clusterwide_policy_selects_and_means_pods_of_all_namespaces(cluster: 
     [
         ("{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: '80'}], rules: {http: [{path: /}]}}]}]}",
          "spec.egress[0].toPorts[0].rules.http: is not supported, so the whole policy is refused"),
-        ("{endpointSelector: {}, egress: [{toServices: [{k8sService: {serviceName: a}}]}]}",
-         "spec.egress[0].toServices: is not supported, so the whole policy is refused"),
-        ("{endpointSelector: {}, ingress: [{icmps: [{fields: [{type: 8}]}]}]}",
-         "spec.ingress[0].icmps: is not supported, so the whole policy is refused"),
+        ("{endpointSelector: {}, egress: [{toGroups: [{}]}]}",
+         "spec.egress[0].toGroups: is not supported, so the whole policy is refused"),
+        ("{endpointSelector: {}, egress: [{toServices: [{k8sService: {}}]}]}",
+         "spec.egress[0].toServices[0].k8sService.serviceName: is required"),
+        ("{endpointSelector: {}, egress: [{toServices: [{}]}]}",
+         "spec.egress[0].toServices[0].k8sService: exactly one of k8sService and k8sServiceSelector must be given"),
+        ("{endpointSelector: {}, egress: [{toServices: [{k8sServiceSelector: {namespace: a}}]}]}",
+         "spec.egress[0].toServices[0].k8sServiceSelector.selector: is required"),
+        ("{endpointSelector: {}, ingress: [{icmps: [{fields: [{type: 13}]}]}]}",
+         "spec.ingress[0].icmps[0].fields[0].type: of IPv4 must be one of EchoReply (0), DestinationUnreachable (3), "
+         "EchoRequest (8), TimeExceeded (11), ParameterProblem (12), not 13"),
+        ("{endpointSelector: {}, ingressDeny: [{icmps: [{fields: [{type: TimeExceeded}]}]}]}",
+         "spec.ingressDeny[0].icmps[0].fields[0].type: 'TimeExceeded' starts no flow: it passes with the flow to which "
+         "it belongs, or not at all"),
+        ("{endpointSelector: {}, ingress: [{icmps: [{}]}]}",
+         "spec.ingress[0].icmps[0].fields: is required and must not be empty"),
+        ("{endpointSelector: {}, ingress: [{icmps: [{fields: [{type: 8}]}], toPorts: [{ports: [{port: '80'}]}]}]}",
+         "spec.ingress[0].icmps: cannot be combined with toPorts in one rule"),
         ("{endpointSelector: {}, ingress: [{authentication: {mode: required}}]}",
          "spec.ingress[0].authentication: is not supported, so the whole policy is refused"),
         ("{nodeSelector: {}, ingress: [{}]}", "spec.nodeSelector: policies for nodes are not enforced"),
@@ -432,3 +446,46 @@ def test_rules_dns_and_tofqdns_do_not_go_together(cluster: Cluster) -> None:
     cluster.put(openclaw(DNS_RULE.replace(KUBE_SYSTEM, names)))
     (refusal,) = cluster.compile().accepted.refused.values()
     assert "egress[0].toPorts[0].rules: cannot be combined with toFQDNs in one rule" in str(refusal)
+
+
+ECHO = 8
+
+
+@pytest.mark.parametrize("kind", ["8", "'8'", "EchoRequest"])
+def test_icmps_allow_echo_requests_of_their_family_alone(cluster: Cluster, kind: str) -> None:
+    cluster.put(openclaw(f"{{toEntities: [world], icmps: [{{fields: [{{type: {kind}}}]}}]}}"))
+    cluster.compile()
+    assert cluster.verdict("default/openclaw", "8.8.8.8", ECHO, "ICMP") == "ALLOWED"
+    assert cluster.verdict("default/openclaw", "8.8.8.8", ECHO, "TCP") == "DEFAULT_DENY"
+    assert cluster.verdict("default/openclaw", "2001:db8::1", 128, "ICMPv6") == "DEFAULT_DENY"
+    assert cluster.verdict("default/openclaw", "default/web", ECHO, "ICMP") == "DEFAULT_DENY"
+
+
+def test_icmps_of_ipv6_and_a_deny(cluster: Cluster) -> None:
+    rule = openclaw("{toEntities: [world]}")
+    fields = [{"family": "IPv6", "type": "EchoRequest"}]
+    rule["spec"]["egressDeny"] = [{"toEntities": ["all"], "icmps": [{"fields": fields}]}]
+    cluster.put(rule)
+    cluster.compile()
+    assert cluster.verdict("default/openclaw", "2001:db8::1", 128, "ICMPv6") == "POLICY_DENIED"
+    assert cluster.verdict("default/openclaw", "2001:db8::1", 80) == "ALLOWED"
+
+
+def test_icmp_messages_that_belong_to_a_flow_need_no_rule_and_open_nothing(cluster: Cluster) -> None:
+    cluster.put(openclaw("{toEntities: [world], icmps: [{fields: [{type: 3}, {type: TimeExceeded}]}]}"))
+    desired = cluster.compile()
+    assert desired.accepted.refused == {}
+    for protocol, port in (("ICMP", ECHO), ("ICMP", 3), ("TCP", 80)):
+        assert cluster.verdict("default/openclaw", "8.8.8.8", port, protocol) == "DEFAULT_DENY"
+
+
+def test_requires_takes_from_what_other_rules_allow_and_gives_nothing(cluster: Cluster) -> None:
+    cluster.pod("default/team", {"app": "web", "team": "a"})
+    rule = openclaw("{toRequires: [{matchLabels: {team: a}}]}", "{toEndpoints: [{matchLabels: {app: web}}]}")
+    cluster.put(rule)
+    cluster.compile()
+    assert cluster.one_way("default/openclaw", "egress", "default/team", 80) == "allowed"
+    assert cluster.verdict("default/openclaw", "default/web", 80) == "POLICY_DENIED"
+    cluster.put(openclaw("{toRequires: [{matchLabels: {team: a}}]}"))
+    cluster.compile()
+    assert cluster.verdict("default/openclaw", "default/team", 80) == "DEFAULT_DENY"

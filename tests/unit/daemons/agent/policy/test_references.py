@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from instruments.cluster import Cluster
+from netstack.core.ref import Ref
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    cluster = Cluster()
+    cluster.pod("default/openclaw", {"app": "openclaw"})
+    cluster.pod("default/web", {"app": "web"})
+    cluster.pod("default/far", {"app": "far"}, node="n2")
+    cluster.pod("other/web", {"app": "web"}, node="n2")
+    cluster.pod("kube-system/dns", {"k8s-app": "kube-dns"}, node="n2", address="10.244.2.53")
+    return cluster
+
+
+def openclaw(*egress: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": "p"},
+        "spec": {
+            "endpointSelector": {"matchLabels": {"app": "openclaw"}},
+            "egress": [yaml.safe_load(item) for item in egress],
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("services", "allowed"),
+    [
+        ("{k8sService: {serviceName: web}}", {"default/web"}),
+        ("{k8sService: {serviceName: web, namespace: other}}", {"other/web"}),
+        ("{k8sService: {serviceName: nothing}}", set()),
+        ("{k8sServiceSelector: {selector: {matchLabels: {tier: front}}}}", {"default/web"}),
+        ("{k8sServiceSelector: {selector: {matchLabels: {tier: front}}, namespace: other}}", {"other/web"}),
+        ("{k8sService: {serviceName: outside}}", {"198.51.100.7"}),
+    ],
+)
+def test_toservices_means_the_pods_or_addresses_behind_them(cluster: Cluster, services: str, allowed: set[str]) -> None:
+    for namespace in ("default", "other"):
+        cluster.service(f"{namespace}/web", [], selector={"app": "web"})
+        service = cluster.objects[Ref("Service", namespace, "web")]
+        cluster.objects[service.meta.ref] = replace(service, meta=replace(service.meta, labels={"tier": "front"}))
+    cluster.service("default/outside", ["198.51.100.7/none", "10.244.2.53/none"])
+    cluster.put(openclaw(f"toServices: [{services}]"))
+    cluster.compile()
+    peers = ("default/web", "other/web", "default/far", "198.51.100.7", "198.51.100.8", "kube-system/dns")
+    assert {peer for peer in peers if cluster.one_way("default/openclaw", "egress", peer, 8080) == "allowed"} == allowed
+
+
+def test_a_service_that_selects_other_pods_moves_its_rule(cluster: Cluster) -> None:
+    cluster.service("default/web", [], selector={"app": "web"})
+    cluster.put(openclaw("toServices: [{k8sService: {serviceName: web}}]"))
+    cluster.compile()
+    cluster.service("default/web", [], selector={"app": "far"})
+    cluster.compile()
+    assert cluster.verdict("default/openclaw", "default/web", 80) == "DEFAULT_DENY"
+    assert cluster.verdict("default/openclaw", "default/far", 80) == "ALLOWED"
+
+
+def test_a_cluster_wide_policy_names_the_namespace_of_a_service(cluster: Cluster) -> None:
+    rule = openclaw("toServices: [{k8sService: {serviceName: web}}]") | {"kind": "CiliumClusterwideNetworkPolicy"}
+    cluster.put(rule)
+    (refusal,) = cluster.compile().accepted.refused.values()
+    assert "k8sService.namespace: is required in a cluster-wide policy" in str(refusal)

@@ -47,6 +47,7 @@ options:
   src:
     description:
       - The archive on the node. It holds C(wheels) (the wheel of netstack, its dependencies and pip) and C(bpf).
+        It is removed when the release is made from it.
       - Required with O(state=staged).
     type: path
   keep:
@@ -59,6 +60,10 @@ options:
       - The folder that the releases are in.
     type: path
     default: /opt/netstack
+  command:
+    description:
+      - With O(state=active), a link to make, to the command C(netstack) of whatever release is current.
+    type: path
   python:
     description:
       - The interpreter that the virtual environment is made from. Its site packages stay visible, because bcc is only
@@ -72,12 +77,13 @@ EXAMPLES = r"""
   kubelab.netstack.release:
     state: staged
     id: 0.1.0-5f0c2a91
-    src: /opt/netstack/0.1.0-5f0c2a91.tar.gz
+    src: /opt/netstack-0.1.0-5f0c2a91.tar.gz
 
 - name: Switch to it
   kubelab.netstack.release:
     state: active
     id: 0.1.0-5f0c2a91
+    command: /usr/local/bin/netstack
 
 - name: Switch back
   kubelab.netstack.release:
@@ -106,7 +112,7 @@ import re
 import shutil
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.kubelab.netstack.plugins.module_utils import _release
+from ansible_collections.kubelab.netstack.plugins.module_utils import _files, _release
 
 # It becomes a folder's name and part of a path that root removes.
 RELEASE_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
@@ -148,6 +154,21 @@ def stage(module: AnsibleModule, root: str, release: str) -> None:
     with open(mark, "w") as note:
         note.write(f"{release}\n")
     module.atomic_move(mark, os.path.join(place, _release.MARK))
+    os.unlink(module.params["src"])
+
+
+def put_on_path(module: AnsibleModule) -> bool:
+    """Link the command, if that is asked for; returns whether there was something to do."""
+    path = module.params["command"]
+    if path is None or module.params["state"] != "active":
+        return False
+    target = os.path.join(module.params["root"], "current", "bin", "netstack")
+    link = _files.Entry(_files.LINK, path, target=target)
+    if not _files.differs(link, _files.look(path)):
+        return False
+    if not module.check_mode:
+        _files.make(link)
+    return True
 
 
 def main() -> None:
@@ -158,6 +179,7 @@ def main() -> None:
             "src": {"type": "path"},
             "keep": {"type": "int", "default": 3},
             "root": {"type": "path", "default": "/opt/netstack"},
+            "command": {"type": "path"},
             "python": {"type": "path", "default": "/usr/bin/python3"},
         },
         required_if=[("state", "staged", ["id", "src"]), ("state", "active", ["id"])],
@@ -173,10 +195,11 @@ def main() -> None:
             if set(after.releases) - set(before.releases):
                 stage(module, root, release)
             _release.apply(root, before, after)
+        linked = put_on_path(module)
     except (_release.ReleaseError, OSError) as wrong:
         module.fail_json(msg=str(wrong))
     module.exit_json(
-        changed=after != before,
+        changed=after != before or linked,
         diff={"before": before.shown(), "after": after.shown()},
         id=after.current,
         previous=after.previous,

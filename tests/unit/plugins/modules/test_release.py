@@ -53,6 +53,14 @@ def test_check_mode_walks_from_bare_to_active(play: Run) -> None:
     assert (said["changed"], said["id"], said["releases"]) == (True, "1-a", ["1-a"])
 
 
+def test_the_command_is_linked_once(play: Run, tmp_path: Path) -> None:
+    play(**STEPS["create"])
+    command = tmp_path / "netstack-command"
+    said = [play(**STEPS["modify"], command=str(command)) for _ in range(2)]
+    assert [one["changed"] for one in said] == [True, False]
+    assert command.readlink() == tmp_path / "netstack/current/bin/netstack"
+
+
 def test_going_back(play: Run) -> None:
     for name in ("1-a", "1-b"):
         play(state="staged", id=name, src="/x")

@@ -1,4 +1,7 @@
-"""The lab as API server, kubelet and container runtime, with a CNI plugin of this test's own."""
+"""The lab as API server, kubelet and container runtime, with a CNI plugin of this test's own.
+
+Once with the folder that plays the API server, once with the real one: they must not be told apart.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import yaml
 
 from lab import Lab
 from lab.cni import CniError
+from lab.controlplane import skip_reason
 from lab.node import NotRunning
 from lab.shell import wait_until
 
@@ -44,9 +48,12 @@ echo "{\"cniVersion\": \"1.0.0\", \"interfaces\": [], \"ips\": [{\"address\": \"
 """
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab("tlabp", nodes=2) as lab:
+@pytest.fixture(scope="module", params=["directory", "kubernetes"])
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    why_not = skip_reason() if request.param == "kubernetes" else None
+    if why_not is not None:
+        pytest.skip(why_not)
+    with Lab("tlabp", nodes=2, source=request.param) as lab:
         for node in lab.nodes:
             node.run("mkdir -p /opt/cni/bin /etc/cni/net.d")
             node.run("cat > /opt/cni/bin/test", stdin=PLUGIN.replace("NUMBER", str(node.number)))
@@ -73,8 +80,12 @@ def calls(lab: Lab, node: str) -> list[list[str]]:
 # The API
 
 
-def test_nodes_see_objects_as_files_that_change_whole(lab: Lab) -> None:
+def test_nodes_see_objects_as_files_that_change_whole_or_not_at_all(lab: Lab) -> None:
     lab.apply("{apiVersion: v1, kind: Secret, metadata: {name: hidden, namespace: a}, stringData: {x: y}}")
+    if lab.source == "kubernetes":
+        assert lab.node("n1").run("ls -A /etc/netstack/manifests").stdout == ""
+        lab.delete("Secret", "a", "hidden")
+        return
     seen = lab.node("n2").run("cat /etc/netstack/manifests/secret.a.hidden.yaml").stdout
     assert yaml.safe_load(seen)["stringData"] == {"x": "y"}
     before = lab.node("n1").run("ls -A /etc/netstack/manifests").stdout.split()
@@ -101,11 +112,12 @@ def test_a_service_gets_what_the_api_server_gives(lab: Lab) -> None:
     )
     assert first["spec"]["clusterIP"] != second["spec"]["clusterIP"]
     assert first["spec"]["ports"] == [{"protocol": "TCP", "targetPort": 80, "port": 80}]
-    (outside,) = lab.apply(service("c", type="LoadBalancer", ports=[{"port": 80}, {"port": 443}]))
+    one, two, three = ({"name": f"p{port}", "port": port} for port in (80, 443, 8080))
+    (outside,) = lab.apply(service("c", type="LoadBalancer", ports=[one, two]))
     node_ports = [port["nodePort"] for port in outside["spec"]["ports"]]
     assert len(set(node_ports)) == 2
     # applied again, changed: what was given stays
-    (again,) = lab.apply(service("c", type="LoadBalancer", ports=[{"port": 80}, {"port": 443}, {"port": 8080}]))
+    (again,) = lab.apply(service("c", type="LoadBalancer", ports=[one, two, three]))
     assert [port["nodePort"] for port in again["spec"]["ports"]][:2] == node_ports
     assert again["spec"]["clusterIP"] == outside["spec"]["clusterIP"]
     assert again["metadata"]["uid"] == outside["metadata"]["uid"]
@@ -218,7 +230,7 @@ def test_pods_are_made_anew_after_a_power_cut(lab: Lab) -> None:
 
 def endpoints(lab: Lab, name: str) -> list[tuple[str, str, bool]]:
     slices = [one for one in lab.api.list("EndpointSlice") if one["metadata"]["name"].startswith(f"{name}-")]
-    entries = [entry for one in slices for entry in one["endpoints"]]
+    entries = [entry for one in slices for entry in one["endpoints"] or []]
     return sorted((entry["addresses"][0], entry["nodeName"], entry["conditions"]["ready"]) for entry in entries)
 
 

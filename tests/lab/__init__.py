@@ -23,9 +23,11 @@ A lab is known by its prefix alone. Its processes are in the cgroup `netstack-la
 lab whose owner was killed is removed by the next `up` or `down` of the same prefix. A living owner holds an abstract
 socket of its name, and nobody else gets it `up` meanwhile.
 
-The lab plays the API server for the directory source: one folder of manifests is mounted into all nodes at
+Lab(source="directory"), the default, plays the API server for the directory source: one folder of manifests is mounted into all nodes at
 /etc/netstack/manifests (objects.py; `lab.names.manifests` for a test that wants to write a broken one), with the
-controllers that derive EndpointSlices and DNS names (endpoints.py). And it plays kubelet and container runtime:
+controllers that derive EndpointSlices and DNS names (endpoints.py). Lab(source="kubernetes") has a real control plane
+(controlplane/) at the controller's address instead, behind the same calls (cluster.py); `lab.controlplane` stops, kills
+and wipes it. Either way the lab plays kubelet (kubelet.py) and container runtime:
 
     lab.apply(Path("manifests/web.yaml"))
     pod = lab.web_pod("n1", "shop", "web-1", {"app": "web"})     sandbox, CNI plugin, process, status (pods.py, cni.py)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from . import image
-from .lab import InUse, Lab, labs
+from .lab import SOURCES, InUse, Lab, labs
 
 INVENTORY = Path(__file__).parents[2] / "inventory/lab/hosts.yml"
 MEMBER_CALLS = ("powercut", "boot", "reboot", "unplug", "plug", "freeze", "thaw")
@@ -23,7 +23,7 @@ def say(text: str) -> None:
 
 def up(options: argparse.Namespace) -> None:
     start = time.monotonic()
-    lab = Lab(options.prefix, options.nodes)
+    lab = Lab(options.prefix, options.nodes, source=options.source)
     lab.up(keep=True)
     lab.write_inventory(options.inventory)
     names = ", ".join(f"{node.name} {node.address}" for node in lab.nodes)
@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("up", help="boot a lab, and leave it running")
     verb.add_argument("--nodes", type=int, default=3)
+    verb.add_argument("--source", choices=SOURCES, default=SOURCES[0], help="who keeps the cluster's objects")
     verb.set_defaults(do=up)
     verbs.add_parser("down", help="remove a lab, whatever its state").set_defaults(do=down)
     verbs.add_parser("status", help="the labs of this machine").set_defaults(do=status)

@@ -91,6 +91,14 @@ def freeze(name: str, frozen: bool) -> None:
     wait_until(lambda: wanted in (tree / "cgroup.events").read_text(), f"{wanted} in {tree}")
 
 
+def frozen(name: str) -> bool:
+    """Whether the processes of the tree are stopped; False if there is no such tree."""
+    try:
+        return "frozen 1" in (unified() / name / "cgroup.events").read_text()
+    except (FileNotFoundError, OSError):
+        return False
+
+
 def spawn(
     argv: Sequence[str], *, cgroup: str, log: Path, netns: Path | None = None, env: Mapping[str, str] | None = None
 ) -> int:

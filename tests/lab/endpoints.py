@@ -110,7 +110,7 @@ def ready_addresses(service: Object, endpoint_slices: Sequence[Object]) -> list[
         for one in endpoint_slices
         if one["metadata"]["namespace"] == service["namespace"]
         and one["metadata"].get("labels", {}).get("kubernetes.io/service-name") == service["name"]
-        for entry in one.get("endpoints", [])
+        for entry in one.get("endpoints") or []
         if entry.get("conditions", {}).get("ready", True)
         for address in entry["addresses"]
     ]

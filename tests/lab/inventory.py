@@ -7,7 +7,7 @@ its LAN at the controller's namespace, through socat. That socat is a process of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,11 @@ def ssh_options(names: Names) -> str:
     return f'{hosts} {control} -o ProxyCommand="{_proxy(names)} %h %p"'
 
 
-def inventory(names: Names, nodes: Sequence[Node]) -> dict[str, Any]:
+def inventory(names: Names, nodes: Sequence[Node], kubeconfigs: Mapping[str, Path]) -> dict[str, Any]:
+    """`kubeconfigs` by node; none with the directory source."""
     hosts = {node.name: {"ansible_host": node.address, "netstack_pod_cidr": node.pod_cidr} for node in nodes}
+    for name, kubeconfig in kubeconfigs.items():
+        hosts[name]["netstack_kubeconfig_source"] = str(kubeconfig)
     connection = {
         "ansible_user": "root",
         "ansible_python_interpreter": "/usr/bin/python3",
@@ -62,10 +65,12 @@ def inventory(names: Names, nodes: Sequence[Node]) -> dict[str, Any]:
         "netstack_cluster_cidr": objects.CLUSTER_CIDR,
         "netstack_service_cidr": objects.SERVICE_CIDR,
     }
+    if kubeconfigs:
+        cluster["netstack_source"] = "kubernetes"
     return {GROUP: {"hosts": hosts, "vars": {**connection, **cluster}}}
 
 
-def write(names: Names, nodes: Sequence[Node], path: Path) -> None:
+def write(names: Names, nodes: Sequence[Node], kubeconfigs: Mapping[str, Path], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(inventory(names, nodes), sort_keys=False, width=1000)
+    text = yaml.safe_dump(inventory(names, nodes, kubeconfigs), sort_keys=False, width=1000)
     path.write_text(f"# Written by the lab {names.prefix!r}.\n{text}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,16 +15,21 @@ from types import TracebackType
 
 from . import cgroups, faults, image, inventory, network, objects, pods, programs, tls
 from .capture import Capture
+from .cluster import ClusterApi
+from .controlplane import ControlPlane, binaries
 from .host import Host
 from .names import RUN, Names
 from .node import Node
-from .objects import Api, Object
+from .objects import Api, Object, ObjectApi
 from .pods import Pod
 from .router import Router
 from .shell import run, wait_until
 
 CLIENTS = {"cli1": "192.168.86.50", "cli2": "192.168.86.51"}
 CONTROLLER_ADDRESS = "192.168.86.10"
+SOURCES = ("directory", "kubernetes")
+NODES_GROUP = "netstack:nodes"  # what the product's RBAC binds
+KUBECONFIG_VALID_S = 24 * 3600
 
 
 class InUse(Exception):
@@ -35,13 +42,20 @@ class Lab:
     `up(keep=True)` leaves it up when the process ends, and `Lab.open(prefix)` gets hold of it from another.
     """
 
-    def __init__(self, prefix: str = "lab", nodes: int = 3) -> None:
+    def __init__(
+        self, prefix: str = "lab", nodes: int = 3, *, source: str = "directory", node_grace_s: int = 40
+    ) -> None:
+        """`source` of the objects: "directory" or "kubernetes". node_grace_s, with the latter: how long a node is
+        silent before the cluster takes it for lost."""
+        if source not in SOURCES:
+            raise ValueError(f"source {source!r}: one of {', '.join(SOURCES)}")
         self.names = Names(prefix)
+        self.source, self._node_grace_s = source, node_grace_s
         self.nodes = [Node(self.names, number) for number in range(1, nodes + 1)]
         self.clients = [Host(self.names, network.Port(name, address)) for name, address in CLIENTS.items()]
         self.controller = Host(self.names, network.Port(inventory.CONTROLLER, CONTROLLER_ADDRESS))
         self.router = Router(self.names, network.Port("rtr", network.GATEWAY, gateway=None))
-        self.api = Api(self.names.manifests, self.names.run / "shared/names/hosts")
+        self.api = self._object_api(self.names.run / "shared/names/hosts")
         self._claim: socket.socket | None = None
 
     # Life
@@ -50,7 +64,7 @@ class Lab:
     def open(cls, prefix: str = "lab") -> Lab:
         """A lab that is up already. Raises FileNotFoundError."""
         facts = json.loads((Names(prefix).run / "lab.json").read_text())
-        return cls(prefix, facts["nodes"])
+        return cls(prefix, facts["nodes"], source=facts["source"], node_grace_s=facts["node_grace_s"])
 
     def up(self, *, keep: bool = False) -> None:
         """Make the lab and wait until its nodes are booted. What a dead owner left of it is removed first.
@@ -58,11 +72,14 @@ class Lab:
         Raises InUse if it is up, kept, or its owner lives. keep: stay up after this process.
         """
         image.build()
+        if self.source == "kubernetes":
+            binaries.programs()
         self._hold()
         try:
             self.sweep()
             self._make()
-            facts = {"nodes": len(self.nodes), "keep": keep, "pid": os.getpid()}
+            grace = {"source": self.source, "node_grace_s": self._node_grace_s}
+            facts = {"nodes": len(self.nodes), **grace, "keep": keep, "pid": os.getpid()}
             (self.names.run / "lab.json").write_text(json.dumps(facts))
         except BaseException:
             self.down()
@@ -120,9 +137,9 @@ class Lab:
         run(["mount", "-t", "tmpfs", "-o", "size=8g,mode=755", f"lab-{self.names.prefix}", str(run_folder)])
         for folder in ("manifests", "shared", "captures"):
             (run_folder / folder).mkdir()
-        self.api.names.parent.mkdir()
-        self.api.apply([objects.namespace(name) for name in ("default", "kube-system")])
-        self.api.apply([objects.node(node.name, node.address, node.pod_cidr) for node in self.nodes])
+        (run_folder / "shared/names").mkdir()
+        if self.source == "directory":
+            self._register()
         (run_folder / "shared/resolv.conf").write_text(f"nameserver {network.GATEWAY}\n")
         tls.authority()
         network.make_lan(self.names)
@@ -134,11 +151,46 @@ class Lab:
             cgroups.create(host.cgroup)
         inventory.write_proxy(self.names)
         self.router.start()
+        if self.source == "kubernetes":
+            self._start_cluster()
         self.router.wait_started()
         for node in self.nodes:
             node.wait_booted()
 
+    def _object_api(self, names: Path) -> ObjectApi:
+        return Api(self.names.manifests, names) if self.source == "directory" else ClusterApi(self.controlplane, names)
+
+    def _register(self) -> None:
+        self.api.apply([objects.namespace(name) for name in ("default", "kube-system")])
+        self.api.apply([objects.node(node.name, node.address, node.pod_cidr) for node in self.nodes])
+
+    def _start_cluster(self) -> None:
+        self.controlplane.start()
+        self.controlplane.apply_crds()
+        for node in self.nodes:
+            self.controlplane.kubeconfig(node_user(node.name), [NODES_GROUP], KUBECONFIG_VALID_S, inline=True)
+        self._register()
+        cgroups.spawn(
+            [sys.executable, "-m", "lab.kubelet", self.names.prefix, str(len(self.nodes))],
+            cgroup=f"{self.names.cgroup}/kubelet",
+            log=self.names.run / "kubelet.log",
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+
     # Members
+
+    @functools.cached_property
+    def controlplane(self) -> ControlPlane:
+        """The control plane, to stop, kill, restart or wipe. Raises LookupError with the directory source."""
+        if self.source != "kubernetes":
+            raise LookupError(f"the lab {self.names.prefix!r} has no control plane")
+        return ControlPlane(
+            self.names.run / "controlplane",
+            netns=self.names.netns(self.controller.name),
+            address=CONTROLLER_ADDRESS,
+            cgroup=f"{self.names.cgroup}/controlplane",
+            node_grace_s=self._node_grace_s,
+        )
 
     def node(self, name: str) -> Node:
         return {node.name: node for node in self.nodes}[name]
@@ -270,7 +322,18 @@ class Lab:
         return Capture(netns, device, expression, pcap, cgroups.members(cgroup))
 
     def write_inventory(self, path: Path) -> None:
-        inventory.write(self.names, self.nodes, path)
+        """The inventory, with a kubeconfig for each node if there is a control plane."""
+        kubeconfigs = {}
+        if self.source == "kubernetes":
+            kubeconfigs = {
+                node.name: self.controlplane.user(node_user(node.name)) / "kubeconfig" for node in self.nodes
+            }
+        inventory.write(self.names, self.nodes, kubeconfigs, path)
+
+
+def node_user(node: str) -> str:
+    """The user as which a node's daemons read the API."""
+    return f"netstack:node:{node}"
 
 
 def labs() -> Sequence[Lab]:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -64,6 +64,17 @@ def write_if_changed(path: Path, text: str) -> None:
         unfinished = path.with_name(f".{path.name}")
         unfinished.write_text(text)
         unfinished.rename(path)
+
+
+class ObjectApi(Protocol):
+    """What a lab does with objects, whoever keeps them."""
+
+    def apply(self, source: Path | str | Object | Iterable[Object]) -> list[Object]: ...
+    def set_status(self, kind: str, namespace: str, name: str, status: Mapping[str, Any]) -> None: ...
+    def set_node_ready(self, name: str, ready: bool) -> None: ...
+    def delete(self, kind: str, namespace: str, name: str) -> None: ...
+    def get(self, kind: str, namespace: str, name: str) -> Object | None: ...
+    def list(self, kind: str) -> Sequence[Object]: ...
 
 
 class Api:

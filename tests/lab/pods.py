@@ -23,7 +23,7 @@ from typing import Any
 
 from . import cgroups, cni, http
 from .node import ENVIRONMENT, Node, NotRunning
-from .objects import Api, Object, condition
+from .objects import Object, ObjectApi, condition
 from .shell import alive, run, wait_until
 
 CLUSTER_DNS = "10.96.0.10"
@@ -98,7 +98,7 @@ def pod_object(
 class Pod:
     """One pod, bound to a node. `node` is the node's name."""
 
-    def __init__(self, node: Node, api: Api, namespace: str, name: str) -> None:
+    def __init__(self, node: Node, api: ObjectApi, namespace: str, name: str) -> None:
         self._node, self._api = node, api
         self.node, self.namespace, self.name = node.name, namespace, name
 
@@ -146,7 +146,7 @@ class Pod:
 
     @property
     def _host_network(self) -> bool:
-        return bool(self.object["spec"]["hostNetwork"])
+        return bool(self.object["spec"].get("hostNetwork"))
 
     # Its life
 
@@ -284,7 +284,7 @@ class Pod:
 
     def _wait_listening(self) -> None:
         """A readiness probe of each TCP port that the pod names."""
-        ports = self.object["spec"]["containers"][0]["ports"]
+        ports = self.object["spec"]["containers"][0].get("ports", [])
         wanted = {port["containerPort"] for port in ports if port["protocol"] == "TCP"}
 
         def listening() -> bool:

@@ -91,11 +91,19 @@ class Client:
     """Not for several threads at once. Raises ApiError, and OSError if the server does not answer."""
 
     def __init__(
-        self, address: str, port: int, *, ca: Path, certificate: Path, key: Path, netns: Path | None = None
+        self,
+        address: str,
+        port: int,
+        *,
+        ca: Path,
+        certificate: Path,
+        key: Path,
+        netns: Path | None = None,
+        timeout_s: float = 30.0,
     ) -> None:
         context = ssl.create_default_context(cafile=str(ca))
         context.load_cert_chain(certificate, key)
-        self._connection = Connection(address, port, context, netns, timeout_s=30.0)
+        self._connection = Connection(address, port, context, netns, timeout_s)
         self._resources: dict[str, Resource] = {}
 
     def close(self) -> None:
@@ -110,11 +118,12 @@ class Client:
     def get(self, kind: str, namespace: str, name: str) -> Object | None:
         """An object; `namespace` is "" for a cluster-scoped one."""
         try:
-            return self.request("GET", self.resource(kind).path(namespace, name))
+            found: Object = self.request("GET", self.resource(kind).path(namespace, name))
         except ApiError as error:
             if error.code == 404:
                 return None
             raise
+        return found
 
     def list(self, kind: str, namespace: str = "", **selectors: str) -> Sequence[Object]:
         """Objects of a kind in a namespace ("": in all), by `labelSelector` and `fieldSelector`."""
@@ -132,7 +141,8 @@ class Client:
     def set_status(self, kind: str, namespace: str, name: str, status: Mapping[str, Any]) -> Object:
         """Replace these fields of an object's status."""
         path = self.resource(kind).path(namespace, name, "status")
-        return self.request("PATCH", path, {"status": status}, "application/merge-patch+json")
+        stored: Object = self.request("PATCH", path, {"status": status}, "application/merge-patch+json")
+        return stored
 
     def _apply(self, document: Object) -> Object:
         resource = self.resource(document["kind"], document.get("apiVersion"))
@@ -141,7 +151,7 @@ class Client:
             meta.setdefault("namespace", "default")
         wanted = {name: value for name, value in document.items() if name != "status"} | {"metadata": meta}
         path = resource.path(*key(wanted)) + f"?fieldManager={MANAGER}&force=true"
-        stored = self.request("PATCH", path, wanted, "application/apply-patch+yaml")
+        stored: Object = self.request("PATCH", path, wanted, "application/apply-patch+yaml")
         if document.get("status") and resource.has_status:
             return self.set_status(resource.kind, *key(wanted), document["status"])
         return stored

@@ -156,23 +156,25 @@ class ControlPlane:
 
     # Users
 
-    def client(self, user: str = ADMIN) -> Client:
-        """A client with all rights, or with those of a user that got a kubeconfig."""
-        folder = self._user(user)
+    def client(self, user: str = ADMIN, *, netns: Path | None = None, timeout_s: float = 30.0) -> Client:
+        """A client with all rights, or with those of a user that got a kubeconfig; from where the control plane is, or
+        from another network namespace."""
+        folder = self.user(user)
         return Client(
             self.address,
             self.port,
             ca=self.ca,
             certificate=folder / "client.pem",
             key=folder / "client.key",
-            netns=self._netns,
+            netns=netns or self._netns,
+            timeout_s=timeout_s,
         )
 
     def kubeconfig(self, user: str, groups: Sequence[str] = (), valid_s: int = 3600, *, inline: bool = False) -> Path:
         """A kubeconfig with a new certificate for the user; called again, it replaces that of before (in place, each
         file by rename). inline: the file holds the certificates itself, so that it can be copied to another machine;
         otherwise it names files beside it."""
-        folder = self._user(user)
+        folder = self.user(user)
         folder.mkdir(parents=True, exist_ok=True)
         certificate, key = folder / "client.pem", folder / "client.key"
         self._authority.admit(certificate, key, user, groups, valid_s)
@@ -195,7 +197,8 @@ class ControlPlane:
         write_private(path, yaml.safe_dump(config, sort_keys=False).encode())
         return path
 
-    def _user(self, user: str) -> Path:
+    def user(self, user: str) -> Path:
+        """The folder of a user's kubeconfig, client.pem and client.key."""
         return self.folder / "users" / re.sub(r"[^A-Za-z0-9.-]", "_", user)
 
     def apply_crds(self) -> None:
@@ -219,7 +222,7 @@ class ControlPlane:
             self._authority.serve(self.folder / "server.pem", self.folder / "server.key", SERVER_NAMES, addresses)
             new_key(self.folder / "accounts.key")
         for name in (ADMIN, CONTROLLERS, SCHEDULER):
-            if not self._user(name).exists():
+            if not self.user(name).exists():
                 self.kubeconfig(name, [ADMINISTRATORS], YEAR_S)
 
     def _etcd(self) -> Iterator[str]:
@@ -250,7 +253,7 @@ class ControlPlane:
         yield from self._api_server_flags
 
     def _controller(self, name: str) -> Iterator[str]:
-        yield f"--kubeconfig={self._user(name)}/kubeconfig"
+        yield f"--kubeconfig={self.user(name)}/kubeconfig"
         yield "--leader-elect=false"
         yield "--secure-port=0"
         yield "--profiling=false"

@@ -3,6 +3,8 @@
 Boots the lab, runs playbooks/site.yml against it, applies the manifests of a home (tests/e2e/manifests), and then
 shows claim by claim what a packet, a client or a name server saw. Ends with code 1 if any claim does not hold.
 The lab stays up for exploring.
+
+NETSTACK_SOURCE=kubernetes: with a real API server, which the daemons watch, in place of a folder of manifests.
 """
 
 from __future__ import annotations
@@ -292,7 +294,7 @@ def perform(lab: Lab) -> tuple[Home, list[str]]:
 
 def main() -> int:
     print("booting a home: three nodes, a router with an internet, two clients", flush=True)
-    lab = Lab()
+    lab = Lab(source=os.environ.get("NETSTACK_SOURCE") or "directory")
     lab.down()
     lab.up(keep=True)
     _, failed = perform(lab)

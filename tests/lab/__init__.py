@@ -23,7 +23,7 @@ A lab is known by its prefix alone. Its processes are in the cgroup `netstack-la
 lab whose owner was killed is removed by the next `up` or `down` of the same prefix. A living owner holds an abstract
 socket of its name, and nobody else gets it `up` meanwhile.
 
-Lab(source="directory"), the default, plays the API server for the directory source: one folder of manifests is mounted into all nodes at
+By default the lab plays the API server for the directory source: one folder of manifests is mounted into all nodes at
 /etc/netstack/manifests (objects.py; `lab.names.manifests` for a test that wants to write a broken one), with the
 controllers that derive EndpointSlices and DNS names (endpoints.py). Lab(source="kubernetes") has a real control plane
 (controlplane/) at the controller's address instead, behind the same calls (cluster.py); `lab.controlplane` stops, kills

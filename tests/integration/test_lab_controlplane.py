@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.controlplane import ApiError, Client, ControlPlane, skip_reason
+from lab.controlplane import ApiError, Client, ControlPlane, Unavailable, binaries, skip_reason
 from lab.shell import alive, wait_until
 
 pytestmark = pytest.mark.root
@@ -88,9 +88,45 @@ def endpoints(client: Client, namespace: str) -> list[tuple[str, bool]]:
     ]
 
 
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder that comes first on PATH, on a machine without Go, assets or anything kept."""
+    for name in ("KUBEBUILDER_ASSETS", "CI", "NETSTACK_REQUIRE_CONTROLPLANE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETSTACK_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin")
+    return tmp_path
+
+
+def test_programs_come_from_the_assets_folder_if_it_has_all(monkeypatch: pytest.MonkeyPatch, bare: Path) -> None:
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(bare))
+    for name in PROGRAMS:
+        assert skip_reason() is not None  # the usual archives have no controller manager
+        (bare / name).touch()
+    assert skip_reason() is None
+    assert binaries.programs() == bare
+
+
+@pytest.mark.parametrize("go", ["", "go1.19.8"])
+def test_a_machine_that_cannot_build_says_so(monkeypatch: pytest.MonkeyPatch, bare: Path, go: str) -> None:
+    if go:
+        (bare / "go").write_text(f"#!/bin/sh\necho {go}\n")
+        (bare / "go").chmod(0o755)
+    why_not = skip_reason()
+    assert why_not is not None
+    assert why_not.startswith("no Kubernetes control plane: ")
+    assert (go or "no Go >= 1.21 on PATH") in why_not
+    monkeypatch.setenv("CI", "1")
+    with pytest.raises(Unavailable, match="no Kubernetes control plane"):
+        skip_reason()
+    with pytest.raises(Unavailable):
+        binaries.programs()
+
+
 def test_it_is_the_pinned_kubernetes_and_whole(plane: ControlPlane, client: Client) -> None:
     assert set(plane.running()) == PROGRAMS
-    assert client.request("GET", "/version")["gitVersion"].startswith("v1.")
+    if "KUBEBUILDER_ASSETS" not in os.environ:
+        assert client.request("GET", "/version")["gitVersion"] == binaries.version()
     kubernetes = client.get("Service", "default", "kubernetes")
     assert kubernetes is not None
     assert kubernetes["spec"]["clusterIP"] == "10.96.0.1"

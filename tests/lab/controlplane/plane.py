@@ -105,8 +105,11 @@ class ControlPlane:
         Raises TimedOut with the end of a program's log, and binaries.Unavailable.
         """
         self._prepare()
+        etcd_socket = self.folder / ETCD_SOCKET.removeprefix("unix://")
+        if self._pid(ETCD) is None:
+            etcd_socket.unlink(missing_ok=True)  # one that was killed left it
         self._start(ETCD, self._etcd())
-        self._wait(ETCD, (self.folder / ETCD_SOCKET.removeprefix("unix://")).is_socket, "to listen")
+        self._wait(ETCD, etcd_socket.is_socket, "to listen")
         self._start(API_SERVER, self._api_server())
         self._wait(API_SERVER, self._ready, "to be ready")
         for name in (CONTROLLERS, SCHEDULER):

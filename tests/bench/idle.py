@@ -6,10 +6,9 @@ the sum over processes is what they really take (Documentation/filesystems/proc.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from bench.figures import Area, Figure, Measured, Settings
 from e2e import demo
@@ -39,23 +38,28 @@ def _figures() -> Iterator[Figure]:
 def measure(wanted: frozenset[str], settings: Settings) -> Iterator[Measured]:
     with Lab("benchidle") as lab:
         node = furnish(lab, settings)
-        busy: dict[str, list[float]] = defaultdict(list)
-        memory: dict[str, list[float]] = defaultdict(list)
-        quiet = any(name.startswith("idle_cpu.") for name in wanted)
-        window_s = settings.idle_seconds / WINDOWS if quiet else 1.0
-        settings.say(f"watching for {window_s * WINDOWS:.0f} s")
-        before = _look(node)
-        for _ in range(WINDOWS):
-            time.sleep(window_s)
-            after = _look(node)
-            for name in UNITS:
-                busy[name].append(100 * (after[name][0] - before[name][0]) / (after[name][1] - before[name][1]))
-                memory[name].append(megabytes(node, UNITS[name]))
-            before = after
-    for name in UNITS:
-        yield Measured(f"pss.{name}", memory[name])
-        if quiet:
-            yield Measured(f"idle_cpu.{name}", busy[name])
+        if any(name.startswith("idle_cpu.") for name in wanted):
+            for name, samples in watch(node, settings).items():
+                yield Measured(f"idle_cpu.{name}", samples)
+        # Three nodes on one machine share the pages of the same libraries; a board shares them with nobody.
+        for other in lab.nodes[1:]:
+            other.run(f"systemctl stop {demo.DAEMONS} netstack-haproxy")
+        for name, unit in UNITS.items():
+            yield Measured(f"pss.{name}", [megabytes(node, unit) for _ in range(settings.few)])
+
+
+def watch(node: Node, settings: Settings) -> dict[str, list[float]]:
+    """Daemon -> per cent of a core in each window."""
+    settings.say(f"watching for {settings.idle_seconds:.0f} s")
+    busy: dict[str, list[float]] = defaultdict(list)
+    before = _look(node)
+    for _ in range(WINDOWS):
+        time.sleep(settings.idle_seconds / WINDOWS)
+        after = _look(node)
+        for name in UNITS:
+            busy[name].append(100 * (after[name][0] - before[name][0]) / (after[name][1] - before[name][1]))
+        before = after
+    return busy
 
 
 def furnish(lab: Lab, settings: Settings) -> Node:
@@ -98,7 +102,11 @@ def used_s(node: Node, unit: str) -> float:
 def megabytes(node: Node, unit: str) -> float:
     """Sum of the PSS of a unit's processes."""
     folder = cgroups.unified() / node.payload / "system.slice" / unit
-    pids = itertools.chain.from_iterable(path.read_text().split() for path in folder.rglob("cgroup.procs"))
+    return megabytes_of(int(pid) for path in folder.rglob("cgroup.procs") for pid in path.read_text().split())
+
+
+def megabytes_of(pids: Iterable[int]) -> float:
+    """Sum of the PSS of processes."""
     total = 0
     for pid in pids:
         with open(f"/proc/{pid}/smaps_rollup") as rollup:

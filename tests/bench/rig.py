@@ -44,7 +44,7 @@ NODE, CLIENT, GATEWAY = "192.168.86.21", "192.168.86.50", "169.254.1.1"
 SERVERS = ("10.244.1.3", "10.244.1.4")
 CALLER = "10.244.1.5"
 PORT, TARGET_PORT = 80, 8080
-CLIENTS, CLIENT_COUNT = "10.200.0.0/20", 4096
+CLIENTS, CLIENT_COUNT = "10.200.0.0/16", 65536
 """The addresses from which the client's connections come: many homes' worth, so that no port is used twice in a row."""
 CLUSTER_IPS, ADDRESSES = IPv4Address("10.97.0.0"), IPv4Address("172.20.0.0")
 HALF = 1 << 15

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -231,7 +232,8 @@ def test_restart_keeps_the_data_and_wipe_begins_another_history(plane: ControlPl
     (kept,) = client.apply(CONFIG_MAP)
     for number in range(300):  # further than a new history gets by itself
         (last,) = client.apply({**CONFIG_MAP, "data": {"number": str(number)}})
-    plane.restart()
+    with ThreadPoolExecutor(1) as thread:  # what a thread started outlives it
+        thread.submit(plane.restart).result()
     again = client.get("ConfigMap", "default", "kept")
     assert again is not None
     assert again["metadata"]["uid"] == kept["metadata"]["uid"]

@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -61,6 +62,9 @@ CONTROLLER_LOOPS = (
     "serviceaccount-controller",
     "serviceaccount-token-controller",
 )
+
+# A process that asked for its parent's death dies with the thread that made it; this one lives as long as we do.
+SPAWNER = ThreadPoolExecutor(1)
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 15.0
@@ -294,10 +298,7 @@ class ControlPlane:
         else:
             enter = [] if self._netns is None else ["nsenter", f"--net={self._netns}", "--"]
             dying = ["setpriv", "--pdeathsig", "KILL", *enter, *argv]
-            with log.open("ab") as output:
-                child = subprocess.Popen(
-                    dying, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-                )
+            child = SPAWNER.submit(_popen, dying, log).result()
             self._children[name], pid = child, child.pid
         write_private(self.folder / f"{name}.pid", f"{pid} {_started(pid)}".encode())
 
@@ -338,6 +339,11 @@ class ControlPlane:
             wait_until(met, f"{name} {what}", START_TIMEOUT_S, step_s=0.05)
         except TimedOut as error:
             raise TimedOut(f"{error}\n{self._log(name).read_text(errors='replace')[-3000:]}") from None
+
+
+def _popen(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
 
 
 def _started(pid: int) -> int:

@@ -74,8 +74,22 @@ class DirectorySource:
         self._snapshot = Snapshot()
         self.refresh()
 
+    @property
+    def ready(self) -> bool:
+        return True
+
     def snapshot(self) -> Snapshot:
         return self._snapshot
+
+    def report(self) -> dict[str, Any]:
+        problems = [{"kind": "folder", "reason": str(broken.error), "since": None} for broken in self._unreadable]
+        return {
+            "kind": "directory",
+            "ready": True,
+            "connected": not problems,
+            "stale_since": None,
+            "problems": problems,
+        }
 
     def refresh(self) -> bool:
         """Read what changed on disk since the last call; True if the snapshot is another one."""

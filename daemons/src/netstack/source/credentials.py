@@ -1,0 +1,229 @@
+"""Who we are to the API server, and which server that is: a kubeconfig, or the files of a pod's service account.
+
+Everything is read again when a file has changed on disk (certificates and tokens are rotated under a running daemon),
+and after a 401. While a rotation is half done, the last whole set stays in use.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from netstack.core.errors import BadConfig
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+REFUSED = {
+    "exec": "a program that makes credentials would run as root; give the user a certificate or a token file",
+    "auth-provider": "is not served; give the user a certificate or a token file",
+    "username": "the API server has no passwords any more; give the user a certificate or a token file",
+    "impersonate": "acting for another user is not served",
+}
+INSECURE = "a node that cannot tell the API server from an impostor would take its policies from anyone"
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where to connect and what to show. `prefix`: path before /api, usually ""."""
+
+    host: str
+    port: int
+    prefix: str
+    server_name: str
+    tls: ssl.SSLContext
+    token: str
+
+
+class Credentials:
+    """`kubeconfig`: its path, or "" for the in-cluster form. Used by several threads."""
+
+    def __init__(self, kubeconfig: str, *, account: Path = SERVICE_ACCOUNT, environ: Mapping[str, str] = os.environ):
+        self.name = kubeconfig or str(account)
+        self._kubeconfig = kubeconfig
+        self._account = account
+        self._environ = environ
+        self._lock = threading.Lock()
+        self._access: Access | None = None
+        self._stamps: dict[Path, Stamp] = {}
+
+    def access(self) -> Access:
+        """What is valid now. BadConfig if there is no whole set and never was."""
+        with self._lock:
+            stamps = {path: _stamp(path) for path in self._stamps}
+            if self._access is not None and stamps == self._stamps:
+                return self._access
+            try:
+                self._access, files = self._load()
+                self._stamps = {path: _stamp(path) for path in files}
+            except BadConfig:
+                if self._access is None:
+                    raise
+            return self._access
+
+    def forget(self) -> None:
+        """The server does not know us (401): read the files again even if they look the same."""
+        with self._lock:
+            self._stamps = dict.fromkeys(self._stamps, (0, 0, 0))
+
+    def _load(self) -> tuple[Access, set[Path]]:
+        return _kubeconfig(Path(self._kubeconfig)) if self._kubeconfig else _in_cluster(self._account, self._environ)
+
+
+def _in_cluster(account: Path, environ: Mapping[str, str]) -> tuple[Access, set[Path]]:
+    host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host or not port.isdigit():
+        raise BadConfig("kubeconfig", "is empty, but KUBERNETES_SERVICE_HOST and _PORT do not name an API server")
+    token, authority = account / "token", account / "ca.crt"
+    context = _context("kubeconfig", _text(token.parent, "ca.crt", authority))
+    return Access(host, int(port), "", host, context, _text(account, "token", token).strip()), {token, authority}
+
+
+def _kubeconfig(path: Path) -> tuple[Access, set[Path]]:
+    """client-go's `Config` (clientcmd/api/v1): the current context's cluster and user."""
+    cluster, user = _chosen(path)
+    for name, reason in REFUSED.items():
+        if any(user.get(key) for key in user if key == name or (name == "impersonate" and key.startswith("as"))):
+            raise BadConfig(f"user.{name}", reason)
+    if cluster.get("insecure-skip-tls-verify"):
+        raise BadConfig("cluster.insecure-skip-tls-verify", INSECURE)
+    if cluster.get("proxy-url"):
+        raise BadConfig("cluster.proxy-url", "is not served")
+    url = urlsplit(str(cluster.get("server", "")))
+    if url.scheme != "https" or not url.hostname:
+        raise BadConfig("cluster.server", f"must be https://host:port, not {cluster.get('server')!r}")
+    files: set[Path] = {path}
+    authority = _material(path, cluster, "certificate-authority", files)
+    certificate = _material(path, user, "client-certificate", files)
+    key = _material(path, user, "client-key", files)
+    context = _context("cluster.certificate-authority", authority or None)
+    if bool(certificate) != bool(key):
+        raise BadConfig("user.client-certificate", "needs client-key, and the other way round")
+    if certificate:
+        _identify(context, certificate, key)
+    token = str(user.get("token") or "")
+    if user.get("tokenFile"):
+        token_path = path.parent / str(user["tokenFile"])
+        token = _text(path, "user.tokenFile", token_path).strip()
+        files.add(token_path)
+    if not token and not certificate:
+        raise BadConfig("user", "has neither a client certificate nor a token")
+    server_name = str(cluster.get("tls-server-name") or url.hostname)
+    return Access(url.hostname, url.port or 443, url.path.rstrip("/"), server_name, context, token), files
+
+
+def _chosen(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(cluster, user) of the current context."""
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506 - safe loaders both
+    except OSError as error:
+        raise BadConfig("kubeconfig", f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadConfig("kubeconfig", f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise BadConfig("kubeconfig", f"{path} is not a kubeconfig")
+    context = _named(config, "contexts", "context", config.get("current-context"))
+    cluster = _named(config, "clusters", "cluster", context.get("cluster"))
+    return cluster, _named(config, "users", "user", context.get("user"))
+
+
+def _named(config: Mapping[str, Any], many: str, one: str, name: Any) -> dict[str, Any]:
+    for item in config.get(many) or ():
+        if isinstance(item, dict) and item.get("name") == name and isinstance(item.get(one), dict):
+            return dict(item[one])
+    raise BadConfig(many, f"there is no {one} {name!r}")
+
+
+def _material(path: Path, section: Mapping[str, Any], name: str, files: set[Path]) -> str:
+    """PEM text that stands inline (`<name>-data`, which wins) or in a file beside the kubeconfig; "" if neither."""
+    if section.get(f"{name}-data"):
+        try:
+            return base64.b64decode(str(section[f"{name}-data"]), validate=True).decode("ascii")
+        except (binascii.Error, UnicodeDecodeError) as error:
+            raise BadConfig(f"{name}-data", "is not base64 of PEM text") from error
+    if not section.get(name):
+        return ""
+    file = path.parent / str(section[name])
+    files.add(file)
+    return _text(path, name, file)
+
+
+def _text(_: Path, name: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadConfig(name, f"{path}: {getattr(error, 'strerror', None) or 'is not text'}") from error
+
+
+def _context(field: str, authority: str | None) -> ssl.SSLContext:
+    """TLS that trusts this authority alone, or the system's where the kubeconfig names none."""
+    try:
+        context = ssl.create_default_context(cadata=authority)
+    except ssl.SSLError as error:
+        raise BadConfig(field, f"is no certificate authority in PEM form: {error.reason}") from error
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _identify(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """ssl reads key pairs from files only: give it one that no other process can open and that never is on a disk."""
+    with _in_memory(certificate) as certificate_path, _in_memory(key) as key_path:
+        try:
+            context.load_cert_chain(certificate_path, key_path, password="")
+        except (ssl.SSLError, OSError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise BadConfig(
+                "user.client-certificate", f"does not go with client-key, or is no PEM: {reason}"
+            ) from error
+
+
+@contextmanager
+def _in_memory(text: str) -> Iterator[str]:
+    handle = os.memfd_create("pem", os.MFD_CLOEXEC)
+    try:
+        os.write(handle, text.encode())
+        yield f"/proc/self/fd/{handle}"
+    finally:
+        os.close(handle)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        stat = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+def flatten(path: Path) -> dict[str, Any]:
+    """The current context of a kubeconfig alone, with every file that it names inside it: one file to carry to a
+    node."""
+    cluster, user = _chosen(path)
+    _kubeconfig(path)  # refuses what a node could not use
+    for section, names in ((cluster, ("certificate-authority",)), (user, ("client-certificate", "client-key"))):
+        for name in names:
+            text = _material(path, section, name, set())
+            if text:
+                section[f"{name}-data"] = base64.b64encode(text.encode()).decode()
+            section.pop(name, None)
+    if user.pop("tokenFile", None) is not None:
+        user["token"] = _kubeconfig(path)[0].token
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "cluster", "cluster": cluster}],
+        "users": [{"name": "user", "user": user}],
+        "contexts": [{"name": "context", "context": {"cluster": "cluster", "user": "user"}}],
+        "current-context": "context",
+    }

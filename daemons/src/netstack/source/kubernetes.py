@@ -1,0 +1,204 @@
+"""The `kubernetes` source: the API server's objects, and the last known ones while it is away.
+
+One thread per kind lists and watches (netstack.source.reflector) into that kind's replica; the event loop composes
+snapshots from the replicas; one more thread keeps the last-known-good folder. No snapshot is given out before every
+kind has been listed once or is in force from that folder: until then nothing is known, which is not the same as
+nothing being there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import threading
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from netstack.core.errors import BadObject
+from netstack.core.ref import Ref
+from netstack.source.backoff import Draw
+from netstack.source.credentials import Credentials
+from netstack.source.lastgood import LastGood
+from netstack.source.models import Object
+from netstack.source.reflector import Problem, Reflector, now
+from netstack.source.replica import Replica, Said
+from netstack.source.resources import Want
+from netstack.source.snapshot import Broken, Snapshot
+
+QUIET_S = 0.02
+"""After a change, wait this long for more of them, so that a burst is one snapshot."""
+SAVE_S = 5.0
+"""Between two rounds of writing the last-known-good folder: bounds what churn costs the disk."""
+RETRY_S = 30.0
+"""Before what could not be written is tried again."""
+STOP_S = 2.0
+log = logging.getLogger("source")
+
+
+class KubernetesSource:
+    """See the module. `keep`: the last-known-good folder."""
+
+    def __init__(self, kubeconfig: str, wants: Sequence[Want], keep: Path, *, draw: Draw = random.uniform) -> None:
+        self.credentials = Credentials(kubeconfig)
+        self._lock = threading.Lock()
+        self._lastgood = LastGood(keep)
+        self._replicas = {want.kind: Replica(want) for want in wants}
+        self._reflectors = [
+            Reflector(replica, self.credentials, self._lock, self._wake, draw) for replica in self._replicas.values()
+        ]
+        self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = threading.Event()
+        self._dirty = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="last good", daemon=True)
+        self._unkept: Problem | None = None
+        self._spoilt: set[str] = set()
+        """Kinds whose folder was found damaged."""
+        self._snapshot = Snapshot()
+        for replica in self._replicas.values():
+            self._load(replica)
+        self._compose()
+
+    @property
+    def ready(self) -> bool:
+        return all(replica.known for replica in self._replicas.values())
+
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    def said(self, ref: Ref) -> Said | None:
+        """An object's version and `status` as the API server has them; None if it has not shown it. Any thread."""
+        with self._lock:
+            return self._replicas[ref.kind].statuses.get(ref) if ref.kind in self._replicas else None
+
+    def all_said(self, kind: str) -> dict[Ref, Said]:
+        """The same for a whole kind."""
+        with self._lock:
+            return dict(self._replicas[kind].statuses) if kind in self._replicas else {}
+
+    def shown(self, ref: Ref) -> Object | None:
+        """The object as it is known. Any thread."""
+        with self._lock:
+            return self._replicas[ref.kind].objects.get(ref) if ref.kind in self._replicas else None
+
+    async def watch(self) -> AsyncIterator[Snapshot]:
+        self._loop = asyncio.get_running_loop()
+        self._keeper.start()
+        for reflector in self._reflectors:
+            reflector.start()
+        given: Snapshot | None = None
+        try:
+            while True:
+                self._changed.clear()
+                self._compose()
+                if self.ready and self._snapshot is not given:
+                    given = self._snapshot
+                    yield given
+                await self._changed.wait()
+                await asyncio.sleep(QUIET_S)
+        finally:
+            await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """End the threads; what is not saved yet is saved."""
+        self._stopping.set()
+        self._dirty.set()
+        for reflector in self._reflectors:
+            reflector.stop()
+        for reflector in self._reflectors:
+            reflector.join(STOP_S)
+        self._keeper.join(STOP_S)
+
+    def report(self) -> dict[str, Any]:
+        """For the daemons' `status`. `problems`: each kind that is not in step, why and since when."""
+        problems = [
+            {"kind": reflector.replica.want.kind, "reason": problem.reason, "since": problem.since}
+            for reflector in self._reflectors
+            if (problem := reflector.problem) is not None
+        ]
+        if (unkept := self._unkept) is not None:
+            problems.append({"kind": "last-known-good folder", "reason": unkept.reason, "since": unkept.since})
+        return {
+            "kind": "kubernetes",
+            "ready": self.ready,
+            "connected": all(reflector.connected for reflector in self._reflectors),
+            "stale_since": min((problem["since"] for problem in problems), default=None),
+            "problems": problems,
+            "requests": sum(reflector.requests for reflector in self._reflectors),
+        }
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _compose(self) -> None:
+        """A new snapshot, if it says anything else than the present one."""
+        with self._lock:
+            objects: dict[Ref, Object] = {}
+            broken: list[Broken] = []
+            for replica in self._replicas.values():
+                objects.update(replica.objects)
+                broken += replica.broken.values()
+        new = Snapshot(objects, tuple(broken))
+        if new == self._snapshot:
+            return
+        for item in new.broken:
+            if item not in self._snapshot.broken:
+                log.error("%s", item)
+        self._snapshot = new
+
+    def _wake(self) -> None:
+        """From a reflector's thread."""
+        self._dirty.set()
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._changed.set)
+
+    def _load(self, replica: Replica) -> None:
+        kind = replica.want.kind
+        try:
+            documents = self._lastgood.load(kind)
+            if documents is not None:
+                replica.load(documents)
+        except (OSError, ValueError, BadObject) as error:
+            log.error("the last-known-good folder of %s is not usable: %s", kind, error)
+            replica.objects.clear()
+            with contextlib.suppress(OSError):
+                self._lastgood.clear(kind)
+
+    def _keep(self) -> None:
+        """Thread: save what changed, at most every SAVE_S; what could not be saved is tried again."""
+        while not self._stopping.is_set():
+            self._dirty.wait()
+            self._stopping.wait(SAVE_S)
+            self._dirty.clear()
+            failure = self._save()
+            if not failure:
+                self._unkept = None
+            elif self._unkept is None or self._unkept.reason != failure:
+                self._unkept = Problem(failure, now())
+                log.error("last-known-good folder: %s", failure)
+            if failure and not self._stopping.wait(RETRY_S):
+                self._dirty.set()
+
+    def _save(self) -> str:
+        """What could not be saved, or ""."""
+        failure = ""
+        for kind, replica in self._replicas.items():
+            with self._lock:
+                unsaved, replica.unsaved = replica.unsaved, {}
+            if kind in self._spoilt or not replica.known or not (unsaved or not self._lastgood.complete(kind)):
+                continue
+            try:
+                self._lastgood.save(kind, unsaved)
+            except OSError as error:
+                failure = f"{kind}: {error}"
+                with self._lock:
+                    replica.unsaved = {**unsaved, **replica.unsaved}
+            except ValueError as error:  # not ours to mend: the next process lists everything anew
+                log.error("the last-known-good folder of %s is damaged and given up: %s", kind, error)
+                self._spoilt.add(kind)
+                with contextlib.suppress(OSError):
+                    self._lastgood.clear(kind)
+        return failure

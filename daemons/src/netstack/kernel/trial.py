@@ -1,0 +1,100 @@
+"""A packet through the real programs, leaving no trace: what `netstack explain` asks.
+
+The programs are loaded a second time. The tables that daemons write are the pinned ones, read as they are now; those
+that programs write are private and empty. So every packet is judged as the first of its flow, by the rules in force,
+and no flow, translation or counter of the node is touched.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from netstack.core.verdict import Verdict
+from netstack.kernel import layout
+from netstack.kernel.bpf import Map, Program
+from netstack.kernel.loader import LoaderSettings, compiled_set, load_program
+from netstack.kernel.programs import PROGRAMS
+
+WRITTEN = ("conntrack", "nat", "socket_revnat", "fqdn_use", "counters")
+"""The tables that programs write."""
+SCRATCH = "scratch"
+"""What a program knows of the packet that it is looking at: struct packet of files/bpf/lib/parse.h ..."""
+RULE_AT = 104
+"""... and where in it the number of the rule stands that decided."""
+CONTEXT_BYTES = 192
+"""struct __sk_buff"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`rule` 0: no rule decided. `frame`: as it left the program."""
+
+    verdict: Verdict
+    rule: int
+    frame: bytes
+
+
+class Trial:
+    """LoaderError or BpfError if the node's tables are not there, or programs cannot be had."""
+
+    def __init__(self, settings: LoaderSettings) -> None:
+        self._compiled = compiled_set(settings)
+        self._pins = Path(settings.pins)
+        self.maps: dict[str, Map] = {}
+        for name in layout.MAPS:
+            private = name in WRITTEN
+            self.maps[name] = (
+                Map.create(name, settings.definition(name)) if private else Map.open(self._pins / "maps" / name)
+            )
+        self.maps[SCRATCH] = Map.create(SCRATCH, self._compiled.maps[SCRATCH])
+        self._programs: dict[str, Program] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for opened in (*self.maps.values(), *self._programs.values()):
+            opened.close()
+
+    def run(self, name: str, frame: bytes, *, device: int, came_by: int) -> Outcome:
+        """`frame` through a tc program on `device`, having entered the node by `came_by` (0: this node made it)."""
+        program = self._program(name)
+        context = bytearray(CONTEXT_BYTES)
+        struct.pack_into("=II", context, 36, came_by, device)  # ingress_ifindex, ifindex
+        before = self._counted()
+        _, out, _, _ = program.test_run(frame, bytes(context))
+        after = self._counted()
+        (verdict,) = (number for number, packets in after.items() if packets != before.get(number, 0))
+        return Outcome(Verdict(verdict), self._rule(), out)
+
+    def differs(self, name: str) -> bool:
+        """Whether what is attached on the node is not what this release would load."""
+        with Program.open(self._pins / "progs" / name) as running:
+            return bool(running.tag != self._program(name).tag)
+
+    def _program(self, name: str) -> Program:
+        if name not in self._programs:
+            assert PROGRAMS[name].attach_type == 0, "socket hooks cannot be run on a packet"  # noqa: S101
+            self._programs[name] = load_program(name, self._compiled, self.maps)
+        return self._programs[name]
+
+    def _counted(self) -> dict[int, int]:
+        return {
+            layout.Number.unpack(key).value: sum(struct.unpack(f"={len(values) // 8}Q", values))
+            for key, values in self.maps["counters"].items()
+        }
+
+    def _rule(self) -> int:
+        """The rule of the packet just run; the scratch of every CPU is clean again."""
+        table = self.maps[SCRATCH]
+        key = layout.Number(0).pack()
+        values = table.get(key) or b""
+        size = (table.definition.value_size + 7) // 8 * 8
+        table.put(key, bytes(len(values)))
+        return max(int.from_bytes(values[at + RULE_AT :][:4], "little") for at in range(0, len(values), size))

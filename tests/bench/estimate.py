@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 RESAMPLES = 2000
+LEAST = 5
+"""Samples, below which resampling says nothing of spread."""
 SHARE = 1 / 3
 """Of its margin, that a ratio's half-width may take and the ratio still counts."""
 
@@ -46,7 +48,7 @@ STATISTICS: dict[str, Statistic] = {"median": p50, "p95": p95, "p99": p99, "mean
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """`half_width` is of the ratio where there is one, else of the value; None if one sample says nothing of spread."""
+    """`half_width` is of the ratio where there is one, else of the value; None where the samples are too few to tell."""
 
     value: float
     ratio: float | None
@@ -74,18 +76,18 @@ def estimate(
     draw = random.Random(len(samples))
     ratio, spread = None, None
     if against is None:
-        if len(samples) > 1:
+        if len(samples) >= LEAST:
             spread = half_width([of(draw.choices(samples, k=len(samples))) for _ in range(RESAMPLES)])
     elif paired:
         if len(samples) != len(against):
             raise ValueError(f"{len(samples)} rounds against {len(against)}")
         ratios = [ours / theirs for ours, theirs in zip(samples, against, strict=True)]
         ratio = of(ratios)
-        if len(ratios) > 1:
+        if len(ratios) >= LEAST:
             spread = half_width([of(draw.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES)])
     else:
         ratio = of(samples) / of(against)
-        if len(samples) > 1 and len(against) > 1:
+        if min(len(samples), len(against)) >= LEAST:
             draws = [
                 of(draw.choices(samples, k=len(samples))) / of(draw.choices(against, k=len(against)))
                 for _ in range(RESAMPLES)

@@ -38,7 +38,7 @@ class Settings:
     """How much is done. The defaults are those of the figures that are published."""
 
     rounds: int = 30
-    """Interleaved rounds of each load; of the slow ones (demo, first lists of the API) a tenth, at least 3."""
+    """Interleaved rounds of each load; of the slow ones (demo, first lists of the API) a tenth, at least 5."""
     seconds: float = 1.0
     """Length of one load in one round."""
     cuts: int = 20
@@ -51,7 +51,7 @@ class Settings:
 
     @property
     def few(self) -> int:
-        return max(3, self.rounds // 10)
+        return max(5, self.rounds // 10)
 
 
 Measure = Callable[[frozenset[str], Settings], Iterator[Measured]]

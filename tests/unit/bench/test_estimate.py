@@ -36,7 +36,7 @@ def test_a_ratio_is_taken_round_by_round_so_drift_does_not_touch_it() -> None:
 
 
 def test_without_pairs_the_ratio_is_that_of_the_statistics() -> None:
-    found = estimate([300.0, 310.0, 320.0], [600.0, 620.0], paired=False)
+    found = estimate([300.0, 310.0, 320.0, 305.0, 315.0], [600.0, 620.0] * 3, paired=False)
     assert found.ratio == pytest.approx(310 / 610)
     assert found.half_width is not None and found.half_width > 0
 
@@ -46,9 +46,10 @@ def test_pairs_must_be_whole() -> None:
         estimate([1.0, 2.0], [1.0])
 
 
-def test_one_sample_has_no_half_width() -> None:
+def test_a_few_samples_have_no_half_width() -> None:
     assert estimate([41.7]).half_width is None
-    assert estimate([1.0], [2.0]).half_width is None
+    assert estimate([1.0, 1.1], [2.0, 2.1]).half_width is None
+    assert estimate([1.0, 1.1, 1.2, 1.0], [2.0] * 9, paired=False).half_width is None
 
 
 def test_the_value_is_the_statistic_that_the_figure_names() -> None:
@@ -62,13 +63,13 @@ def test_the_interval_holds_the_truth_about_19_times_of_20() -> None:
     """Of a ratio that is 0.97 by construction, with noise of 5 % in each round."""
     draw = random.Random(7)
     hits = 0
-    for _ in range(100):
+    for _ in range(40):
         base = [draw.uniform(80, 120) for _ in range(30)]
         ours = [rate * draw.gauss(0.97, 0.05) for rate in base]
         found = estimate(ours, base)
         assert found.ratio is not None and found.half_width is not None
         hits += abs(found.ratio - 0.97) <= found.half_width
-    assert hits >= 85
+    assert hits >= 34
 
 
 def test_the_same_samples_give_the_same_answer() -> None:

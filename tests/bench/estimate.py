@@ -48,7 +48,7 @@ STATISTICS: dict[str, Statistic] = {"median": p50, "p95": p95, "p99": p99, "mean
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """`half_width` is of the ratio where there is one, else of the value; None where the samples are too few to tell."""
+    """`half_width` is of the ratio where there is one, else of the value; None where samples are too few to tell."""
 
     value: float
     ratio: float | None

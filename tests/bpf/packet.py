@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from scapy.packet import Packet as Frame
 from scapy.packet import Raw
 
 from bpf.namespaces import Namespace
+from lab import image
 from netstack.core.address import ANY, Prefix, pack
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout as l
@@ -30,7 +32,7 @@ from netstack.kernel.programs import Compiled
 ROOT = Path(__file__).parents[2]
 SETTINGS = LoaderSettings(
     bpf_source=str(ROOT / "files" / "bpf"),
-    cache=str(Path.home() / ".cache" / "netstack" / "programs"),
+    cache=str(image.cache() / "programs"),
     sizes=dict.fromkeys(("slots", "services", "backends", "identities", "policy", "fqdn", "conntrack"), 4096),
 )
 OK, SHOT, REDIRECT = 0, 2, 7
@@ -168,14 +170,9 @@ class Packet:
     def run(self, program: str, frame: Frame, *, device: int, came_by: int = 0, translated: bool = False) -> Result:
         """The frame through the program on `device`, having entered the node by `came_by` (0 = made here).
         `translated`: the verdict is a policy's, yet a service was translated on the way."""
-        if program not in self.programs:
-            self.programs[program] = load_program(program, self.compiled, self.maps)
         data = bytes(frame)
-        context = bytearray(192)
-        struct.pack_into("=II", context, 36, came_by, device)  # ingress_ifindex, ifindex of struct __sk_buff
         before = self.counts()
-        with self.namespace.entered():
-            action, out, _, _ = self.programs[program].test_run(data, bytes(context))
+        ((action, out),) = self._run(program, [data], device, came_by)
         after = self.counts()
         (verdict,) = [v for v in after if after[v] != before.get(v, 0)]
         assert after[verdict] == before.get(verdict, 0) + 1
@@ -187,6 +184,29 @@ class Packet:
             if verdict in (Verdict.FORWARDED, Verdict.REPLY) and action == OK:
                 assert (out == data) is not translated
         return Result(verdict, action, result)
+
+    def _run(self, program: str, frames: Iterable[bytes], device: int, came_by: int) -> list[tuple[int, bytes]]:
+        """Action and frame of each."""
+        if program not in self.programs:
+            self.programs[program] = load_program(program, self.compiled, self.maps)
+        context = bytearray(192)
+        struct.pack_into("=II", context, 36, came_by, device)  # ingress_ifindex, ifindex of struct __sk_buff
+        with self.namespace.entered():
+            return [self.programs[program].test_run(frame, bytes(context))[:2] for frame in frames]
+
+    def many_from_lan(self, packet: Frame, source_ports: Iterable[int]) -> list[str]:
+        """Where copies of one TCP packet go that differ in their source port, all of them passed on and counted alike:
+        what `from_lan` shows of one, for many at the cost of a few."""
+        data = bytes(Ether(src=CLIENT_MAC, dst=NODE_MAC) / packet)
+        frames = [_from_port(data, port) for port in source_ports]
+        before = self.counts()
+        ran = self._run("uplink_ingress", frames, self.uplink, self.uplink)
+        after = self.counts()
+        passed = {verdict: after[verdict] - before.get(verdict, 0) for verdict in after}
+        assert sum(passed.values()) == len(ran)
+        assert not any(verdict.dropped for verdict, packets in passed.items() if packets)
+        assert all(action != SHOT and _sum_of_tcp(out) == 0 for action, out in ran)
+        return [socket.inet_ntoa(out[30:34]) for _, out in ran]
 
     def from_pod(self, packet: Frame, *, device: int = 0, translated: bool = False) -> Result:
         frame, at = Ether(src=POD_MAC, dst=HOST_MAC) / packet, device or self.pod
@@ -214,6 +234,25 @@ class Packet:
         self.identity(f"{NODE}/32", l.IDENTITY_HOST, NODE)
         self.identity(f"{OTHER_NODE}/32", l.IDENTITY_REMOTE_NODE, OTHER_NODE)
         self.identity("fd00:2::/64", l.IDENTITY_UNMANAGED, OTHER_NODE)
+
+
+def _ones_complement(data: bytes) -> int:
+    """What the checksum field of RFC 1071 has to be for these bytes; 0 if they hold the right one already."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def _sum_of_tcp(frame: bytes) -> int:
+    """0 if the checksum is right. A frame of IPv4 without options, its TCP of an even length."""
+    return _ones_complement(frame[26:34] + struct.pack("!HH", 6, len(frame) - 34) + frame[34:])
+
+
+def _from_port(frame: bytes, port: int) -> bytes:
+    """Such a frame with another source port, and the checksum of it."""
+    unsummed = frame[:34] + struct.pack("!H", port) + frame[36:50] + bytes(2) + frame[52:]
+    return unsummed[:50] + struct.pack("!H", _sum_of_tcp(unsummed)) + unsummed[52:]
 
 
 def _assert_checksums(frame: Frame) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from lab import image
 from netstack.core.unit import ask
 from netstack.kernel import layout
 
@@ -115,7 +116,7 @@ class Board:
             "audit_s": 0.2,
             "datapath": {
                 "bpf_source": str(ROOT / "files/bpf"),
-                "cache": str(Path.home() / ".cache/netstack/programs"),
+                "cache": str(image.cache() / "programs"),
                 "cgroup": str(self.cgroup),
                 "pins": str(self.folder / "bpf/netstack"),
                 "sizes": dict.fromkeys(("slots", "conntrack", "nat", "policy", "identities"), 4096),

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from lab import image
 from netstack.announcer.frames import REPLY, arp_request, decode_arp
 from netstack.core.address import pack
 from netstack.core.unit import ask
@@ -108,7 +109,7 @@ class Board:
     def load_programs(self, cgroup: Path) -> None:
         """What netstack-loader.service does at boot. `cgroup`: where its socket programs may go in a test."""
         config = self.folder / "agent.yaml"
-        cache = Path.home() / ".cache/netstack/programs"
+        cache = image.cache() / "programs"
         datapath = {"uplink": "eth0", "bpf_source": str(ROOT / "files/bpf"), "cache": str(cache), "cgroup": str(cgroup)}
         config.write_text(yaml.safe_dump({"datapath": datapath | {"sizes": {"slots": 4096}}}))
         run(*self.python("-c", "from netstack.kernel.loader import main; main()", "--config", str(config)))

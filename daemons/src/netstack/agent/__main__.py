@@ -26,9 +26,17 @@ from netstack.core.ref import Ref
 from netstack.core.unit import Unit, run
 from netstack.kernel.attach import TrafficControl
 from netstack.kernel.bpf import BpfError
-from netstack.source.directory import DirectorySource
-from netstack.source.status import StatusFolder
+from netstack.source import choice
+from netstack.source.choice import Choice
+from netstack.source.resources import Want
 
+WANTS = (
+    *map(Want, ("Service", "EndpointSlice", "Node", "Namespace", "NetworkPolicy")),
+    Want("Pod", fields="status.phase!=Succeeded,status.phase!=Failed"),  # of the whole cluster: labels are identities
+    Want("CiliumNetworkPolicy", status=True),
+    Want("CiliumClusterwideNetworkPolicy", status=True),
+)
+"""What the agent reads. Of pods that have ended it needs nothing."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 log = logging.getLogger("agent")
 
@@ -42,8 +50,10 @@ class Agent:
         self.traffic = TrafficControl()
         pins = Path(chosen.datapath.pins)
         self.kernel = Kernel(pins)
-        self.source = DirectorySource(chosen.manifests, chosen.status, chosen.state / "good")
-        self.statuses = StatusFolder(chosen.status)
+        kept = chosen.state / "good"
+        self.source, self.statuses = Choice(
+            chosen.source, chosen.kubeconfig, chosen.node, chosen.manifests, chosen.status, kept
+        ).open(WANTS)
         self.good_path = chosen.state / "policies.json"
         self.before = Before(self.kernel.read(), read_good(self.good_path))
         self.desired: Desired | None = None
@@ -65,7 +75,13 @@ class Agent:
         )
 
     def reconcile(self) -> bool:
-        """Compile what is known and make the kernel hold it. False, and said, if the kernel refused."""
+        """Compile what is known and make the kernel hold it. False, and said, if the kernel refused.
+
+        While nothing is known, the kernel keeps what an earlier agent left.
+        """
+        if not self.source.ready:
+            self.failure = choice.unready(self.source)[0]
+            return False
         began = time.monotonic()
         place, snapshot = self.place(), self.source.snapshot()
         desired = compile_all(snapshot, self.cni.register.endpoints(), place, self.before, self.kernel.sizes)
@@ -116,11 +132,8 @@ class Agent:
         wanted = report.policy_statuses(self.desired, self.source.snapshot())
         for ref, (version, status) in wanted.items():
             self.statuses.put(ref, version, status)
-        current = {self.statuses.file(ref) for ref in wanted}
         for kind in READERS:
-            for path in self.chosen.status.glob(f"{kind.lower()}.*.yaml"):
-                if path not in current:
-                    path.unlink()
+            self.statuses.keep(kind, wanted)
 
     async def follow(self) -> None:
         async for _ in self.source.watch():
@@ -138,12 +151,12 @@ class Agent:
                 self.sync_routes(self.desired)
 
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
+        release, source = os.environ.get("NETSTACK_RELEASE", ""), choice.report(self.source, self.statuses)
         if self.desired is None:
-            raise RuntimeError("the agent is still starting")
-        release = os.environ.get("NETSTACK_RELEASE", "")
+            return report.waiting(self.chosen.node, release, choice.unready(self.source)) | {"source": source}
         view = report.status(
             self.chosen.node, release, self.desired, self.source.snapshot(), self.cni.register, dict(self.kernel.writes)
-        )
+        ) | {"source": source}
         if not self.place().uplink:
             view["unready"].append(f"there is no device {self.chosen.datapath.uplink}")
         if self.failure:

@@ -35,6 +35,21 @@ def status(
     }
 
 
+def waiting(node: str, release: str, unready: list[str]) -> dict[str, Any]:
+    """The same while nothing has been put in force by this process."""
+    return {
+        "node": node,
+        "release": release,
+        "summary": "waiting for the first objects",
+        "generation": 0,
+        "endpoints": [],
+        "policies": [],
+        "broken": [],
+        "unready": unready or ["the agent is still starting"],
+        "map_writes": {},
+    }
+
+
 def endpoint_view(desired: Desired, register: Register, number: int) -> dict[str, Any]:
     record = next(record for record in register.records if record.id == number)
     peer = desired.identities.of_endpoint.get(number)
@@ -67,7 +82,10 @@ def policies(desired: Desired, snapshot: Snapshot) -> Iterator[dict[str, Any]]:
 
 
 def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str, dict[str, Any]]]:
-    """Policy -> (API version, status): the condition `Valid` of cilium.io/v2, for all kinds alike."""
+    """Policy -> (API version, status): the condition `Valid` of cilium.io/v2, for all kinds alike.
+
+    It says the same on every node, so that nodes do not contest it: which version a node enforces is in `policies`.
+    """
     statuses = {}
     for ref in {policy.meta.ref for policy in snapshot.all(Policy)} | desired.accepted.refused.keys():
         refusal = desired.accepted.refused.get(ref)
@@ -75,7 +93,7 @@ def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str
             "type": "Valid",
             "status": "False" if refusal else "True",
             "reason": "Refused" if refusal else "Enforced",
-            "message": str(refusal) if refusal else "",
+            "message": str(refusal.error) if refusal else "",
         }
         statuses[ref] = (API_VERSIONS.get(ref.kind, CILIUM), {"conditions": [condition]})
     return statuses

@@ -8,6 +8,7 @@ from pathlib import Path
 from netstack.core.address import Prefix, pack
 from netstack.core.ref import Ref
 from netstack.kernel.loader import LoaderSettings
+from netstack.source.choice import KUBECONFIG, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,14 @@ class AgentSettings:
 
     service_cidr: str = "10.96.0.0/12"
     """Range of ClusterIPs (kube-apiserver --service-cluster-ip-range; kubeadm's default)."""
+
+    source: str = "directory"
+    """Where the objects come from: `directory` (the folder `manifests`, and statuses to the folder `status`) or
+    `kubernetes` (the API server, and statuses to its objects)."""
+
+    kubeconfig: str = KUBECONFIG
+    """File with the API server's address and this node's certificate or token. "" = the files of a pod's service
+    account. Read again when it, or a file that it names, changes."""
 
     manifests: Path = Path("/etc/netstack/manifests")
     """Folder of the objects."""
@@ -54,6 +63,7 @@ class AgentSettings:
     """What the loader reads; the agent needs its uplink and pins."""
 
     def __post_init__(self) -> None:
+        check(self.source)
         for name in ("pod_cidr", "cluster_cidr", "service_cidr"):
             _checked(name, getattr(self, name), strict=True)
         _checked("node_address", self.node_address, strict=False)

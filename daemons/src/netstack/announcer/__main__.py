@@ -27,14 +27,22 @@ from netstack.core.errors import BadConfig
 from netstack.core.ref import Ref
 from netstack.core.settings import load
 from netstack.core.unit import Unit, run
-from netstack.source import Snapshot
-from netstack.source.directory import DirectorySource
+from netstack.source import Snapshot, choice
+from netstack.source.choice import Choice
 from netstack.source.models import EndpointSlice, IPAddressPool, L2Advertisement, Namespace, Node, Service
-from netstack.source.status import StatusFolder
+from netstack.source.resources import Want
+from netstack.source.status import Statuses as Outlet
 
 CONFIG = Path("/etc/netstack/announcer.yaml")
-KINDS = ("service", "ipaddresspool", "servicel2status")
-"""Status files of these kinds are this daemon's."""
+WANTS = (
+    *map(Want, ("EndpointSlice", "Node", "Namespace", "L2Advertisement")),
+    Want("Service", status=True),
+    Want("IPAddressPool", status=True),
+)
+KINDS = ("Service", "IPAddressPool", "ServiceL2Status")
+"""Statuses of these kinds are this daemon's."""
+TURN_S = 1.5
+"""All nodes allocate alike; the first by name says so in the API, the next if it has not after this long, and so on."""
 log = logging.getLogger("announcer")
 
 
@@ -44,9 +52,19 @@ class Announcer:
     def __init__(self, settings: AnnouncerSettings, unit: Unit) -> None:
         self.settings = settings
         self.unit = unit
-        self.folder = StatusFolder(settings.status)
+        turn_s = TURN_S * sorted((settings.node, *settings.peers)).index(settings.node)
+        self.source, self.statuses = Choice(
+            settings.source,
+            settings.kubeconfig,
+            settings.node,
+            settings.manifests,
+            settings.status,
+            settings.state / "last-good",
+        ).open(WANTS, lambda: turn_s)
         self.allocation = Allocation({}, {}, (), ())
         self.announcements = Announcements({}, {})
+        self.decided = False
+        """Whether anything is known yet: before that, "nothing is allocated" must not be said of what is."""
         self.changed = asyncio.Event()
         self.moved = asyncio.Event()
         self.tables = Tables(settings.bpffs, {settings.node: settings.node_address, **settings.peers})
@@ -76,9 +94,10 @@ class Announcer:
             sockets |= {wire.beats: segment.read_beats, wire.arp: segment.read_arp, wire.links: segment.check_link}
         await asyncio.to_thread(self.engine.run, sockets)
 
-    async def follow(self, snapshots: DirectorySource) -> None:
-        async for snapshot in snapshots.watch():
+    async def follow(self) -> None:
+        async for snapshot in self.source.watch():
             self._decide(snapshot)
+            self.decided = True
             await asyncio.wrap_future(self.engine.call(self._apply))
             self.changed.set()
 
@@ -103,10 +122,12 @@ class Announcer:
         while True:
             await self.changed.wait()
             self.changed.clear()
+            if not self.decided:
+                continue
             owned = await asyncio.wrap_future(self.engine.call(self._owned))
             wanted = statuses(self.allocation, self.announcements, self._since)
             wanted |= l2_statuses(self.settings.node, owned, self.announcements)
-            await asyncio.to_thread(_write, self.folder, wanted)
+            await asyncio.to_thread(_write, self.statuses, wanted)
             count = len({address for addresses in owned.values() for address in addresses})
             self.unit.status(f"{len(self.announcements.addresses)} addresses, {count} answered for by this node")
 
@@ -144,6 +165,8 @@ class Announcer:
             "services": {ref.key: str(error) for ref, error in self.allocation.refused.items()}
             | {ref.key: reason for ref, reason in self.announcements.silent.items()},
             "pools": [str(error) for error in self.allocation.refused_pools],
+            "source": choice.report(self.source, self.statuses),
+            "unready": choice.unready(self.source),
         }
 
     async def leave(self) -> None:
@@ -169,24 +192,19 @@ def _key(path: Path) -> bytes:
     return key
 
 
-def _write(folder: StatusFolder, wanted: Statuses) -> None:
-    """Make the folder say what is wanted, and nothing else of this daemon's kinds."""
+def _write(outlet: Outlet, wanted: Statuses) -> None:
+    """Say what is wanted, and nothing else of this daemon's kinds."""
     for ref, (version, status) in wanted.items():
-        folder.put(ref, version, status)
-    names = {folder.file(ref).name for ref in wanted}
+        outlet.put(ref, version, status)
     for kind in KINDS:
-        for path in folder.path.glob(f"{kind}.*.yaml"):
-            if path.name not in names:
-                path.unlink(missing_ok=True)
+        outlet.keep(kind, wanted)
 
 
 async def serve(unit: Unit, settings: AnnouncerSettings) -> None:
     announcer = Announcer(settings, unit)
     unit.command("status", announcer.status)
     engine = unit.spawn(announcer.run_engine(), "engine")
-    unit.spawn(
-        announcer.follow(DirectorySource(settings.manifests, settings.status, settings.state / "last-good")), "source"
-    )
+    unit.spawn(announcer.follow(), "source")
     unit.spawn(announcer.publish(), "publish")
     unit.ready("listening")
     await unit.stopping.wait()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from netstack.announcer.beat import NAMES_MAX
 from netstack.core.address import pack
+from netstack.source.choice import KUBECONFIG, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,14 @@ class AnnouncerSettings:
     """Announce also from nodes with the label node.kubernetes.io/exclude-from-external-load-balancers, which kubeadm
     gives to control planes; a small cluster may have no others."""
 
+    source: str = "directory"
+    """Where the objects come from: `directory` (the folder `manifests`, and statuses to the folder `status`) or
+    `kubernetes` (the API server, and statuses to its objects)."""
+
+    kubeconfig: str = KUBECONFIG
+    """File with the API server's address and this node's certificate or token. "" = the files of a pod's service
+    account. Read again when it, or a file that it names, changes."""
+
     manifests: Path = Path("/etc/netstack/manifests")
     """Folder of the directory source."""
 
@@ -110,6 +119,7 @@ class AnnouncerSettings:
     """Where the loader has pinned the maps `vips` and `node_alive`."""
 
     def __post_init__(self) -> None:
+        check(self.source)
         for name, text in (("node_address", self.node_address), ("gateway", self.gateway), *self.peers.items()):
             if text or name != "gateway":
                 _address(f"peers.{name}" if name in self.peers else name, text)

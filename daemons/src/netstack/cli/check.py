@@ -18,6 +18,7 @@ from netstack.core.errors import BadConfig
 from netstack.dns.settings import DnsSettings
 from netstack.ingress.routes import compile_routes
 from netstack.ingress.settings import IngressSettings
+from netstack.source.credentials import Credentials
 from netstack.source.directory import DirectorySource
 from netstack.source.models import IPAddressPool, Namespace, Policy, Service
 from netstack.source.snapshot import Snapshot
@@ -53,7 +54,9 @@ def _problems(snapshot: Snapshot) -> Iterator[str]:
 def config_problem(daemon: str, file: Path) -> str | None:
     """`file: field: reason` if the daemon would refuse the file; None if it would start."""
     try:
-        settings.load(CONFIGS[daemon], file)
+        chosen = settings.load(CONFIGS[daemon], file)
+        if getattr(chosen, "source", "") == "kubernetes":
+            Credentials(chosen.kubeconfig).access()
     except BadConfig as error:
         return f"{file}: {error}"
     except OSError as error:

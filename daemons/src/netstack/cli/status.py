@@ -98,6 +98,7 @@ def render(facts: Facts) -> str:
     lines = [f"{facts.node}: {'ready' if shown['ready'] else 'NOT READY'}   release {facts.release or 'none'}"]
     lines += [f"  ! {reason}" for reason in shown["reasons"]]
     lines += _section("daemons", [_daemon_line(name, d) for name, d in facts.daemons.items()])
+    lines += _section("objects", _sources(facts))
     lines += _section("programs", shown["programs"])
     used = [(name, n, size) for name, (n, size) in sorted(facts.maps.items()) if n]
     lines += _section("maps", [f"{name:14} {n:>7} of {size}  ({100 * n / size:.1f} %)" for name, n, size in used])
@@ -117,6 +118,16 @@ def _daemon_line(name: str, daemon: Daemon) -> str:
     if daemon.report is None:
         return f"{name:10} not running: {daemon.error}"
     return f"{name:10} running  {daemon.report.get('summary', '')}".rstrip()
+
+
+def _sources(facts: Facts) -> list[str]:
+    """What keeps a daemon from what is written in the cluster; nothing where all is well."""
+    return [
+        f"{name:10} {problem['kind']}: {problem['reason']}"
+        + (f" (as last known, since {problem['since']})" if problem.get("since") else "")
+        for name, daemon in facts.daemons.items()
+        for problem in ((daemon.report or {}).get("source") or {}).get("problems", ())
+    ]
 
 
 def _policy_line(policy: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from netstack.core.errors import BadConfig
 from netstack.core.settings import load
@@ -20,23 +21,41 @@ from netstack.core.unit import Unit, log_to_journal, run
 from netstack.ingress import endpoint
 from netstack.ingress.controller import Controller
 from netstack.ingress.settings import IngressSettings
-from netstack.source.directory import DirectorySource
+from netstack.source import choice
+from netstack.source.choice import Choice
+from netstack.source.resources import Want
 
+WANTS = (
+    *map(Want, ("Service", "EndpointSlice", "IngressClass")),
+    Want("Ingress", status=True),
+    Want("Secret", fields="type=kubernetes.io/tls"),
+)
 CHECK_S = 1.0
 """How often HAProxy is looked at: a new process is compared with the wanted state, a dead one leaves the slice."""
 
 
 async def serve(unit: Unit, settings: IngressSettings) -> None:
-    source = DirectorySource(settings.manifests, settings.status, settings.state / "last-good")
-    controller = Controller(settings, source.snapshot())
-    unit.command("status", lambda request: controller.status())
+    kept = settings.state / "last-good"
+    source, statuses = Choice(
+        settings.source, settings.kubeconfig, settings.node, settings.manifests, settings.status, kept
+    ).open(WANTS)
+    controller = Controller(settings, source.snapshot(), statuses)
+
+    def status(request: dict[str, Any]) -> dict[str, Any]:
+        told = {"source": choice.report(source, statuses), "unready": choice.unready(source)}
+        return controller.status() | told
+
+    unit.command("status", status)
     unit.command("routes", lambda request: controller.routes())
-    changed = asyncio.Event()
+    known, changed = asyncio.Event(), asyncio.Event()
     changed.set()
+    if source.ready:
+        known.set()
 
     async def follow() -> None:
         async for snapshot in source.watch():
             controller.snapshot = snapshot
+            known.set()
             changed.set()
 
     async def check() -> None:
@@ -45,13 +64,14 @@ async def serve(unit: Unit, settings: IngressSettings) -> None:
             changed.set()
 
     async def work() -> None:
+        await known.wait()  # until then HAProxy goes on with the files of an earlier process
         while True:
             await changed.wait()
             changed.clear()
             unit.status(await controller.step())
 
     # Files first: with them HAProxy can start, which systemd orders after our readiness.
-    unit.ready(await controller.step())
+    unit.ready(await controller.step() if source.ready else "waiting for the API server")
     for task, name in ((follow(), "follow"), (check(), "check"), (work(), "work")):
         unit.spawn(task, name)
     await unit.stopping.wait()

@@ -16,6 +16,7 @@ from netstack.ingress.routes import compile_routes
 from netstack.ingress.settings import IngressSettings
 from netstack.ingress.slots import Slots, assign
 from netstack.source.snapshot import Snapshot
+from netstack.source.status import Statuses
 
 BACKOFF_S = (1.0, 60.0)
 """First and longest pause after HAProxy refused the wanted state or its files: a broken one must not become a storm of
@@ -46,11 +47,11 @@ class Backoff:
 class Controller:
     """Holds what one turn leaves for the next. `snapshot` is set from outside whenever objects change."""
 
-    def __init__(self, settings: IngressSettings, snapshot: Snapshot) -> None:
+    def __init__(self, settings: IngressSettings, snapshot: Snapshot, statuses: Statuses) -> None:
         self.settings = settings
         self.snapshot = snapshot
         self.proxy = Proxy(settings, Runtime(settings.socket))
-        self.reporter = Reporter(settings)
+        self.reporter = Reporter(settings, statuses)
         self._routing = compile_routes(snapshot, settings)
         self._slots: Slots = files.load_slots(settings)
         self._wanted: Wanted | None = None

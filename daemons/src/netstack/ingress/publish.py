@@ -19,11 +19,6 @@ def slice_name(settings: IngressSettings) -> str:
     return f"{settings.service_key[1]}-{settings.node}"
 
 
-def slice_file(settings: IngressSettings) -> str:
-    namespace, service = settings.service_key
-    return f"endpointslice.{namespace}.{service}-{settings.node}.yaml"
-
-
 def endpoint_slice(
     service: Service, address: bytes, ready: bool, settings: IngressSettings
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -35,7 +30,7 @@ def endpoint_slice(
             missing.append(port.name or str(port.port))
         else:
             ports.append({"name": port.name, "protocol": "TCP", "port": number})
-    document = {
+    document: dict[str, Any] = {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
@@ -56,6 +51,9 @@ def endpoint_slice(
         ],
         "ports": ports,
     }
+    if service.meta.uid:  # in a cluster it goes when its Service does
+        owner = {"apiVersion": "v1", "kind": "Service", "name": service.meta.name, "uid": service.meta.uid}
+        document["metadata"]["ownerReferences"] = [owner]
     return document, tuple(missing)
 
 

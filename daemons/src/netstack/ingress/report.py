@@ -1,4 +1,4 @@
-"""Writes what `publish` says: this node's EndpointSlice among the manifests, each Ingress's status in its folder.
+"""Writes what `publish` says: this node's EndpointSlice among the objects, and each Ingress's status.
 
 Only what changed is written, and of the statuses a few at a time: each is a file that has to reach the disk, and a
 thousand of them must not hold up the next change of a route.
@@ -10,17 +10,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from netstack.core.address import pack
-from netstack.core.files import write_atomic
 from netstack.core.ref import Ref
 from netstack.ingress import endpoint, publish
 from netstack.ingress.routes import Problem
 from netstack.ingress.settings import IngressSettings
 from netstack.source.models import Service
 from netstack.source.snapshot import Snapshot
-from netstack.source.status import StatusFolder
+from netstack.source.status import Statuses
 
 API_VERSION = "networking.k8s.io/v1"
 BATCH = 50
@@ -32,11 +29,11 @@ log = logging.getLogger("report")
 class Reporter:
     """Remembers what it has said. OSError from any call: a folder cannot be written; the same call may be repeated."""
 
-    def __init__(self, settings: IngressSettings) -> None:
+    def __init__(self, settings: IngressSettings, statuses: Statuses) -> None:
         self.missing_ports: tuple[str, ...] = ()
         """Ports of the Service that HAProxy does not have."""
         self._settings = settings
-        self._folder = StatusFolder(settings.status)
+        self._said_to = statuses
         self._slice: tuple[Service, str, bool] | None = None
         self._statuses: dict[Ref, dict[str, Any]] = {}
         self._swept = False
@@ -56,21 +53,20 @@ class Reporter:
     def _write_slice(self, service: Service, address: str, ready: bool) -> None:
         """Without an address or a Service this is not called: what was said last stays."""
         document, self.missing_ports = publish.endpoint_slice(service, pack(address), ready, self._settings)
-        path = self._settings.manifests / publish.slice_file(self._settings)
-        if write_atomic(path, yaml.safe_dump(document, sort_keys=False)):
-            log.info("EndpointSlice %s: %s is %sready", path.name, address, "" if ready else "not ")
+        if self._said_to.place(document):
+            log.info("EndpointSlice %s: %s is %sready", document["metadata"]["name"], address, "" if ready else "not ")
 
     def _write_statuses(self, wanted: Mapping[Ref, dict[str, Any]]) -> bool:
         """True once all of them are written."""
         if not self._swept:
             self._sweep(wanted)
         for ref in self._statuses.keys() - wanted.keys():
-            self._folder.delete(ref)
+            self._said_to.delete(ref)
             del self._statuses[ref]
         changed = [ref for ref, status in wanted.items() if self._statuses.get(ref) != status]
         for ref in changed[:BATCH]:
             status = wanted[ref]
-            if self._folder.put(ref, API_VERSION, status):
+            if self._said_to.put(ref, API_VERSION, status):
                 for condition in status["conditions"]:
                     if condition["status"] == "False":
                         log.warning("%s: %s: %s", ref, condition["reason"], condition["message"])
@@ -79,8 +75,5 @@ class Reporter:
 
     def _sweep(self, wanted: Mapping[Ref, dict[str, Any]]) -> None:
         """Once: remove the statuses of Ingresses that went while no daemon was looking."""
-        known = {self._folder.file(ref) for ref in wanted}
-        for path in self._settings.status.glob("ingress.*.yaml"):
-            if path not in known:
-                path.unlink(missing_ok=True)
+        self._said_to.keep("Ingress", wanted)
         self._swept = True

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from netstack.source.choice import KUBECONFIG, check
+
 NAMESPACED = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/-]+")
 
@@ -83,6 +85,14 @@ class IngressSettings:
     slots: int = 16
     """Endpoints of one backend that fit before a reload makes room for as many more. A slot costs about 6 KB."""
 
+    source: str = "directory"
+    """Where the objects come from: `directory` (the folder `manifests`, and statuses to the folder `status`) or
+    `kubernetes` (the API server, and statuses to its objects)."""
+
+    kubeconfig: str = KUBECONFIG
+    """File with the API server's address and this node's certificate or token. "" = the files of a pod's service
+    account. Read again when it, or a file that it names, changes."""
+
     manifests: Path = Path("/etc/netstack/manifests")
     """Folder of the directory source; the EndpointSlice of this node is written there."""
 
@@ -102,6 +112,7 @@ class IngressSettings:
     """The CNI result of HAProxy's namespace, written by `netstack-ingress --endpoint add`."""
 
     def __post_init__(self) -> None:
+        check(self.source)
         _require(bool(re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", self.node)), "node", "is no node name")
         _require(bool(NAMESPACED.fullmatch(self.service)), "service", "must be namespace/name")
         if self.default_backend:

@@ -51,6 +51,14 @@ def check(source: str) -> None:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, not {source!r}")
 
 
+def unready(source: Source) -> list[str]:
+    """Why the daemon has nothing to work on; empty if it has."""
+    if source.ready:
+        return []
+    reasons = [f"{problem['kind']}: {problem['reason']}" for problem in source.report()["problems"]]
+    return ["; ".join(["nothing is known from the API server or from before", *reasons])]
+
+
 def report(source: Source, statuses: Statuses) -> dict[str, Any]:
     """Both in one, for the daemons' `status`."""
     said = source.report()

@@ -13,6 +13,12 @@ from netstack.source.models import Object
 M = TypeVar("M")
 
 
+def _name(item: tuple[Ref, object]) -> tuple[str, str, str]:
+    """The order of references, many times faster than by comparing these."""
+    ref = item[0]
+    return ref.kind, ref.namespace, ref.name
+
+
 @dataclass(frozen=True, slots=True)
 class Broken:
     """An object, or a whole file, that could not be taken. `kept`: an earlier good version stays in force."""
@@ -34,7 +40,8 @@ class Snapshot:
 
     def all(self, model: type[M]) -> tuple[M, ...]:
         """Every object of one model, in the order of their names."""
-        return tuple(obj for _, obj in sorted(self.objects.items()) if isinstance(obj, model))
+        found = ((ref, obj) for ref, obj in self.objects.items() if isinstance(obj, model))
+        return tuple(obj for _, obj in sorted(found, key=_name))
 
     def get(self, model: type[M], kind: str, namespace: str, name: str) -> M | None:
         obj = self.objects.get(Ref(kind, namespace, name))

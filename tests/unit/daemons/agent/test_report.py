@@ -66,3 +66,20 @@ def test_rules_and_identities_have_names() -> None:
     assert list(report.rules(made.desired).values()) == ["CiliumNetworkPolicy one/p: spec.egress[0]"]
     (pod,) = [peer for peer in report.identities(made.desired) if "10.244.1.3" in peer["addresses"]]
     assert pod["labels"]["app"] == "a"
+
+
+def test_an_agent_that_waits_says_for_what() -> None:
+    view = report.waiting("n1", "r", ["nothing is known"])
+    assert (view["unready"], view["endpoints"]) == (["nothing is known"], [])
+    assert report.waiting("n1", "r", [])["unready"] == ["the agent is still starting"]
+
+
+def test_the_status_of_a_refused_policy_is_the_same_on_every_node() -> None:
+    made = cluster()
+    assert made.desired is not None
+    (said,) = [
+        status["conditions"][0]["message"]
+        for ref, (_, status) in report.policy_statuses(made.desired, Snapshot(made.objects)).items()
+        if ref.name == "q"
+    ]
+    assert said.endswith("so the whole policy is refused"), "what a node enforces instead is not in it"

@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
+from instruments.authority import Authority
 from netstack.cli.check import config_problem, problems
 
 HOME = Path(__file__).parents[3] / "e2e/manifests"
@@ -55,3 +57,26 @@ def test_a_configuration_names_file_and_field(tmp_path: Path) -> None:
     file.write_text("node: n1\nnode_address: 192.168.86.21\nkey_file: /k\n")
     assert config_problem("announcer", file) is None
     assert config_problem("dns", tmp_path / "gone.yaml") == f"{tmp_path / 'gone.yaml'}: No such file or directory"
+
+
+def test_a_kubeconfig_that_the_daemon_could_not_use_is_a_problem(tmp_path: Path) -> None:
+    file, kubeconfig = tmp_path / "ingress.yaml", tmp_path / "kubeconfig"
+    file.write_text(f"node: n1\nsource: kubernetes\nkubeconfig: {kubeconfig}\n")
+    assert str(config_problem("ingress", file)).startswith(f"{file}: kubeconfig: {kubeconfig}: No such file")
+    authority = Authority(tmp_path)
+    user = {"exec": {"command": "aws"}}
+    config = {
+        "clusters": [{"name": "c", "cluster": {"server": "https://10.0.0.1", "certificate-authority": "ca.crt"}}],
+        "users": [{"name": "u", "user": user}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    kubeconfig.write_text(yaml.safe_dump(config))
+    assert str(config_problem("ingress", file)).startswith(f"{file}: user.exec: a program that makes credentials")
+    certificate, key = authority.issue("node")
+    user.clear()
+    user.update({"client-certificate": str(certificate), "client-key": str(key)})  # type: ignore[dict-item]
+    kubeconfig.write_text(yaml.safe_dump(config))
+    assert config_problem("ingress", file) is None
+    file.write_text("node: n1\nsource: etcd\n")
+    assert str(config_problem("ingress", file)).endswith("source must be one of directory, kubernetes, not 'etcd'")

@@ -75,3 +75,12 @@ def test_a_daemon_that_is_down_and_a_refused_policy_are_said() -> None:
     assert "  dns        not running: it does not run\n" in text
     assert "  CiliumNetworkPolicy a/b  refused: spec.x: unknown field\n" in text
     assert "n1: NOT READY" in text
+
+
+def test_what_keeps_a_daemon_from_the_cluster_is_shown_and_does_not_make_it_unready() -> None:
+    problem = {"kind": "Pod", "reason": "403 Forbidden: pods is forbidden", "since": "2026-01-01T00:00:00Z"}
+    shown = facts(daemons={"agent": Daemon({"source": {"kind": "kubernetes", "problems": [problem]}})})
+    assert report(shown)["ready"]
+    line = "agent      Pod: 403 Forbidden: pods is forbidden (as last known, since 2026-01-01T00:00:00Z)"
+    assert f"objects\n  {line}\n" in render(shown)
+    assert "objects" not in render(facts())

@@ -8,6 +8,7 @@ from pathlib import Path
 from instruments.ingress_objects import Raw, endpoints, ingress, service, snapshot
 from netstack.ingress.controller import Controller
 from netstack.ingress.settings import IngressSettings
+from netstack.source.status import StatusFolder
 
 
 def controller(folder: Path, *objects: Raw | list[Raw]) -> Controller:
@@ -20,7 +21,7 @@ def controller(folder: Path, *objects: Raw | list[Raw]) -> Controller:
         socket=folder / "haproxy.sock",
         endpoint=folder / "endpoint.json",
     )
-    return Controller(settings, snapshot(*objects))
+    return Controller(settings, snapshot(*objects), StatusFolder(settings.status, settings.manifests))
 
 
 APP = [

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from instruments.ingress_objects import Raw, service, snapshot
 from netstack.core.address import pack
-from netstack.ingress.publish import endpoint_slice, ingress_status, slice_file
+from netstack.ingress.publish import endpoint_slice, ingress_status
 from netstack.ingress.routes import Problem
 from netstack.ingress.settings import IngressSettings
 from netstack.source.models import EndpointSlice, Service
@@ -32,7 +33,16 @@ def test_the_slice_of_a_node() -> None:
     assert model.ports == (("http", "TCP", 8080), ("https", "TCP", 8443))
     (endpoint,) = model.endpoints
     assert (endpoint.addresses, endpoint.ready, endpoint.node) == ((pack("10.244.1.2"),), True, "n1")
-    assert slice_file(SETTINGS) == "endpointslice.ingress-nginx.ingress-nginx-controller-n1.yaml"
+    assert document["metadata"]["name"] == "ingress-nginx-controller-n1"
+    assert "ownerReferences" not in document["metadata"]
+
+
+def test_in_a_cluster_the_slice_goes_with_its_service() -> None:
+    owned = controller(HTTP)
+    owned = replace(owned, meta=replace(owned.meta, uid="u1"))
+    document, _ = endpoint_slice(owned, pack("10.244.1.2"), True, SETTINGS)
+    (owner,) = document["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["uid"]) == ("Service", "ingress-nginx-controller", "u1")
 
 
 def test_not_ready_is_not_serving() -> None:

@@ -10,6 +10,7 @@ from instruments.ingress_objects import Cluster, Raw, ingress, service
 from netstack.core.ref import Ref
 from netstack.ingress.report import BATCH, Reporter
 from netstack.ingress.settings import IngressSettings
+from netstack.source.status import StatusFolder
 
 CONTROLLER = service("ingress-nginx-controller", {"name": "http", "port": 80}, namespace="ingress-nginx")
 SITE = ingress("site", ("ha.lab", "/", "gone"))
@@ -26,7 +27,7 @@ class Office:
             status=folder / "status",
             endpoint=folder / "endpoint.json",
         )
-        self.reporter = Reporter(self.settings)
+        self.reporter = Reporter(self.settings, StatusFolder(self.settings.status, self.settings.manifests))
 
     def wired(self) -> None:
         self.settings.endpoint.write_text('{"ips": [{"address": "10.244.1.2/32"}]}')
@@ -90,7 +91,7 @@ def test_the_status_of_an_ingress_goes_with_it_also_if_nobody_was_looking(office
     office.report(SITE, ingress("other", ("b.lab", "/", "gone")))
     office.report(SITE)
     assert office.statuses() == ["ingress.default.site.yaml"]
-    foreign = office.reporter._folder.file(Ref("Service", "default", "one"))
+    foreign = StatusFolder(office.settings.status).file(Ref("Service", "default", "one"))
     foreign.write_text("")
     after_a_restart = Office(office.folder)
     after_a_restart.report()

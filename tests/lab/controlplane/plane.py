@@ -20,6 +20,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 
@@ -254,6 +255,8 @@ class ControlPlane:
         yield f"--service-account-signing-key-file={self.folder}/accounts.key"
         yield f"--service-account-issuer={ISSUER}"
         yield f"--service-cluster-ip-range={SERVICE_CIDR}"
+        if IPv4Address(self.address).is_loopback:  # which no endpoint may be
+            yield "--endpoint-reconciler-type=none"
         yield "--authorization-mode=RBAC"
         yield "--allow-privileged=true"
         yield "--profiling=false"

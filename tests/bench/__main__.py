@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("only", nargs="?", default="", help="a figure, or its first words; several with commas; `list`")
     made.add_argument("--results", type=Path, default=FILE, help="the file that is written")
     for setting in fields(Settings):
-        if setting.name in ("rounds", "seconds", "cuts", "idle_seconds"):
+        if setting.name in ("rounds", "repeats", "seconds", "cuts", "idle_seconds"):
             kind = type(setting.default)
             made.add_argument(f"--{setting.name.replace('_', '-')}", type=kind, default=setting.default)
     return made

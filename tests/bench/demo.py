@@ -22,7 +22,7 @@ FIGURES = (
 
 def measure(wanted: frozenset[str], settings: Settings) -> Iterator[Measured]:
     """The first performance fills the caches and does not count."""
-    performances = [perform(settings.raw) for _ in range(settings.few + 1)]
+    performances = [perform(settings.raw) for _ in range(settings.repeats + 1)]
     yield Measured("demo.warm_seconds", performances[1:])
 
 

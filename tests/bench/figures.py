@@ -38,7 +38,9 @@ class Settings:
     """How much is done. The defaults are those of the figures that are published."""
 
     rounds: int = 30
-    """Interleaved rounds of each load; of the slow ones (demo, first lists of the API) a tenth, at least 5."""
+    """Interleaved rounds of each load."""
+    repeats: int = 5
+    """How often the slow ones are repeated: demo, the API's first lists, its minutes of rest."""
     seconds: float = 1.0
     """Length of one load in one round."""
     cuts: int = 20
@@ -48,10 +50,6 @@ class Settings:
     say: Callable[[str], None] = field(default=print)
     raw: Path = RAW
     """Folder of the samples."""
-
-    @property
-    def few(self) -> int:
-        return max(5, self.rounds // 10)
 
 
 Measure = Callable[[frozenset[str], Settings], Iterator[Measured]]

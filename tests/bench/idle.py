@@ -45,7 +45,7 @@ def measure(wanted: frozenset[str], settings: Settings) -> Iterator[Measured]:
         for other in lab.nodes[1:]:
             other.run(f"systemctl stop {demo.DAEMONS} netstack-haproxy")
         for name, unit in UNITS.items():
-            yield Measured(f"pss.{name}", [megabytes(node, unit) for _ in range(settings.few)])
+            yield Measured(f"pss.{name}", [megabytes(node, unit) for _ in range(settings.repeats)])
 
 
 def watch(node: Node, settings: Settings) -> dict[str, list[float]]:

@@ -6,7 +6,7 @@ rm -f etc/resolv.conf etc/hostname var/lib/dbus/machine-id
 : > etc/machine-id
 echo 'nameserver 192.168.86.1' > etc/resolv.conf
 : > etc/apt/sources.list
-mkdir -p -m 700 root/.ssh
+install -d -m 700 root/.ssh
 
 # bcc looks for headers by the release of the running kernel, which is not Debian's. And modprobe of what is built in
 # succeeds only if modules.builtin names it.

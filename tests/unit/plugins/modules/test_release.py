@@ -56,7 +56,7 @@ def test_check_mode_walks_from_bare_to_active(play: Run) -> None:
 def test_the_command_is_linked_once(play: Run, tmp_path: Path) -> None:
     play(**STEPS["create"])
     command = tmp_path / "netstack-command"
-    said = [play(**STEPS["modify"], command=str(command)) for _ in range(2)]
+    said = [play(**STEPS["modify"], command=str(command)) for _again in range(2)]
     assert [one["changed"] for one in said] == [True, False]
     assert command.readlink() == tmp_path / "netstack/current/bin/netstack"
 

@@ -8,7 +8,8 @@
     assert cluster.verdict("default/client", "default/web", 80) == "DEFAULT_DENY"
 
 Every compile also checks, without being asked:
-* compiling the same objects again gives the same bytes, and from the tables that are then in force, no change at all;
+* compiling the same objects without memory of earlier compiles gives the same bytes; and from the tables that are then
+  in force, no change at all;
 * the difference, replayed write by write on a model of the maps, ends in the new tables;
 * after every single write, each probe packet is allowed only if the old or the new tables allow it, goes past the DNS
   proxy only if they let it, and, if its peer's identity stays, is allowed if both allow it; and every service entry
@@ -26,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from netstack.agent.desired import Before, Desired, Place, compile_all
+from netstack.agent.desired import Before, Desired, Memory, Place, compile_all
 from netstack.agent.identities import LocalEndpoint
 from netstack.agent.order import NAMES, Tables, plan
 from netstack.core.address import ANY, V4_MAPPED, Prefix, pack
@@ -143,6 +144,7 @@ class Cluster:
         )
         self.sizes = {name: spec.entries for name, spec in layout.MAPS.items()} | (sizes or {})
         self.before = Before()
+        self.memory = Memory()
         self.desired: Desired | None = None
         self.changes: list[Change] = []
         self._maps = Maps(self.before.tables)
@@ -250,22 +252,25 @@ class Cluster:
 
     def compile(self) -> Desired:
         """Compile, apply to the model, and check the free properties."""
-        new, again = self._compile(self.before), self._compile(self.before)
+        new, again = self.recompile(self.memory), self.recompile(Memory())
         for name in NAMES:
-            assert new.tables[name] == again.tables[name], f"{name}: compiling twice gives two tables"
+            assert new.tables[name] == again.tables[name], f"{name}: memory makes another table"
             assert diff(new.tables[name], new.tables[name]) == []
         assert new.dns_rules() == again.dns_rules()
+        assert (new.policy.rules, new.policy.selects) == (again.policy.rules, again.policy.selects)
+        assert set(new.accepted.specs) == set(again.accepted.specs) and new.accepted.good == again.accepted.good
         self.changes = plan(self.before.tables, new.tables)
         self._maps = check_between(self.before.tables, new.tables)
         self.before = Before(new.tables, new.accepted.good)
-        settled = self._compile(self.before)
+        settled = self.recompile(self.memory)
         assert plan(new.tables, settled.tables) == [], "nothing changed, and yet there is something to write"
         self.desired = new
         return new
 
-    def _compile(self, before: Before) -> Desired:
+    def recompile(self, memory: Memory) -> Desired:
+        """Compile, and neither check nor apply."""
         snapshot = Snapshot(dict(self.objects), tuple(self.broken))
-        return compile_all(snapshot, tuple(self.endpoints.values()), self.place, before, self.sizes)
+        return compile_all(snapshot, tuple(self.endpoints.values()), self.place, self.before, self.sizes, memory)
 
     # answers ---------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
-import json
 import logging
 import os
 import time
@@ -15,14 +14,14 @@ from typing import Any
 from netstack.agent import report
 from netstack.agent.apply import Kernel, routes_of, sync_routes, sync_rule
 from netstack.agent.cni import Cni
-from netstack.agent.desired import Before, Desired, Place, compile_all
+from netstack.agent.desired import Before, Desired, Memory, Place, compile_all
+from netstack.agent.good import GoodPolicies
 from netstack.agent.order import plan
-from netstack.agent.policy.accept import READERS, RawSpecs
+from netstack.agent.policy.accept import READERS
 from netstack.agent.settings import AgentSettings
 from netstack.core import settings
 from netstack.core.address import Prefix, pack
 from netstack.core.files import write_atomic
-from netstack.core.ref import Ref
 from netstack.core.unit import Unit, run
 from netstack.kernel.attach import TrafficControl
 from netstack.kernel.bpf import BpfError
@@ -54,8 +53,9 @@ class Agent:
         self.source, self.statuses = Choice(
             chosen.source, chosen.kubeconfig, chosen.node, chosen.manifests, chosen.status, kept
         ).open(WANTS)
-        self.good_path = chosen.state / "policies.json"
-        self.before = Before(self.kernel.read(), read_good(self.good_path))
+        self.good = GoodPolicies(chosen.state / "policies")
+        self.before = Before(self.kernel.read(), self.good.read())
+        self.memory = Memory()
         self.desired: Desired | None = None
         self.failure = ""
         """Why the kernel does not hold what it should; "" if it does."""
@@ -84,9 +84,11 @@ class Agent:
             return False
         began = time.monotonic()
         place, snapshot = self.place(), self.source.snapshot()
-        desired = compile_all(snapshot, self.cni.register.endpoints(), place, self.before, self.kernel.sizes)
+        desired = compile_all(
+            snapshot, self.cni.register.endpoints(), place, self.before, self.kernel.sizes, self.memory
+        )
         changes = plan(self.before.tables, desired.tables)
-        write_good(self.good_path, desired.accepted.good)  # before it is in force: it must outlive us
+        self.good.write(desired.accepted.good)  # before it is in force: it must outlive us
         write_atomic(self.chosen.state / "dns-rules.json", desired.dns_rules())
         try:
             self.kernel.write(changes)
@@ -166,21 +168,6 @@ class Agent:
     def answer(self, view: Any) -> Any:
         """A control command that shows a view of what is in force."""
         return lambda _: view(self.desired) if self.desired else None
-
-
-def read_good(path: Path) -> dict[Ref, RawSpecs]:
-    """The last good version of each policy, as an earlier agent left it."""
-    if not path.exists():
-        return {}
-    return {Ref(*item["ref"]): tuple(item["specs"]) for item in json.loads(path.read_text(encoding="utf-8"))}
-
-
-def write_good(path: Path, good: Any) -> None:
-    items = [
-        {"ref": [ref.kind, ref.namespace, ref.name], "specs": [dict(spec) for spec in specs]}
-        for ref, specs in sorted(good.items())
-    ]
-    write_atomic(path, json.dumps(items, indent=1, default=str) + "\n", mode=0o600)
 
 
 async def serve(chosen: AgentSettings, unit: Unit) -> None:

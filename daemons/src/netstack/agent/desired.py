@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from netstack.agent.identities import Identities, LocalEndpoint, View, compile_identities
 from netstack.agent.order import NAMES, Tables
-from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, accept
-from netstack.agent.policy.entries import PolicyTables, Server, compile_policy
+from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, Readings, accept
+from netstack.agent.policy.entries import Server
 from netstack.agent.policy.references import resolve
 from netstack.agent.policy.rules import Spec
+from netstack.agent.policy.tables import Compiler, PolicyTables
 from netstack.agent.routes import Wanted, compile_routes
 from netstack.agent.services import ServiceTables, compile_services
 from netstack.core.address import ANY, Prefix, is_v4, unpack
@@ -85,10 +86,24 @@ class Desired:
         return json.dumps({"generation": self.generation, "endpoints": endpoints}, indent=1) + "\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What makes the next compile cheaper, and changes nothing in its result."""
+
+    readings: Readings = field(default_factory=Readings)
+    policies: Compiler = field(default_factory=Compiler)
+
+
 def compile_all(
-    snapshot: Snapshot, endpoints: tuple[LocalEndpoint, ...], place: Place, before: Before, sizes: Mapping[str, int]
+    snapshot: Snapshot,
+    endpoints: tuple[LocalEndpoint, ...],
+    place: Place,
+    before: Before,
+    sizes: Mapping[str, int],
+    memory: Memory | None = None,
 ) -> Desired:
     """`sizes`: capacity of each map. A table that does not fit is left as it is, whole, and said in `problems`."""
+    memory = memory or Memory()
     nodes = snapshot.all(Node)
     node_address = {node.meta.name: node.addresses[0] for node in nodes if node.addresses}
     node_address[place.node] = place.addresses[0]
@@ -100,9 +115,9 @@ def compile_all(
         ServiceTables(before.tables["services"], before.tables["slots"], before.tables["backends"]),
         sizes["slots"],
     )
-    accepted = accept(snapshot.all(Policy), before.good, _unreadable(snapshot))
+    accepted = accept(snapshot.all(Policy), before.good, _unreadable(snapshot), memory.readings)
     specs = resolve(accepted.specs, snapshot.all(Service), snapshot.all(EndpointSlice))
-    identities, policy = _who_may(snapshot, endpoints, place, specs)
+    identities, policy = _who_may(snapshot, endpoints, place, specs, memory.policies)
     tables = {
         **{table.name: table for table in (services.services, services.slots, services.backends)},
         "policy": policy.policy,
@@ -126,7 +141,11 @@ def compile_all(
 
 
 def _who_may(
-    snapshot: Snapshot, endpoints: tuple[LocalEndpoint, ...], place: Place, specs: tuple[Spec, ...]
+    snapshot: Snapshot,
+    endpoints: tuple[LocalEndpoint, ...],
+    place: Place,
+    specs: tuple[Spec, ...],
+    compiler: Compiler,
 ) -> tuple[Identities, PolicyTables]:
     dns = _dns_addresses(snapshot, place.dns_services)
     blocks = [block for spec in specs for rule in spec.rules if rule.peers for block in rule.peers.blocks]
@@ -148,7 +167,7 @@ def _who_may(
     )
     identities = compile_identities(view)
     servers = {Server(identities.at(address), port) for address, port in dns}
-    return identities, compile_policy(specs, identities, endpoints, servers)
+    return identities, compiler.compile(specs, identities, endpoints, servers)
 
 
 def _selector(snapshot: Snapshot, ref: Ref) -> Mapping[str, str]:

@@ -39,6 +39,9 @@ Tables = Mapping[str, Table]
 ENDPOINT_ID = 4
 """Bytes of `layout.Endpoint.id`, its first field."""
 
+ACTION = PolicyRule.offsets()["action"]
+"""Where the action stands in a packed PolicyRule: asked of every entry, so read without unpacking."""
+
 NAMES = ("backends", "slots", "services", "policy", "endpoints", "identities", "config")
 """Every table that the agent owns."""
 
@@ -61,7 +64,7 @@ def _policy(old: Tables, new: Tables) -> Iterator[Change]:
     policy = diff(old["policy"], new["policy"])
     puts = [change for change in policy if change.op is Op.PUT]
     deletes = [change for change in policy if change.op is Op.DELETE]
-    denies = _Denies(new["policy"])
+    denies = _Denies(new["policy"] if deletes else Table("policy"))
     staying, arriving = _endpoints(old["endpoints"], new["endpoints"])
     identities = diff(old["identities"], new["identities"])
     moving = _moving(old, identities, puts, deletes, staying)
@@ -101,7 +104,7 @@ def _endpoints(old: Table, new: Table) -> tuple[list[Change], list[Change]]:
 
 
 def _action(change: Change) -> int:
-    return PolicyRule.unpack(change.value).action
+    return change.value[ACTION]
 
 
 def _each(changes: Iterable[Change], action: int) -> Iterator[Change]:
@@ -114,7 +117,7 @@ class _Denies:
     def __init__(self, table: Table) -> None:
         self._keys: dict[tuple[int, int, int], list[PolicyKey]] = {}
         for key, value in table.entries.items():
-            if PolicyRule.unpack(value).action == layout.ACTION_DENY:
+            if value[ACTION] == layout.ACTION_DENY:
                 deny = PolicyKey.unpack(key)
                 self._keys.setdefault((deny.endpoint, deny.peer, deny.direction), []).append(deny)
 
@@ -145,6 +148,9 @@ def _moving(
     They could only if an allow for the old identity (or for any) comes, one for the new (or for any) goes, or an
     endpoint that stays begins or ceases to enforce. The usual cases, a pod that comes or goes, are none of these.
     """
+    changes = list(identities)
+    if not changes:
+        return []
     coming = {PolicyKey.unpack(change.key).peer for change in puts if _action(change) != layout.ACTION_DENY}
     going = {PolicyKey.unpack(change.key).peer for change in deletes if _action(change) != layout.ACTION_DENY}
     replaced = [change.key for change in puts if change.key in old["policy"].entries]
@@ -152,7 +158,7 @@ def _moving(
     enforcing = any(change.op is Op.PUT for change in endpoints)
     ranges = _Ranges(old["identities"])
     found = []
-    for change in identities:
+    for change in changes:
         before, after = ranges.of(change, before=True), ranges.of(change, before=False)
         if before == after:
             continue

@@ -9,7 +9,7 @@ A policy that reads well is in force and is remembered. One that does not is ref
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,10 +63,39 @@ class Accepted:
     good: Mapping[Ref, RawSpecs] = field(default_factory=dict)
 
 
+class Readings:
+    """What was read of each policy last. An unchanged policy is not read again, and its specs stay the same objects."""
+
+    def __init__(self) -> None:
+        self._known: dict[Ref, tuple[RawSpecs, tuple[Spec, ...] | BadObject]] = {}
+
+    def read(self, ref: Ref, raw: RawSpecs) -> tuple[Spec, ...]:
+        """As `read_policy`."""
+        known = self._known.get(ref)
+        if known is None or (known[0] is not raw and known[0] != raw):
+            try:
+                found: tuple[Spec, ...] | BadObject = tuple(read_policy(ref, raw))
+            except BadObject as error:
+                found = error
+            known = self._known[ref] = raw, found
+        if isinstance(known[1], BadObject):
+            raise known[1].with_traceback(None)  # else each raise would add its frames to it
+        return known[1]
+
+    def keep(self, refs: Collection[Ref]) -> None:
+        """Forget all others."""
+        self._known = {ref: known for ref, known in self._known.items() if ref in refs}
+
+
 def accept(
-    policies: Iterable[Policy], good: Mapping[Ref, RawSpecs], unreadable: Mapping[Ref, BadObject] | None = None
+    policies: Collection[Policy],
+    good: Mapping[Ref, RawSpecs],
+    unreadable: Mapping[Ref, BadObject] | None = None,
+    readings: Readings | None = None,
 ) -> Accepted:
     """`good`: the last good specs by policy. `unreadable`: policies of which the source could read only the name."""
+    readings = readings or Readings()
+    readings.keep({policy.meta.ref for policy in policies})
     specs: list[Spec] = []
     refused: dict[Ref, Refusal] = {}
     kept: dict[Ref, RawSpecs] = {}
@@ -77,7 +106,7 @@ def accept(
         try:
             if ref in failed:
                 raise failed[ref]
-            specs.extend(read_policy(ref, raw))
+            specs.extend(readings.read(ref, raw))
             kept[ref] = raw
         except BadObject as error:
             refused[ref] = Refusal(error, kept=ref in good)

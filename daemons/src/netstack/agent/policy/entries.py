@@ -1,4 +1,4 @@
-"""Rules and identities -> the `policy` table, who enforces, and what the DNS proxy must know.
+"""Rules -> the entries of the `policy` table for endpoints of one identity, and what the DNS proxy must know of them.
 
 Entries are per endpoint: (peer, direction, protocol, port prefix) -> action and rule. The programs look up the peer's
 identity, ANY, and the name-selectors learned for the address; any deny wins, then any redirect, then any allow. But
@@ -14,31 +14,13 @@ asked there, as any packet may be sent (Cilium's union: a rule without L7 part a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from netstack.agent.identities import NAMESPACE, Identities, LocalEndpoint, Peer
-from netstack.agent.numbers import numbers
-from netstack.agent.policy import names
-from netstack.agent.policy.ports import prefixes
-from netstack.agent.policy.rules import (
-    ANY_PROTOCOL,
-    PROTOCOLS,
-    SCTP,
-    TCP,
-    UDP,
-    Action,
-    Block,
-    Direction,
-    Name,
-    Peers,
-    Port,
-    Rule,
-    Spec,
-)
-from netstack.core.address import Prefix
+from netstack.agent.identities import Peer
+from netstack.agent.policy.peers import Match, Resolver
+from netstack.agent.policy.rules import TCP, UDP, Action, Direction, Name, Spec
 from netstack.core.ref import Ref, RuleRef
-from netstack.core.table import Table
 from netstack.kernel import layout
 
 HOST_RULE = RuleRef(Ref("Node", "", "host"), "its own pods")
@@ -57,113 +39,25 @@ class Server:
 
 Queries = Mapping[Server, frozenset[Name]]
 """Server (0 = any identity, any port) -> what may be asked there."""
-
-
-@dataclass(frozen=True, slots=True)
-class DnsEndpoint:
-    """What the DNS proxy may answer to one endpoint, and what it teaches: names with their selectors."""
-
-    endpoint: int
-    addresses: tuple[bytes, ...]
-    names: Mapping[Name, int]
-    queries: Queries
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyTables:
-    policy: Table = field(default_factory=lambda: Table("policy"))
-    enforce: Mapping[int, int] = field(default_factory=dict)
-    """Endpoint id -> ENFORCE_* bits."""
-    rules: Mapping[int, RuleRef] = field(default_factory=dict)
-    selects: Mapping[int, tuple[Ref, ...]] = field(default_factory=dict)
-    """Endpoint id -> the policies that select it."""
-    dns: tuple[DnsEndpoint, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Match:
-    """A policy key without its endpoint."""
-
-    peer: int
-    direction: Direction
-    protocol: int = ANY_PROTOCOL
-    port: int = 0
-    port_bits: int = 0
-
-    @property
-    def bits(self) -> int:
-        if not self.protocol:
-            return layout.POLICY_BITS_ANY
-        return layout.POLICY_BITS_PROTO + self.port_bits
-
-    def covers(self, other: Match) -> bool:
-        """Whether every packet of `other` is one of this, for the same peer and direction."""
-        if not self.protocol:
-            return True
-        same = self.port >> (16 - self.port_bits) == other.port >> (16 - self.port_bits)
-        return self.protocol == other.protocol and self.port_bits <= other.port_bits and same
-
-    def pack(self, endpoint: int) -> bytes:
-        return layout.PolicyKey(self.bits, endpoint, self.peer, self.direction, self.protocol, self.port).pack()
-
-
 Entries = dict[Match, tuple[Action, RuleRef]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Subject:
-    """Endpoints of one identity: they have the same entries."""
+class Subject:
+    """What endpoints of one identity have in common: all of it."""
 
     entries: Entries
     enforce: int
+    """ENFORCE_* bits."""
     selects: tuple[Ref, ...]
+    """The policies that select them."""
     names: tuple[Name, ...]
+    """What they may reach by name."""
     queries: Queries
 
 
-def compile_policy(
-    specs: Iterable[Spec], identities: Identities, endpoints: Iterable[LocalEndpoint], servers: Iterable[Server]
-) -> PolicyTables:
-    specs = tuple(specs)
-    servers = tuple(sorted(set(servers)))
-    everything = [name for spec in specs for rule in spec.rules if rule.peers for name in rule.peers.names]
-    selectors, _ = numbers((names.key(name) for name in everything), base=names.BASE, bits=names.BITS)
-    resolver = _Resolver(identities, {name: selectors[names.key(name)] for name in everything})
-    subjects: dict[int, _Subject] = {}
-    chosen: dict[int, _Subject] = {}
-    order = sorted(endpoints, key=lambda endpoint: endpoint.id)
-    for endpoint in order:
-        peer = identities.of_endpoint[endpoint.id]
-        if peer.number not in subjects:
-            subjects[peer.number] = _subject(peer, specs, resolver, servers)
-        chosen[endpoint.id] = subjects[peer.number]
-    refs = {ref for subject in subjects.values() for _, ref in subject.entries.values()}
-    ids, _ = numbers(map(str, refs))
-    table = {
-        match.pack(number): layout.PolicyRule(ids[str(ref)], action).pack()
-        for number, subject in chosen.items()
-        for match, (action, ref) in subject.entries.items()
-    }
-    return PolicyTables(
-        policy=Table("policy", table),
-        enforce={number: subject.enforce for number, subject in chosen.items()},
-        rules={ids[str(ref)]: ref for ref in refs},
-        selects={number: subject.selects for number, subject in chosen.items()},
-        dns=tuple(
-            DnsEndpoint(
-                endpoint.id,
-                (endpoint.address,),
-                {name: resolver.selectors[name] for name in chosen[endpoint.id].names},
-                chosen[endpoint.id].queries,
-            )
-            for endpoint in order
-            if chosen[endpoint.id].names or chosen[endpoint.id].queries
-        ),
-    )
-
-
-def _subject(peer: Peer, specs: Iterable[Spec], resolver: _Resolver, servers: tuple[Server, ...]) -> _Subject:
-    selecting = [spec for spec in specs if spec.subject is not None and spec.subject.matches(peer.labels)]
+def subject(peer: Peer, selecting: Iterable[Spec], resolver: Resolver, servers: tuple[Server, ...]) -> Subject:
+    """For the specs that select `peer`. `servers`: the cluster's DNS."""
     denied = {direction for spec in selecting for direction in spec.default_deny}
     rules = [rule for spec in selecting for rule in spec.rules]
     entries: Entries = {}
@@ -188,7 +82,7 @@ def _subject(peer: Peer, specs: Iterable[Spec], resolver: _Resolver, servers: tu
         for match in plain:
             if _questions(match, port):
                 _may_ask(queries, Server(match.peer, port), (EVERYTHING,))
-    return _Subject(
+    return Subject(
         entries=_without_shadowed(entries),
         enforce=sum(direction.enforce for direction in denied),
         selects=tuple(sorted({spec.ref for spec in selecting})),
@@ -255,72 +149,3 @@ def _without_shadowed(entries: Entries) -> Entries:
         for match, (action, ref) in entries.items()
         if action is Action.DENY or not any(deny.covers(match) for deny in denies[match.peer, match.direction])
     }
-
-
-class _Resolver:
-    """Who a rule's peers are, and its ports, as numbers."""
-
-    def __init__(self, identities: Identities, selectors: Mapping[Name, int]) -> None:
-        self.selectors = selectors
-        self._peers = identities.peers
-        self._by_number = {peer.number: peer for peer in identities.peers}
-        self._known: dict[Peers, tuple[int, ...]] = {}
-
-    def matches(self, rule: Rule, subject: Peer) -> Iterator[Match]:
-        ports = rule.ports or (Port(ANY_PROTOCOL),)
-        for number in self._numbers(rule.peers):
-            for port in ports:
-                if not port.name:
-                    yield from _spread(number, rule.direction, port)
-                elif rule.direction is Direction.INGRESS:
-                    yield from self._named(number, rule.direction, port, (subject,))
-                elif number == layout.IDENTITY_ANY:  # a name means something only where a pod gives it
-                    for peer in self._peers:
-                        yield from self._named(peer.number, rule.direction, port, (peer,))
-                else:
-                    peers = (self._by_number[number],) if number in self._by_number else ()
-                    yield from self._named(number, rule.direction, port, peers)
-
-    def _named(self, number: int, direction: Direction, port: Port, owners: tuple[Peer, ...]) -> Iterator[Match]:
-        """`port.name` as the pods of `owners` define it."""
-        for owner in owners:
-            for name, protocol_name, value in sorted(owner.ports):
-                protocol = PROTOCOLS[protocol_name]
-                if name == port.name and port.protocol in (ANY_PROTOCOL, protocol):
-                    yield from _spread(number, direction, Port(protocol, value, value))
-
-    def _numbers(self, peers: Peers | None) -> tuple[int, ...]:
-        if peers is None:
-            return (layout.IDENTITY_ANY,)
-        if peers not in self._known:
-            self._known[peers] = tuple(self._resolve(peers))
-        return self._known[peers]
-
-    def _resolve(self, peers: Peers) -> Iterator[int]:
-        if "all" in peers.entities:
-            yield layout.IDENTITY_ANY
-        yield from (self.selectors[name] for name in peers.names)
-        for peer in self._peers:
-            if (
-                peer.entities & peers.entities
-                or (peer.labels and any(selector.matches(peer.labels) for selector in peers.selectors))
-                or (NAMESPACE in peer.labels and not all(item.matches(peer.labels) for item in peers.lacking))
-                or (peer.prefix and any(_inside(peer.prefix, block) for block in peers.blocks))
-            ):
-                yield peer.number
-
-
-def _inside(range_: Prefix, block: Block) -> bool:
-    """Ranges nest or are apart, so a range is inside a block with all its addresses or with none of its own."""
-    return block.prefix.covers(range_) and not any(hole.covers(range_) for hole in block.excluded)
-
-
-def _spread(number: int, direction: Direction, port: Port) -> Iterator[Match]:
-    """One port range as longest-prefix keys. A port of any protocol is one of each that has ports."""
-    protocols = (port.protocol,) if port.protocol else (TCP, UDP, SCTP)
-    if not port.last:
-        yield Match(number, direction, port.protocol)
-        return
-    for protocol in protocols:
-        for value, bits in prefixes(port.first, port.last):
-            yield Match(number, direction, protocol, value, bits)

@@ -19,17 +19,24 @@ from netstack.source.selectors import LabelSelector, Requirement
 def resolve(
     specs: Iterable[Spec], services: tuple[Service, ...], slices: tuple[EndpointSlice, ...]
 ) -> tuple[Spec, ...]:
-    """The same specs without `Peers.services`."""
+    """The same specs without `Peers.services`; those that had none are the very same."""
 
     def resolved(rule: Rule) -> Rule:
-        if rule.peers is None or not rule.peers.services:
+        if rule.peers is None or not _refers(rule):
             return rule
         found = [service for service in services if any(wanted.matches(service.meta) for wanted in rule.peers.services)]
         selectors = tuple(_pods(service) for service in found if service.selector)
         blocks = tuple(block for service in found if not service.selector for block in _addresses(service, slices))
         return replace(rule, peers=replace(rule.peers, services=(), selectors=selectors, blocks=blocks))
 
-    return tuple(replace(spec, rules=tuple(map(resolved, spec.rules))) for spec in specs)
+    return tuple(
+        replace(spec, rules=tuple(map(resolved, spec.rules))) if any(map(_refers, spec.rules)) else spec
+        for spec in specs
+    )
+
+
+def _refers(rule: Rule) -> bool:
+    return rule.peers is not None and bool(rule.peers.services)
 
 
 def _pods(service: Service) -> LabelSelector:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from instruments.cluster import Cluster
-from netstack.agent.policy.entries import HOST_RULE, Match
+from netstack.agent.policy.entries import HOST_RULE
+from netstack.agent.policy.peers import Match
 from netstack.agent.policy.rules import Direction
 from netstack.kernel import layout
 

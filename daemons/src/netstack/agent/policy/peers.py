@@ -1,0 +1,149 @@
+"""Who the peers of a rule are, and what its ports: as the numbers of policy keys.
+
+A `Resolver` is kept between two compiles. When identities come or go, each list of peers is asked about those alone,
+and a list for which nothing changed answers with the same tuple as before: by that, who depends on it sees that nothing
+has changed (tables.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from netstack.agent.identities import NAMESPACE, Identities, Peer
+from netstack.agent.policy.ports import prefixes
+from netstack.agent.policy.rules import (
+    ANY_PROTOCOL,
+    PROTOCOLS,
+    SCTP,
+    TCP,
+    UDP,
+    Block,
+    Direction,
+    Name,
+    Peers,
+    Port,
+    Rule,
+)
+from netstack.core.address import Prefix
+from netstack.kernel import layout
+
+ANYONE = (layout.IDENTITY_ANY,)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Match:
+    """A policy key without its endpoint."""
+
+    peer: int
+    direction: Direction
+    protocol: int = ANY_PROTOCOL
+    port: int = 0
+    port_bits: int = 0
+
+    @property
+    def bits(self) -> int:
+        if not self.protocol:
+            return layout.POLICY_BITS_ANY
+        return layout.POLICY_BITS_PROTO + self.port_bits
+
+    def covers(self, other: Match) -> bool:
+        """Whether every packet of `other` is one of this, for the same peer and direction."""
+        if not self.protocol:
+            return True
+        same = self.port >> (16 - self.port_bits) == other.port >> (16 - self.port_bits)
+        return self.protocol == other.protocol and self.port_bits <= other.port_bits and same
+
+    def pack(self, endpoint: int) -> bytes:
+        return layout.PolicyKey(self.bits, endpoint, self.peer, self.direction, self.protocol, self.port).pack()
+
+
+class Resolver:
+    def __init__(self) -> None:
+        self.selectors: Mapping[Name, int] = {}
+        self.version = 0
+        """Another one whenever any identity came, went or changed."""
+        self._peers: dict[int, Peer] = {}
+        self._known: dict[int, tuple[Peers, tuple[int, ...]]] = {}
+        """By id() of the Peers, which unchanged policies keep: their content is slow to hash."""
+
+    def update(self, identities: Identities, selectors: Mapping[Name, int], used: Iterable[Peers]) -> None:
+        """From now on answer for these identities, and remember no Peers but those `used`."""
+        now = {peer.number: peer for peer in identities.peers}
+        come = [peer for number, peer in now.items() if self._peers.get(number) != peer]
+        gone = {number for number, peer in self._peers.items() if now.get(number) != peer}
+        known = self._known if selectors == self.selectors else {}
+        self.selectors, self._peers = selectors, now
+        self.version += bool(come or gone)
+        self._known = {id(peers): known[id(peers)] for peers in used if id(peers) in known}
+        if come or gone:
+            for key, (peers, numbers) in self._known.items():
+                changed = (
+                    *(number for number in numbers if number not in gone),
+                    *(peer.number for peer in come if _is_one(peer, peers)),
+                )
+                if changed != numbers:
+                    self._known[key] = peers, changed
+
+    def numbers(self, peers: Peers | None) -> tuple[int, ...]:
+        """Identities and name-selectors; the very same tuple as long as it holds the same."""
+        if peers is None:
+            return ANYONE
+        found = self._known.get(id(peers))
+        if found is None:
+            found = self._known[id(peers)] = peers, tuple(self._resolve(peers))
+        return found[1]
+
+    def matches(self, rule: Rule, subject: Peer) -> Iterator[Match]:
+        """Every key of the rule in the entries of endpoints that have the identity `subject`."""
+        ports = rule.ports or (Port(ANY_PROTOCOL),)
+        for number in self.numbers(rule.peers):
+            for port in ports:
+                if not port.name:
+                    yield from _spread(number, rule.direction, port)
+                elif rule.direction is Direction.INGRESS:
+                    yield from _named(number, rule.direction, port, subject)
+                elif number == layout.IDENTITY_ANY:  # a name means something only where a pod gives it
+                    for peer in self._peers.values():
+                        yield from _named(peer.number, rule.direction, port, peer)
+                elif number in self._peers:
+                    yield from _named(number, rule.direction, port, self._peers[number])
+
+    def _resolve(self, peers: Peers) -> Iterator[int]:
+        if "all" in peers.entities:
+            yield layout.IDENTITY_ANY
+        yield from (self.selectors[name] for name in peers.names)
+        yield from (peer.number for peer in self._peers.values() if _is_one(peer, peers))
+
+
+def _is_one(peer: Peer, peers: Peers) -> bool:
+    return bool(
+        peer.entities & peers.entities
+        or (peer.labels and any(selector.matches(peer.labels) for selector in peers.selectors))
+        or (NAMESPACE in peer.labels and not all(item.matches(peer.labels) for item in peers.lacking))
+        or (peer.prefix and any(_inside(peer.prefix, block) for block in peers.blocks))
+    )
+
+
+def _named(number: int, direction: Direction, port: Port, owner: Peer) -> Iterator[Match]:
+    """`port.name` as the pods of `owner` define it."""
+    for name, protocol_name, value in sorted(owner.ports):
+        protocol = PROTOCOLS[protocol_name]
+        if name == port.name and port.protocol in (ANY_PROTOCOL, protocol):
+            yield from _spread(number, direction, Port(protocol, value, value))
+
+
+def _inside(range_: Prefix, block: Block) -> bool:
+    """Ranges nest or are apart, so a range is inside a block with all its addresses or with none of its own."""
+    return block.prefix.covers(range_) and not any(hole.covers(range_) for hole in block.excluded)
+
+
+def _spread(number: int, direction: Direction, port: Port) -> Iterator[Match]:
+    """One port range as longest-prefix keys. A port of any protocol is one of each that has ports."""
+    protocols = (port.protocol,) if port.protocol else (TCP, UDP, SCTP)
+    if not port.last:
+        yield Match(number, direction, port.protocol)
+        return
+    for protocol in protocols:
+        for value, bits in prefixes(port.first, port.last):
+            yield Match(number, direction, protocol, value, bits)

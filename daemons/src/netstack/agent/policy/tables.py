@@ -1,0 +1,167 @@
+"""All policies and identities -> the `policy` table of this node, who enforces, and the DNS proxy's rules.
+
+A `Compiler` remembers what it made of what, so that a change costs what it touches. The result depends on its input
+alone: whoever compiles anew gets the same (tests/instruments/cluster.py compares the two after every change). Policies
+that did not change must come as the same objects (accept.py): they are told apart by that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from netstack.agent.identities import Identities, LocalEndpoint, Peer
+from netstack.agent.numbers import numbers
+from netstack.agent.policy import names
+from netstack.agent.policy.entries import Queries, Server, Subject, subject
+from netstack.agent.policy.peers import Resolver
+from netstack.agent.policy.rules import Name, Spec
+from netstack.core.ref import Ref, RuleRef
+from netstack.core.table import Table
+from netstack.kernel import layout
+
+
+@dataclass(frozen=True, slots=True)
+class DnsEndpoint:
+    """What the DNS proxy may answer to one endpoint, and what it teaches: names with their selectors."""
+
+    endpoint: int
+    addresses: tuple[bytes, ...]
+    names: Mapping[Name, int]
+    queries: Queries
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTables:
+    policy: Table = field(default_factory=lambda: Table("policy"))
+    enforce: Mapping[int, int] = field(default_factory=dict)
+    """Endpoint id -> ENFORCE_* bits."""
+    rules: Mapping[int, RuleRef] = field(default_factory=dict)
+    selects: Mapping[int, tuple[Ref, ...]] = field(default_factory=dict)
+    """Endpoint id -> the policies that select it."""
+    dns: tuple[DnsEndpoint, ...] = ()
+
+
+@dataclass(slots=True)
+class _Made:
+    """A subject, of what it was made, and what became of it in the table."""
+
+    peer: Peer
+    specs: tuple[Spec, ...]
+    depends: tuple[object, ...]
+    subject: Subject
+    refs: frozenset[RuleRef]
+    packed: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
+    """By endpoint id."""
+
+
+class Compiler:
+    def __init__(self) -> None:
+        self._resolver = Resolver()
+        self._names: tuple[frozenset[Name], dict[Name, int]] = frozenset(), {}
+        self._selected: dict[int, tuple[Spec, set[int]]] = {}
+        """By id() of the spec: the identities that it selects, of those that are asked about."""
+        self._asked: dict[int, Peer] = {}
+        self._made: dict[int, _Made] = {}
+        self._refs: frozenset[RuleRef] = frozenset()
+        self._rules: dict[RuleRef, int] = {}
+
+    def compile(
+        self,
+        specs: tuple[Spec, ...],
+        identities: Identities,
+        endpoints: Iterable[LocalEndpoint],
+        servers: Iterable[Server],
+    ) -> PolicyTables:
+        servers = tuple(sorted(set(servers)))
+        order = sorted(endpoints, key=lambda endpoint: endpoint.id)
+        peers = {endpoint.id: identities.of_endpoint[endpoint.id] for endpoint in order}
+        used = [rule.peers for spec in specs for rule in spec.rules if rule.peers is not None]
+        self._resolver.update(identities, self._selectors(name for item in used for name in item.names), used)
+        subjects = {peer.number: peer for peer in peers.values()}
+        selecting = self._selecting(specs, subjects)
+        self._made = {number: self._make(peer, selecting[number], servers) for number, peer in subjects.items()}
+        self._number()
+        made = {number: self._made[peer.number] for number, peer in peers.items()}
+        table: dict[bytes, bytes] = {}
+        for number, item in made.items():
+            table.update(self._pack(number, item))
+        return PolicyTables(
+            policy=Table("policy", table),
+            enforce={number: item.subject.enforce for number, item in made.items()},
+            rules={number: ref for ref, number in self._rules.items()},
+            selects={number: item.subject.selects for number, item in made.items()},
+            dns=tuple(self._dns(endpoint, made[endpoint.id].subject) for endpoint in order if _asks(made[endpoint.id])),
+        )
+
+    def _selectors(self, wanted: Iterable[Name]) -> Mapping[Name, int]:
+        """The number of each name-selector."""
+        found = frozenset(wanted)
+        if found != self._names[0]:
+            texts, _ = numbers((names.key(name) for name in found), base=names.BASE, bits=names.BITS)
+            self._names = found, {name: texts[names.key(name)] for name in found}
+        return self._names[1]
+
+    def _selecting(self, specs: tuple[Spec, ...], subjects: Mapping[int, Peer]) -> dict[int, tuple[Spec, ...]]:
+        """Identity -> the specs that select it, in their order."""
+        new = {number: peer for number, peer in subjects.items() if self._asked.get(number) != peer}
+        old = self._asked.keys() & subjects.keys() - new.keys()
+        selected: dict[int, tuple[Spec, set[int]]] = {}
+        found: dict[int, list[Spec]] = {number: [] for number in subjects}
+        for spec in specs:
+            known = self._selected.get(id(spec))
+            kept = known[1] & old if known else set()
+            kept.update(number for number, peer in (new if known else subjects).items() if _selects(spec, peer))
+            selected[id(spec)] = spec, kept
+            for number in kept:
+                found[number].append(spec)
+        self._selected, self._asked = selected, dict(subjects)
+        return {number: tuple(items) for number, items in found.items()}
+
+    def _make(self, peer: Peer, specs: tuple[Spec, ...], servers: tuple[Server, ...]) -> _Made:
+        """What was made before, if nothing of what it was made of has changed."""
+        rules = [rule for spec in specs for rule in spec.rules]
+        by_name = any(port.name for rule in rules for port in rule.ports)
+        depends: tuple[object, ...] = tuple(self._resolver.numbers(rule.peers) for rule in rules)
+        depends += (servers, self._resolver.version if by_name else 0)
+        old = self._made.get(peer.number)
+        if old is not None and old.peer == peer and _same(old.specs, specs) and old.depends == depends:
+            return old
+        made = subject(peer, specs, self._resolver, servers)
+        return _Made(peer, specs, depends, made, frozenset(ref for _, ref in made.entries.values()))
+
+    def _number(self) -> None:
+        """Give each rule its number. Packed entries hold numbers: if one is another now, they are packed anew."""
+        refs = frozenset().union(*(item.refs for item in self._made.values()))
+        if refs == self._refs:
+            return
+        ids, _ = numbers(map(str, refs))
+        rules = {ref: ids[str(ref)] for ref in refs}
+        if any(self._rules.get(ref, number) != number for ref, number in rules.items()):
+            for item in self._made.values():
+                item.packed.clear()
+        self._refs, self._rules = refs, rules
+
+    def _pack(self, endpoint: int, item: _Made) -> dict[bytes, bytes]:
+        if endpoint not in item.packed:
+            item.packed[endpoint] = {
+                match.pack(endpoint): layout.PolicyRule(self._rules[ref], action).pack()
+                for match, (action, ref) in item.subject.entries.items()
+            }
+        return item.packed[endpoint]
+
+    def _dns(self, endpoint: LocalEndpoint, its: Subject) -> DnsEndpoint:
+        selectors = {name: self._resolver.selectors[name] for name in its.names}
+        return DnsEndpoint(endpoint.id, (endpoint.address,), selectors, its.queries)
+
+
+def _selects(spec: Spec, peer: Peer) -> bool:
+    return spec.subject is not None and spec.subject.matches(peer.labels)
+
+
+def _same(old: tuple[Spec, ...], new: tuple[Spec, ...]) -> bool:
+    return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
+
+
+def _asks(item: _Made) -> bool:
+    return bool(item.subject.names or item.subject.queries)

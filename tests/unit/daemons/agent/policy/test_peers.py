@@ -1,0 +1,52 @@
+"""What a Resolver remembers. Who is meant by which peers: test_cilium.py, test_kubernetes.py."""
+
+from __future__ import annotations
+
+from netstack.agent.identities import NAMESPACE, Identities, Peer
+from netstack.agent.policy.peers import ANYONE, Resolver
+from netstack.agent.policy.rules import Name, Peers
+from netstack.core.table import Table
+from netstack.source.selectors import LabelSelector, Requirement
+
+WEB = Peers(selectors=(LabelSelector((Requirement("app", "In", ("web",)),)),))
+NAMED = Peers(names=(Name("x.io", False),))
+
+
+def pod(number: int, app: str) -> Peer:
+    return Peer(number, "pods", {"app": app, NAMESPACE: "one"}, frozenset({"cluster"}))
+
+
+def identities(*peers: Peer) -> Identities:
+    return Identities(peers, Table("identities"), {}, {})
+
+
+def test_the_answer_is_the_same_object_until_it_is_another() -> None:
+    resolver = Resolver()
+    resolver.update(identities(pod(1, "web"), pod(2, "db")), {}, [WEB])
+    first = resolver.numbers(WEB)
+    assert first == (1,)
+    resolver.update(identities(pod(1, "web"), pod(3, "db")), {}, [WEB])
+    assert resolver.numbers(WEB) is first
+    resolver.update(identities(pod(1, "web"), pod(4, "web")), {}, [WEB])
+    assert sorted(resolver.numbers(WEB)) == [1, 4]
+    resolver.update(identities(pod(4, "web")), {}, [WEB])
+    assert resolver.numbers(WEB) == (4,)
+
+
+def test_a_number_with_other_labels_is_another_peer() -> None:
+    resolver = Resolver()
+    resolver.update(identities(pod(1, "web")), {}, [WEB])
+    assert resolver.numbers(WEB) == (1,)
+    before = resolver.version
+    resolver.update(identities(pod(1, "db")), {}, [WEB])
+    assert resolver.numbers(WEB) == ()
+    assert resolver.version != before
+
+
+def test_names_have_the_numbers_of_their_selectors() -> None:
+    resolver = Resolver()
+    resolver.update(identities(), {Name("x.io", False): 7}, [NAMED])
+    assert resolver.numbers(NAMED) == (7,)
+    resolver.update(identities(), {Name("x.io", False): 8}, [NAMED])
+    assert resolver.numbers(NAMED) == (8,)
+    assert resolver.numbers(None) is ANYONE

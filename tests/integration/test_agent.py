@@ -111,12 +111,12 @@ def test_policy_changes_take_effect_and_a_broken_one_changes_nothing(board: Boar
     wait_for("the deny", lambda: board.connect(client, server.address, 8080, 0.3) == "")
     board.put("p", policy("p", spec % "client"))
     wait_for("the allow", lambda: board.connect(client, server.address, 8080, 0.3) != "")
-    board.put("p", policy("p", "{endpointSelector: {}, ingress: [{icmps: [{fields: [{type: 8}]}]}]}"))
+    board.put("p", policy("p", "{endpointSelector: {}, ingress: [{fromNodes: [{}]}]}"))
     (shown,) = wait_for(
         "the refusal", lambda: [p for p in board.ask("status")["policies"] if p["state"].startswith("refused")]
     )
     assert shown["state"] == "refused, last good version enforced"
-    assert "spec.ingress[0].icmps: is not supported" in shown["reason"]
+    assert "spec.ingress[0].fromNodes: is not supported" in shown["reason"]
     status = yaml.safe_load((board.folder / "status/ciliumnetworkpolicy.default.p.yaml").read_text())
     assert status["status"]["conditions"][0]["reason"] == "Refused"
     assert board.connect(client, server.address, 8080) == f"hello {client.address}"

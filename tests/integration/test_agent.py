@@ -156,3 +156,21 @@ def test_rules_have_names(board: Board) -> None:
     board.put("p", policy("p", "{endpointSelector: {}, egress: [{toEntities: [world]}]}"))
     rules = wait_for("the policy", lambda: board.ask("rules"))
     assert list(rules.values()) == ["CiliumNetworkPolicy default/p: spec.egress[0]"]
+
+
+def test_a_disk_that_refuses_keeps_what_is_in_force_until_it_takes_again(board: Board) -> None:
+    client = board.add("default/client", {"app": "client"})
+    server = board.add("default/server", {"app": "server"})
+    board.serve(server, 8080)
+    spec = "{endpointSelector: {matchLabels: {app: server}}, ingress: [{fromEndpoints: [{matchLabels: {app: %s}}]}]}"
+    board.put("p", policy("p", spec % "client"))
+    wait_for("the policy", lambda: board.ask("status")["policies"])
+    good = board.folder / "state/policies"
+    good.rename(good.with_name("aside"))
+    good.write_text("a file in the way")
+    board.put("p", policy("p", spec % "nobody"))
+    wait_for("the complaint", lambda: any("the disk refused" in reason for reason in board.ask("status")["unready"]))
+    assert board.connect(client, server.address, 8080) == f"hello {client.address}"
+    good.unlink()
+    wait_for("the change", lambda: board.connect(client, server.address, 8080, 0.3) == "")
+    assert board.ask("status")["unready"] == []

@@ -22,6 +22,7 @@ from netstack.agent.settings import AgentSettings
 from netstack.core import settings
 from netstack.core.address import Prefix, pack
 from netstack.core.files import write_atomic
+from netstack.core.ref import Ref
 from netstack.core.unit import Unit, run
 from netstack.kernel.attach import TrafficControl
 from netstack.kernel.bpf import BpfError
@@ -57,6 +58,9 @@ class Agent:
         self.before = Before(self.kernel.read(), self.good.read())
         self.memory = Memory()
         self.desired: Desired | None = None
+        self.said: dict[Ref, tuple[str, dict[str, Any]]] = {}
+        self.unsaid = True
+        """Whether anything about policies is still to be published."""
         self.failure = ""
         """Why the kernel does not hold what it should; "" if it does."""
         boot = BOOT_ID.read_text(encoding="ascii").strip()
@@ -88,8 +92,13 @@ class Agent:
             snapshot, self.cni.register.endpoints(), place, self.before, self.kernel.sizes, self.memory
         )
         changes = plan(self.before.tables, desired.tables)
-        self.good.write(desired.accepted.good)  # before it is in force: it must outlive us
-        write_atomic(self.chosen.state / "dns-rules.json", desired.dns_rules())
+        try:
+            self.good.write(desired.accepted.good)  # before it is in force: it must outlive us
+            write_atomic(self.chosen.state / "dns-rules.json", desired.dns_rules())
+        except OSError as error:
+            self.failure = f"the disk refused a change, so nothing was changed: {error}"
+            log.error("%s", self.failure)
+            return False
         try:
             self.kernel.write(changes)
         except BpfError as error:
@@ -128,14 +137,22 @@ class Agent:
         return [*desired.problems, *map(str, desired.accepted.refused.values())] if desired else []
 
     def publish(self) -> None:
-        """What the authors of policies should see."""
+        """What the authors of policies should see. What the disk refuses is said at the next audit."""
         if self.desired is None:
             return
         wanted = report.policy_statuses(self.desired, self.source.snapshot())
-        for ref, (version, status) in wanted.items():
-            self.statuses.put(ref, version, status)
-        for kind in READERS:
-            self.statuses.keep(kind, wanted)
+        try:
+            for ref, entry in wanted.items():
+                if self.said.get(ref) != entry:
+                    self.statuses.put(ref, *entry)
+                    self.said[ref] = entry
+            for kind in READERS if self.said.keys() != wanted.keys() or self.unsaid else ():
+                self.statuses.keep(kind, wanted)
+        except OSError as error:
+            self.unsaid = True
+            log.warning("statuses of policies cannot be written: %s", error)
+            return
+        self.said, self.unsaid = wanted, False
 
     async def follow(self) -> None:
         async for _ in self.source.watch():
@@ -147,6 +164,8 @@ class Agent:
         while True:
             await asyncio.sleep(self.chosen.audit_s)
             self.cni.audit()
+            if self.unsaid:
+                self.publish()
             if self.failure:
                 self.reconcile()
             elif self.desired is not None:

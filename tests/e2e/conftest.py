@@ -1,19 +1,31 @@
-"""One home for all tests of this folder: the demo is performed on it first, then the other tests go on with it."""
+"""One home for all tests of this folder: the demo is performed on it first, then the other tests go on with it.
+
+All of it is done with each source of objects: the folder of manifests, and a real API server (which is skipped where
+no control plane can be had). NETSTACK_SOURCE chooses one.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from e2e import demo
 from lab import Lab
+from lab.controlplane import skip_reason
+from lab.lab import SOURCES
+
+CHOSEN = os.environ.get("NETSTACK_SOURCE")
 
 
-@pytest.fixture(scope="session")
-def performance() -> Iterator[tuple[demo.Home, list[str]]]:
+@pytest.fixture(scope="session", params=[CHOSEN] if CHOSEN else SOURCES)
+def performance(request: pytest.FixtureRequest) -> Iterator[tuple[demo.Home, list[str]]]:
     """The home after the demo, and the claims that failed."""
-    with Lab("e2e") as lab:
+    why_not = skip_reason() if request.param == "kubernetes" else None
+    if why_not is not None:
+        pytest.skip(why_not)
+    with Lab("e2e", source=request.param) as lab:
         yield demo.perform(lab)
 
 

@@ -25,6 +25,7 @@ CLUSTER_SCOPED = {
     "Namespace",
     "IngressClass",
     "CiliumClusterwideNetworkPolicy",
+    "CiliumCIDRGroup",
     "ClusterIssuer",
     "GatewayClass",
 }

@@ -35,6 +35,7 @@ WANTS = (
     Want("Pod", fields="status.phase!=Succeeded,status.phase!=Failed"),  # of the whole cluster: labels are identities
     Want("CiliumNetworkPolicy", status=True),
     Want("CiliumClusterwideNetworkPolicy", status=True),
+    Want("CiliumCIDRGroup"),
 )
 """What the agent reads. Of pods that have ended it needs nothing."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -14,7 +14,7 @@ from netstack.agent.identities import Identities, LocalEndpoint, View, compile_i
 from netstack.agent.order import NAMES, Tables
 from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, Readings, accept
 from netstack.agent.policy.entries import Server
-from netstack.agent.policy.references import resolve
+from netstack.agent.policy.references import Referred, resolve
 from netstack.agent.policy.rules import Spec
 from netstack.agent.policy.tables import Compiler, PolicyTables
 from netstack.agent.routes import Wanted, compile_routes
@@ -24,7 +24,7 @@ from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
 from netstack.core.table import Table
 from netstack.kernel import layout
-from netstack.source.models import EndpointSlice, Namespace, Node, Pod, Policy, Service
+from netstack.source.models import CIDRGroup, EndpointSlice, Namespace, Node, Pod, Policy, Service
 from netstack.source.snapshot import Snapshot
 
 
@@ -116,7 +116,8 @@ def compile_all(
         sizes["slots"],
     )
     accepted = accept(snapshot.all(Policy), before.good, _unreadable(snapshot), memory.readings)
-    specs = resolve(accepted.specs, snapshot.all(Service), snapshot.all(EndpointSlice))
+    referred = Referred(snapshot.all(Service), snapshot.all(EndpointSlice), snapshot.all(CIDRGroup))
+    specs, lacking = resolve(accepted.specs, referred)
     identities, policy = _who_may(snapshot, endpoints, place, specs, memory.policies)
     tables = {
         **{table.name: table for table in (services.services, services.slots, services.backends)},
@@ -134,7 +135,7 @@ def compile_all(
         policy=policy,
         accepted=accepted,
         owners=services.owners,
-        problems=(*map(str, services.problems), *identities.problems, *overflows),
+        problems=(*map(str, services.problems), *identities.problems, *lacking, *overflows),
         overflows=tuple(overflows),
         generation=generation,
     )

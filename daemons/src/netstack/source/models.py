@@ -216,6 +216,14 @@ class L2Advertisement:
     interfaces: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class CIDRGroup:
+    """cilium.io/v2 CiliumCIDRGroup: address ranges that policies name together."""
+
+    meta: Meta
+    prefixes: tuple[Prefix, ...]
+
+
 Object = (
     Service
     | EndpointSlice
@@ -228,4 +236,5 @@ Object = (
     | Policy
     | IPAddressPool
     | L2Advertisement
+    | CIDRGroup
 )

@@ -17,6 +17,7 @@ from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
 from netstack.source.fields import Fields
 from netstack.source.models import (
+    CIDRGroup,
     Endpoint,
     EndpointSlice,
     Ingress,
@@ -305,6 +306,19 @@ def _selectors(fields: Fields, name: str) -> tuple[LabelSelector, ...]:
     return tuple(LabelSelector.parse(item) for item in fields.children(name))
 
 
+def _cidr_group(meta: Meta, data: Mapping[str, Any]) -> CIDRGroup:
+    top = _top(meta, data)
+    spec = top.child("spec")
+    prefixes = []
+    for index, text in enumerate(spec.strings("externalCIDRs")):
+        try:
+            prefixes.append(Prefix.parse(text))
+        except ValueError as error:
+            spec.fail(f"externalCIDRs[{index}]", str(error))
+    spec.close()
+    return CIDRGroup(meta, tuple(prefixes))
+
+
 def _pool(meta: Meta, data: Mapping[str, Any]) -> IPAddressPool:
     top = _top(meta, data)
     spec = top.child("spec")
@@ -376,6 +390,7 @@ KINDS: dict[str, Kind] = {
     "NetworkPolicy": Kind(Policy, ("networking.k8s.io/v1",), True, _policy),
     "CiliumNetworkPolicy": Kind(Policy, ("cilium.io/v2",), True, _policy),
     "CiliumClusterwideNetworkPolicy": Kind(Policy, ("cilium.io/v2",), False, _policy),
+    "CiliumCIDRGroup": Kind(CIDRGroup, ("cilium.io/v2", "cilium.io/v2alpha1"), False, _cidr_group),
     "IPAddressPool": Kind(IPAddressPool, ("metallb.io/v1beta1",), True, _pool),
     "L2Advertisement": Kind(L2Advertisement, ("metallb.io/v1beta1",), True, _l2_advertisement),
 }

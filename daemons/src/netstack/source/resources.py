@@ -176,6 +176,7 @@ RESOURCES = {
         Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies", True, _whole),
         Resource("CiliumNetworkPolicy", CILIUM, "ciliumnetworkpolicies", True, _whole, crd=True),
         Resource("CiliumClusterwideNetworkPolicy", CILIUM, "ciliumclusterwidenetworkpolicies", False, _whole, crd=True),
+        Resource("CiliumCIDRGroup", CILIUM, "ciliumcidrgroups", False, _whole, crd=True),
         Resource("IPAddressPool", METALLB, "ipaddresspools", True, _whole, crd=True),
         Resource("L2Advertisement", METALLB, "l2advertisements", True, _whole, crd=True),
         Resource("ServiceL2Status", METALLB, "servicel2statuses", True, _whole, crd=True),

@@ -26,6 +26,7 @@ from netstack.agent.policy.rules import (
     Action,
     Block,
     Direction,
+    Groups,
     Name,
     Peers,
     Port,
@@ -180,29 +181,40 @@ def _cidrs(fields: Fields, name: str) -> Peers:
 
 
 def _cidr_sets(fields: Fields, name: str) -> Peers:
-    blocks = []
+    blocks, groups = [], []
     for item in fields.children(name):
-        for unsupported in ("cidrGroupRef", "cidrGroupSelector"):
-            if unsupported in item:
-                item.fail(unsupported, "is not supported, so the whole policy is refused")
-        blocks.append(read_block(item))
-    return Peers(blocks=tuple(blocks))
+        given = [kind for kind in ("cidr", "cidrGroupRef", "cidrGroupSelector") if kind in item]
+        if len(given) != 1:
+            item.fail("cidr", "exactly one of cidr, cidrGroupRef and cidrGroupSelector must be given")
+        if given == ["cidr"]:
+            blocks.append(read_block(item))
+            continue
+        excluded = tuple(_holes(item))
+        if given == ["cidrGroupRef"]:
+            groups.append(Groups(name=item.string("cidrGroupRef"), excluded=excluded))
+        else:
+            groups.append(Groups(labels=LabelSelector.parse(item.child("cidrGroupSelector")), excluded=excluded))
+        item.close()
+    return Peers(blocks=tuple(blocks), groups=tuple(groups))
 
 
 def read_block(fields: Fields) -> Block:
     """`{cidr, except}`; each exception must lie inside the range."""
-    prefix = fields.prefix("cidr")
-    excluded = []
-    for index, text in enumerate(fields.strings("except")):
-        try:
-            hole = Prefix.parse(text)
-        except ValueError as error:
-            fields.fail(f"except[{index}]", str(error))
+    prefix, excluded = fields.prefix("cidr"), tuple(_holes(fields))
+    for index, hole in enumerate(excluded):
         if not prefix.covers(hole):
             fields.fail(f"except[{index}]", f"{hole} is not inside {prefix}")
-        excluded.append(hole)
     fields.close()
-    return Block(prefix, tuple(excluded))
+    return Block(prefix, excluded)
+
+
+def _holes(fields: Fields) -> Iterator[Prefix]:
+    """`except`"""
+    for index, text in enumerate(fields.strings("except")):
+        try:
+            yield Prefix.parse(text)
+        except ValueError as error:
+            fields.fail(f"except[{index}]", str(error))
 
 
 def _services(fields: Fields, name: str) -> Peers:

@@ -1,50 +1,88 @@
-"""Peers that are other objects (toServices) -> the selectors and ranges that these stand for. Pure.
+"""Peers that are other objects (toServices, cidrGroupRef) -> the selectors and ranges that these stand for. Pure.
 
 A Service with a selector stands for the pods that it selects, ready or not; one without stands for the addresses of its
 EndpointSlices, as ranges: a pod or node among them is not meant (identities.py), as with toCIDR.
+
+What is not there stands for nobody. A rule that denies somebody who cannot be told denies everybody (law 4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from netstack.agent.identities import NAMESPACE
-from netstack.agent.policy.rules import Block, Rule, Spec
+from netstack.agent.policy.rules import Action, Block, Groups, Peers, Rule, Spec
 from netstack.core.address import Prefix
-from netstack.source.models import EndpointSlice, Service
-from netstack.source.selectors import LabelSelector, Requirement
+from netstack.source.models import CIDRGroup, EndpointSlice, Service
+from netstack.source.selectors import LabelSelector
 
 
-def resolve(
-    specs: Iterable[Spec], services: tuple[Service, ...], slices: tuple[EndpointSlice, ...]
-) -> tuple[Spec, ...]:
-    """The same specs without `Peers.services`; those that had none are the very same."""
+@dataclass(frozen=True, slots=True)
+class Referred:
+    """The objects that rules may name."""
+
+    services: tuple[Service, ...] = ()
+    slices: tuple[EndpointSlice, ...] = ()
+    groups: tuple[CIDRGroup, ...] = ()
+
+
+def resolve(specs: tuple[Spec, ...], objects: Referred) -> tuple[tuple[Spec, ...], list[str]]:
+    """The same specs without references (those that had none are the very same), and what was not found."""
+    problems: list[str] = []
 
     def resolved(rule: Rule) -> Rule:
         if rule.peers is None or not _refers(rule):
             return rule
-        found = [service for service in services if any(wanted.matches(service.meta) for wanted in rule.peers.services)]
-        selectors = tuple(_pods(service) for service in found if service.selector)
-        blocks = tuple(block for service in found if not service.selector for block in _addresses(service, slices))
-        return replace(rule, peers=replace(rule.peers, services=(), selectors=selectors, blocks=blocks))
+        lacking = _lacking(rule.peers, objects)
+        problems.extend(f"{rule.ref}: there is no {name}" for name in lacking)
+        if lacking and rule.action is Action.DENY:
+            return replace(rule, peers=None)
+        found = tuple(s for s in objects.services if any(wanted.matches(s.meta) for wanted in rule.peers.services))
+        blocks = [block for service in found if not service.selector for block in _addresses(service, objects)]
+        blocks += (block for wanted in rule.peers.groups for block in _ranges(wanted, objects))
+        peers = replace(
+            rule.peers,
+            services=(),
+            groups=(),
+            selectors=tuple(_pods(service) for service in found if service.selector),
+            blocks=(*rule.peers.blocks, *blocks),
+        )
+        return replace(rule, peers=peers)
 
     return tuple(
         replace(spec, rules=tuple(map(resolved, spec.rules))) if any(map(_refers, spec.rules)) else spec
         for spec in specs
-    )
+    ), problems
 
 
 def _refers(rule: Rule) -> bool:
-    return rule.peers is not None and bool(rule.peers.services)
+    return rule.peers is not None and bool(rule.peers.services or rule.peers.groups)
+
+
+def _lacking(peers: Peers, objects: Referred) -> list[str]:
+    """The objects that are named and are not there. A selector that selects nothing lacks nothing."""
+    services = (item for item in peers.services if item.name)
+    groups = (item for item in peers.groups if item.name)
+    return [
+        *(f"Service {s.namespace}/{s.name}" for s in services if not any(s.matches(o.meta) for o in objects.services)),
+        *(f"CiliumCIDRGroup {g.name}" for g in groups if not any(g.matches(o.meta) for o in objects.groups)),
+    ]
 
 
 def _pods(service: Service) -> LabelSelector:
-    wanted = {**service.selector, NAMESPACE: service.meta.namespace}
-    return LabelSelector(tuple(Requirement(key, "In", (value,)) for key, value in sorted(wanted.items())))
+    return LabelSelector.of({**service.selector, NAMESPACE: service.meta.namespace})
 
 
-def _addresses(service: Service, slices: tuple[EndpointSlice, ...]) -> Iterator[Block]:
-    for item in slices:
+def _addresses(service: Service, objects: Referred) -> Iterator[Block]:
+    for item in objects.slices:
         if (item.meta.namespace, item.service) == (service.meta.namespace, service.meta.name):
             yield from (Block(Prefix(address, 128)) for entry in item.endpoints for address in entry.addresses)
+
+
+def _ranges(wanted: Groups, objects: Referred) -> Iterator[Block]:
+    for group in objects.groups:
+        if wanted.matches(group.meta):
+            for prefix in group.prefixes:
+                if not any(hole.covers(prefix) for hole in wanted.excluded):
+                    yield Block(prefix, tuple(hole for hole in wanted.excluded if prefix.covers(hole)))

@@ -89,6 +89,18 @@ class Services:
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """The ranges of the CiliumCIDRGroup of this `name`, or of those that `labels` select, without those `excluded`."""
+
+    name: str = ""
+    labels: LabelSelector = field(default_factory=LabelSelector)
+    excluded: tuple[Prefix, ...] = ()
+
+    def matches(self, meta: Meta) -> bool:
+        return meta.name == self.name if self.name else self.labels.matches(meta.labels)
+
+
+@dataclass(frozen=True, slots=True)
 class Peers:
     """A union; one without members is nobody."""
 
@@ -99,7 +111,8 @@ class Peers:
     blocks: tuple[Block, ...] = ()
     names: tuple[Name, ...] = ()
     services: tuple[Services, ...] = ()
-    """Until references.py has put selectors and blocks in their place."""
+    groups: tuple[Groups, ...] = ()
+    """These two until references.py has put selectors and blocks in their place."""
 
 
 @dataclass(frozen=True, slots=True)

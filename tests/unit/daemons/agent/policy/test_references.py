@@ -71,3 +71,49 @@ def test_a_cluster_wide_policy_names_the_namespace_of_a_service(cluster: Cluster
     cluster.put(rule)
     (refusal,) = cluster.compile().accepted.refused.values()
     assert "k8sService.namespace: is required in a cluster-wide policy" in str(refusal)
+
+
+def group(name: str, *cidrs: str, **labels: str) -> dict[str, Any]:
+    meta = {"name": name, "labels": labels}
+    return {"apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup", "metadata": meta, "spec": {"externalCIDRs": [*cidrs]}}
+
+
+@pytest.mark.parametrize(
+    ("cidr_set", "allowed"),
+    [
+        ("{cidrGroupRef: vpn}", {"198.51.100.7", "203.0.113.9"}),
+        ("{cidrGroupRef: vpn, except: [198.51.100.0/28]}", {"203.0.113.9"}),
+        ("{cidrGroupRef: vpn, except: [198.0.0.0/8]}", {"203.0.113.9"}),
+        ("{cidrGroupSelector: {matchLabels: {tier: lab}}}", {"192.0.2.1"}),
+        ("{cidrGroupRef: nothing}", set()),
+        ("{cidr: 192.0.2.0/24}", {"192.0.2.1"}),
+    ],
+)
+def test_a_cidr_group_means_its_ranges(cluster: Cluster, cidr_set: str, allowed: set[str]) -> None:
+    cluster.put(group("vpn", "198.51.100.0/24", "203.0.113.9/32"), group("lab", "192.0.2.0/24", tier="lab"))
+    cluster.put(openclaw(f"toCIDRSet: [{cidr_set}]"))
+    cluster.compile()
+    peers = ("198.51.100.7", "203.0.113.9", "192.0.2.1", "8.8.8.8", "default/web")
+    assert {peer for peer in peers if cluster.one_way("default/openclaw", "egress", peer, 80) == "allowed"} == allowed
+
+
+def test_a_group_that_changes_moves_its_rules(cluster: Cluster) -> None:
+    cluster.put(group("vpn", "198.51.100.0/24"), openclaw("toCIDRSet: [{cidrGroupRef: vpn}]"))
+    cluster.compile()
+    cluster.put(group("vpn", "203.0.113.0/24"))
+    cluster.compile()
+    assert cluster.verdict("default/openclaw", "198.51.100.7", 80) == "DEFAULT_DENY"
+    assert cluster.verdict("default/openclaw", "203.0.113.9", 80) == "ALLOWED"
+
+
+def test_a_deny_of_what_is_not_there_denies_all_and_says_so(cluster: Cluster) -> None:
+    rule = openclaw("toEntities: [world]")
+    rule["spec"]["egressDeny"] = [{"toCIDRSet": [{"cidrGroupRef": "gone"}]}]
+    cluster.put(rule)
+    desired = cluster.compile()
+    assert cluster.verdict("default/openclaw", "8.8.8.8", 80) == "POLICY_DENIED"
+    assert "CiliumNetworkPolicy default/p: spec.egressDeny[0]: there is no CiliumCIDRGroup gone" in desired.problems
+    cluster.put(group("gone", "198.51.100.0/24"))
+    assert cluster.compile().problems == ()
+    assert cluster.verdict("default/openclaw", "8.8.8.8", 80) == "ALLOWED"
+    assert cluster.verdict("default/openclaw", "198.51.100.7", 80) == "POLICY_DENIED"

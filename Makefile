@@ -56,5 +56,5 @@ demo-down:
 	cd tests && ../$(PYTHON) -m lab down
 
 bench:
-	@tests/setup.sh packages venv headers image bench
+	@tests/setup.sh packages venv headers image controlplane bench
 	cd tests && PYTHONPATH=../daemons/src:. ../$(PYTHON) -m bench $(ONLY) $(BENCH)

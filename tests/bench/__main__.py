@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import sys
+import traceback
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -34,19 +35,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(wanted: frozenset[str], settings: Settings, path: Path) -> list[results.Result]:
-    """Measure, and write each result as soon as it is known: a run that is cut short has not been for nothing."""
+    """Measure, and write each result as soon as it is known. An area that fails does not take the others with it."""
     this, found = machine.run(), []
     for area in AREAS:
         names = wanted & {figure.name for figure in area.figures}
-        for measured in area.measure(names, settings) if names else ():
-            if measured.figure not in names:
-                continue
-            keep(measured, settings.raw)
-            figure = FIGURES[measured.figure]
-            made = estimate(measured.samples, measured.against, statistic=figure.statistic, paired=measured.paired)
-            found.append(results.result(figure, made, this))
-            path.write_text(results.dump(results.merged(results.load(path), this, found, FIGURES)))
+        try:
+            for measured in area.measure(names, settings) if names else ():
+                if measured.figure not in names:
+                    continue
+                keep(measured, settings.raw)
+                found.append(evaluated(measured, this))
+                path.write_text(results.dump(results.merged(results.load(path), this, found, FIGURES)))
+        except Exception:
+            say(traceback.format_exc())
     return found
+
+
+def evaluated(measured: Measured, this: results.Run) -> results.Result:
+    figure = FIGURES[measured.figure]
+    made = estimate(measured.samples, measured.against, statistic=figure.statistic, paired=measured.paired)
+    return results.result(figure, made, this)
 
 
 def keep(measured: Measured, folder: Path) -> None:
@@ -71,7 +79,10 @@ def main() -> int:
         say(f"the machine is busy (load {machine.load():.1f}): figures taken now say little")
     found = run(wanted, replace(Settings(say=say), **chosen_settings), options.results)
     print(results.table(found, FIGURES))
-    return 0
+    missing = [name for name in FIGURES if name in wanted - {one["figure"] for one in found}]
+    if missing:
+        say(f"not measured: {', '.join(missing)}")
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

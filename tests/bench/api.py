@@ -25,7 +25,7 @@ from bench.idle import megabytes_of
 from e2e import demo
 from instruments.board import LAN, ROOT, Board
 from lab import Lab
-from lab.controlplane import Client, ControlPlane
+from lab.controlplane import Client, ControlPlane, skip_reason
 from lab.shell import wait_until
 from netstack.core.address import pack, unpack
 from netstack.kernel import layout
@@ -63,6 +63,10 @@ FIGURES = (
 
 
 def measure(wanted: frozenset[str], settings: Settings) -> Iterator[Measured]:
+    lacking = skip_reason()
+    if lacking:
+        settings.say(f"{', '.join(sorted(wanted))}: left out: {lacking}")
+        return
     large = {name for name in wanted if "5000svc" in name or "10000pods" in name}
     if wanted - large - {"api.requests_per_node_minute"}:
         with Site() as site:
@@ -81,7 +85,9 @@ def measure(wanted: frozenset[str], settings: Settings) -> Iterator[Measured]:
 def _large(settings: Settings) -> Iterator[Measured]:
     with Site() as site:
         settings.say(f"filling a cluster of {LARGE[0]} services and {LARGE[1]} pods")
+        began = time.monotonic()
         site.fill(*LARGE)
+        settings.say(f"filled in {time.monotonic() - began:.0f} s")
         syncs, memory = [], []
         for number in range(settings.repeats):
             syncs.append(site.begin())

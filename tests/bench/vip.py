@@ -126,7 +126,7 @@ class Home:
         """Every node's HAProxy serves the name: a cut is only as long as the takeover if the others were ready."""
 
         def served() -> bool:
-            answers = (self.lab.client(1).get(f"http://{NAME}/", resolve=demo.VIP) for _ in range(6))
+            answers = (self.lab.client(1).get(f"http://{NAME}/", resolve=demo.VIP) for _ in range(12))
             return all(answer.status == 200 for answer in answers)
 
         wait_until(served, "the name to be served", 30)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from netstack.agent.desired import Desired
+from netstack.agent.identities import full_labels
 from netstack.agent.register import Register
 from netstack.core.address import unpack
 from netstack.core.ref import Ref
 from netstack.kernel import layout
-from netstack.source.models import Policy
+from netstack.source.models import Namespace, Pod, Policy
 from netstack.source.snapshot import Snapshot
 
 API_VERSIONS = {"NetworkPolicy": "networking.k8s.io/v1"}
@@ -71,14 +72,30 @@ def endpoint_view(desired: Desired, register: Register, number: int) -> dict[str
 
 def policies(desired: Desired, snapshot: Snapshot) -> Iterator[dict[str, Any]]:
     """Every policy, whether it is in force as written, and how many of this node's endpoints it selects."""
-    refused = desired.accepted.refused
+    refused, beyond = desired.accepted.refused, out_of_reach(desired, snapshot)
     for ref in sorted({policy.meta.ref for policy in snapshot.all(Policy)} | refused.keys()):
         selected = sum(ref in refs for refs in desired.policy.selects.values())
-        view = {"policy": str(ref), "state": "enforced", "selects": selected}
+        view = {"policy": str(ref), "state": "enforced", "selects": selected, "not_enforced": beyond.get(ref, [])}
         if ref in refused:
             view["state"] = "refused, last good version enforced" if refused[ref].kept else "refused, denying"
             view["reason"] = str(refused[ref].error)
         yield view
+
+
+def out_of_reach(desired: Desired, snapshot: Snapshot) -> dict[Ref, list[str]]:
+    """Policy -> the pods that it selects and that have no network of their own, in which it could be enforced."""
+    namespaces = {item.meta.name: item.meta.labels for item in snapshot.all(Namespace)}
+    pods = [
+        (pod.meta.ref.key, full_labels(pod.meta.labels, pod.meta.namespace, pod.service_account, namespaces))
+        for pod in snapshot.all(Pod)
+        if pod.host_network
+    ]
+    found: dict[Ref, list[str]] = {}
+    for spec in desired.accepted.specs if pods else ():
+        names = [name for name, labels in pods if spec.subject is not None and spec.subject.matches(labels)]
+        if names:
+            found[spec.ref] = sorted({*found.get(spec.ref, ()), *names})
+    return found
 
 
 def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str, dict[str, Any]]]:
@@ -86,15 +103,17 @@ def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str
 
     It says the same on every node, so that nodes do not contest it: which version a node enforces is in `policies`.
     """
-    statuses = {}
+    statuses, beyond = {}, out_of_reach(desired, snapshot)
     for ref in {policy.meta.ref for policy in snapshot.all(Policy)} | desired.accepted.refused.keys():
         refusal = desired.accepted.refused.get(ref)
         condition = {
             "type": "Valid",
             "status": "False" if refusal else "True",
-            "reason": "Refused" if refusal else "Enforced",
+            "reason": "Refused" if refusal else "NotEnforced" if ref in beyond else "Enforced",
             "message": str(refusal.error) if refusal else "",
         }
+        if ref in beyond and not refusal:
+            condition["message"] = f"not on pods that use the node's network: {', '.join(beyond[ref])}"
         statuses[ref] = (API_VERSIONS.get(ref.kind, CILIUM), {"conditions": [condition]})
     return statuses
 

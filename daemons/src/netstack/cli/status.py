@@ -132,6 +132,8 @@ def _sources(facts: Facts) -> list[str]:
 
 def _policy_line(policy: dict[str, Any]) -> str:
     line = f"{policy['policy']}  {policy['state']}"
+    if policy.get("not_enforced"):
+        line += f", but not on {', '.join(policy['not_enforced'])}, which use the node's network"
     return f"{line}: {policy['reason']}" if policy.get("reason") else line
 
 

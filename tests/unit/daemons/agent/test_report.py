@@ -44,8 +44,14 @@ def test_status() -> None:
     assert endpoint["policies"] == ["CiliumNetworkPolicy one/p", "CiliumNetworkPolicy one/q"]
     reason = "CiliumNetworkPolicy one/q: spec.egress[0].toGroups: is not supported, so the whole policy is refused"
     assert view["policies"] == [
-        {"policy": "CiliumNetworkPolicy one/p", "state": "enforced", "selects": 1},
-        {"policy": "CiliumNetworkPolicy one/q", "state": "refused, denying", "selects": 1, "reason": reason},
+        {"policy": "CiliumNetworkPolicy one/p", "state": "enforced", "selects": 1, "not_enforced": []},
+        {
+            "policy": "CiliumNetworkPolicy one/q",
+            "state": "refused, denying",
+            "selects": 1,
+            "not_enforced": [],
+            "reason": reason,
+        },
     ]
     assert view["broken"] == [f"{reason}; the pods that it selects deny instead"]
 
@@ -83,3 +89,27 @@ def test_the_status_of_a_refused_policy_is_the_same_on_every_node() -> None:
         if ref.name == "q"
     ]
     assert said.endswith("so the whole policy is refused"), "what a node enforces instead is not in it"
+
+
+def test_pods_of_the_nodes_network_are_named_where_a_policy_selects_them() -> None:
+    made = cluster()
+    made.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "host", "namespace": "one", "labels": {"app": "a"}},
+            "spec": {"nodeName": "n2", "hostNetwork": True, "containers": []},
+            "status": {"phase": "Running", "podIPs": [{"ip": "192.168.86.22"}]},
+        }
+    )
+    desired = made.compile()
+    snapshot = Snapshot(made.objects)
+    (view, _) = report.policies(desired, snapshot)
+    assert view["not_enforced"] == ["one/host"]
+    (condition,) = next(
+        status["conditions"]
+        for ref, (_, status) in report.policy_statuses(desired, snapshot).items()
+        if ref.name == "p"
+    )
+    assert (condition["status"], condition["reason"]) == ("True", "NotEnforced")
+    assert condition["message"] == "not on pods that use the node's network: one/host"

@@ -75,7 +75,12 @@ def test_a_cluster_wide_policy_names_the_namespace_of_a_service(cluster: Cluster
 
 def group(name: str, *cidrs: str, **labels: str) -> dict[str, Any]:
     meta = {"name": name, "labels": labels}
-    return {"apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup", "metadata": meta, "spec": {"externalCIDRs": [*cidrs]}}
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumCIDRGroup",
+        "metadata": meta,
+        "spec": {"externalCIDRs": [*cidrs]},
+    }
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from netstack.agent.policy.accept import accept
 from netstack.agent.settings import AgentSettings
@@ -54,7 +55,7 @@ def _problems(snapshot: Snapshot) -> Iterator[str]:
 def config_problem(daemon: str, file: Path) -> str | None:
     """`file: field: reason` if the daemon would refuse the file; None if it would start."""
     try:
-        chosen = settings.load(CONFIGS[daemon], file)
+        chosen: Any = settings.load(CONFIGS[daemon], file)
         if getattr(chosen, "source", "") == "kubernetes":
             Credentials(chosen.kubeconfig).access()
     except BadConfig as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.results import Run
 
 ROOT = Path(__file__).parents[2]
-MEASURED = ("daemons", "files", "roles", "plugins", "playbooks", "tests/bench", "tests/lab", "tests/e2e")
+MEASURED = ("daemons", "files", "roles", "plugins", "playbooks", "tests")
 """Paths whose changes a commit does not describe (results and samples aside)."""
 
 

@@ -83,7 +83,8 @@ def verdict(one: Result, target: float | None) -> str:
     """A mark for a ratio that is not known well enough, else "" """
     if one["ratio"] is None or counts(one["ratio"], one["half_width"], target):
         return ""
-    return "does not count: half-width above a third of the margin"
+    why = "too few rounds" if one["half_width"] is None else "half-width above a third of the margin"
+    return f"does not count: {why}"
 
 
 def table(results: Iterable[Result], figures: Mapping[str, Figure]) -> str:

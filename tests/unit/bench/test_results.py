@@ -61,4 +61,6 @@ def test_the_table_marks_what_does_not_count() -> None:
     assert lines[0].split() == ["figure", "value", "unit", "ratio", "+/-", "n", "median", "p95", "against"]
     assert "does not count" not in lines[1]
     assert lines[2].split() == ["pss.agent", "31.25", "MB", "-", "0.1", "20", "31.25", "31.5"]
-    assert "does not count" in table([result(FAST, UNSURE, NEW)], figures)
+    assert "does not count: half-width" in table([result(FAST, UNSURE, NEW)], figures)
+    few = Estimate(19123.456, 0.5, 2, 19123.456, 21000.0, None)
+    assert "does not count: too few rounds" in table([result(FAST, few, NEW)], figures)

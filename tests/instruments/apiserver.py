@@ -11,6 +11,7 @@ It knows the kinds of netstack.source.resources, keeps their history, and speaks
 
 from __future__ import annotations
 
+import bisect
 import copy
 import json
 import re
@@ -378,7 +379,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         end, bookmark = time.monotonic() + float(request.query["timeoutSeconds"]), time.monotonic() + api.bookmark_s
-        position = 0
+        position = bisect.bisect_right(api.events, since, key=lambda event: event.version)
         while time.monotonic() < end:
             with api.news:
                 fresh = api.events[position:]
@@ -390,7 +391,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             for event in fresh:
                 text = _seen(event, request)
-                if event.version > since and text is not None:
+                if text is not None:
                     if fault == "cut":
                         self._chunk(text, cut=True)
                         return

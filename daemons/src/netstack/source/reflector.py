@@ -96,6 +96,8 @@ class Reflector:
         self._stop = threading.Event()
         self._version = ""
         self._history: History | None = None
+        self._regular = False
+        """The last watch ended when it should, so the server has been there throughout: its history is the same."""
         self._thread = threading.Thread(target=self._run, name=f"watch {self._resource.kind}", daemon=True)
 
     def start(self) -> None:
@@ -118,9 +120,10 @@ class Reflector:
             try:
                 if not self._version:
                     self._list()
-                elif not self._same_history():
+                elif not self._regular and not self._same_history():
                     self._version = ""
                     continue
+                self._regular = False
                 self._watch()
                 failure: ApiFailure | None = None
             except ApiFailure as error:
@@ -200,11 +203,12 @@ class Reflector:
             self._changed()
 
     def _watch(self) -> None:
+        timeout_s, began = int(self._draw(*WATCH_S)), monotonic()
         query = {
             "watch": "1",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._version,
-            "timeoutSeconds": str(int(self._draw(*WATCH_S))),
+            "timeoutSeconds": str(timeout_s),
             **self.replica.want.selectors,
         }
         self.requests += 1
@@ -215,6 +219,7 @@ class Reflector:
                 self._event(line)
             else:
                 self._well()
+        self._regular = monotonic() - began >= timeout_s
 
     def _well(self) -> None:
         """The server serves this kind, from the version that we have."""

@@ -31,6 +31,8 @@ class Resource:
     annotations: tuple[str, ...] = ()
     """Prefixes of the annotations that are kept."""
     crd: bool = False
+    owns: bool = False
+    """Objects of ours may belong to one of it, so its uid is kept."""
 
     def path(self, namespace: str = "", name: str = "", part: str = "") -> str:
         root = f"/apis/{self.version}" if "/" in self.version else f"/api/{self.version}"
@@ -46,8 +48,10 @@ class Resource:
         """The object as it is kept: a valid manifest of its kind. TypeError or AttributeError: it is no such object."""
         metadata = raw["metadata"]
         head = {"name": metadata["name"]} | {
-            name: metadata[name] for name in ("namespace", "creationTimestamp", "uid") if metadata.get(name)
+            name: metadata[name] for name in ("namespace", "creationTimestamp") if metadata.get(name)
         }
+        if self.owns and metadata.get("uid"):
+            head["uid"] = metadata["uid"]
         if metadata.get("labels"):  # the same few strings on thousands of objects
             head["labels"] = {intern(key): intern(value) for key, value in metadata["labels"].items()}
         notes = {
@@ -165,7 +169,7 @@ CILIUM, METALLB = "cilium.io/v2", "metallb.io/v1beta1"
 RESOURCES = {
     resource.kind: resource
     for resource in (
-        Resource("Service", "v1", "services", True, _service, ("metallb.io/", "metallb.universe.tf/")),
+        Resource("Service", "v1", "services", True, _service, ("metallb.io/", "metallb.universe.tf/"), owns=True),
         Resource("EndpointSlice", "discovery.k8s.io/v1", "endpointslices", True, _endpoint_slice),
         Resource("Node", "v1", "nodes", False, _node),
         Resource("Pod", "v1", "pods", True, _pod),

@@ -228,3 +228,16 @@ def test_a_server_that_hangs_or_is_slow_is_waited_for_elsewhere(server: ApiServe
         server.stop(), server.start()
         server.put(service("b"))
         source.shows("a", "b")
+
+
+def test_a_watch_that_ends_when_it_should_goes_on_without_a_question(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netstack.source.reflector.WATCH_S", (101.0, 101.0))
+    server.put(service("a"))
+    with watched(server, tmp_path, "Service") as source:
+        source.shows("a"), source.connected()
+        monkeypatch.setattr("netstack.source.reflector.WATCH_S", (1.0, 1.0))
+        server.cut()  # this one is asked for its history
+        wait_for(lambda: server.count(watch=True) >= 4, "two regular ends")
+    assert server.count(kind="Namespace") == 2 and lists(server) == 1

@@ -112,6 +112,16 @@ def test_a_changed_program_takes_over_in_place(node: Home, tmp_path: Path) -> No
     assert [f.handle for f in node.filters("pod")] == [1, 1]
 
 
+def test_another_uplink_takes_over(node: Home) -> None:
+    node.load()
+    node.namespace.link("eth1", "other")
+    node.settings = replace(node.settings, uplink="eth1")
+    assert set(node.load()) == {"uplink_ingress", "uplink_egress"}
+    assert {f.name for f in node.filters("eth1")} == {"netstack/uplink_ingress", "netstack/uplink_egress"}
+    assert node.filters("eth0") == []
+    assert node.load() == []
+
+
 def test_a_foreign_program_of_the_cgroup_stays(node: Home) -> None:
     spec = PROGRAMS["connect4"]
     allow = bytes.fromhex("b7000000010000009500000000000000")

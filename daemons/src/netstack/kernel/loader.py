@@ -216,6 +216,8 @@ class Datapath:
         changed = self._pin_and_attach_cgroup()
         for name in UPLINK:
             changed += [name] * self.traffic.attach(self.uplink, self.programs[name])
+        for ifindex in self._former_uplinks():
+            self.traffic.detach(ifindex)
         for ifindex in self._pod_devices():
             for name in POD:
                 changed += [name] * self.traffic.attach(ifindex, self.programs[name])
@@ -254,6 +256,11 @@ class Datapath:
                 if program is not old:
                     self._second_pin(name).rename(self.pins / "progs" / name)
         return changed
+
+    def _former_uplinks(self) -> list[int]:
+        """Devices that another configuration named: a card that is now below a VLAN or in a bond still sees packets."""
+        links = [link.index for link in self.traffic.links() if link.index != self.uplink]
+        return [index for index in links if carried(self.traffic, index) & set(UPLINK)]
 
     def _pod_devices(self) -> Iterator[int]:
         """Host-side veths: those that carry our programs, and those that `endpoints` names."""

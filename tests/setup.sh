@@ -7,7 +7,8 @@
 # venv      $NETSTACK_CACHE/venv-<hash of tests/requirements.txt>, linked as .venv
 # headers   kernel headers where bcc looks for them: Debian's, if this kernel came without its own
 # image     the lab's node image (tests/lab/image.py)
-# kernels   QEMU, and $NETSTACK_CACHE/kernel-<release>: the kernel that the image's headers belong to (tests/kernel61)
+# kernels   QEMU for both architectures; $NETSTACK_CACHE/kernel-<release>: the kernel that the image's headers belong to;
+#           $NETSTACK_CACHE/tree-arm64-<hash>: the boards' architecture, kernel included (tests/kernel61)
 # controlplane
 #           $NETSTACK_CACHE/controlplane-<key>: etcd and Kubernetes' API server, controllers and scheduler, built with
 #           Go (tests/lab/controlplane). Where there is no Go >= 1.21 it says so and builds nothing, and the tests that
@@ -98,7 +99,7 @@ step_image() {
 # Debian's kernel as files: vmlinuz and the modules, with the headers where the image has them. Nothing is installed.
 step_kernels() {
     local image release target
-    install_missing qemu-system-x86 kmod
+    install_missing qemu-system-x86 qemu-system-arm e2fsprogs kmod
     image=$(step_image)
     release=$(find "$image/usr/src" -maxdepth 1 -name 'linux-headers-6.1.*-amd64' -printf '%f\n' | sort -V | tail -n 1)
     release=${release#linux-headers-}
@@ -121,6 +122,8 @@ step_kernels() {
         mv "$target.new" "$target"
     fi
     exec {lock}>&-
+    cd "$root/tests"
+    "$root/.venv/bin/python" -m kernel61
 }
 
 step_controlplane() {

@@ -7,6 +7,7 @@ passed on untouched is the same to the byte.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import time
@@ -21,7 +22,6 @@ from scapy.packet import Packet as Frame
 from scapy.packet import Raw
 
 from bpf.namespaces import Namespace
-from lab import image
 from netstack.core.address import ANY, Prefix, pack
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout as l
@@ -30,9 +30,11 @@ from netstack.kernel.loader import LoaderSettings, load_program
 from netstack.kernel.programs import Compiled
 
 ROOT = Path(__file__).parents[2]
+# As lab.image.cache(), but without all that the lab imports: a guest of another architecture does not have all of it.
+CACHE = Path(os.environ.get("NETSTACK_CACHE") or Path.home() / ".cache" / "netstack")
 SETTINGS = LoaderSettings(
     bpf_source=str(ROOT / "files" / "bpf"),
-    cache=str(image.cache() / "programs"),
+    cache=str(CACHE / "programs"),
     sizes=dict.fromkeys(("slots", "services", "backends", "identities", "policy", "fqdn", "conntrack"), 4096),
 )
 OK, SHOT, REDIRECT = 0, 2, 7

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
 
 from instruments.depth import DEPTH
 from kernel61 import REPOSITORY, Guest, Outcome
 from kernel61.flow import refused_edges
+from kernel61.jobs import LOADER, Run, packet_tests
 from kernel61.report import Report, read
 from lab import image
 from netstack.kernel.attach import POD, UPLINK
@@ -32,48 +29,6 @@ LEFT_OUT = NOT_OF_A_KERNEL if SOAK else NOT_OF_A_KERNEL | COMPILING
 SOCKETS = [spec.name for spec in PROGRAMS.values() if spec.hook == CGROUP]
 # The verifier gives up at a million instructions looked at; half of it is where we would start to cut a program.
 MOST_VERIFIED = 500_000
-
-LOADER = f"""
-uname -r > /exchange/release
-ip link add eth0 type dummy
-ip link set eth0 up
-cat > /run/agent.yaml <<END
-datapath: {{bpf_source: {REPOSITORY}/files/bpf, cache: /root/.cache/netstack/programs}}
-END
-export PYTHONPATH={REPOSITORY}/daemons/src
-loader="python3 -m netstack.kernel.loader --config /run/agent.yaml"
-pinned="python3 tests/kernel61/pinned.py /sys/fs/bpf/netstack/progs"
-$loader 2> /exchange/first
-$pinned > /exchange/programs
-$loader 2> /exchange/second
-$pinned > /exchange/programs-after
-$loader --detach
-find /sys/fs/bpf/netstack > /exchange/left 2>/dev/null || true
-tc filter show dev eth0 ingress >> /exchange/left 2>/dev/null || true
-bpftool cgroup show /sys/fs/cgroup >> /exchange/left
-"""
-
-
-def packet_tests(report: str, arguments: str) -> str:
-    """Plugins that happen to be in the environment are not loaded: each costs seconds on an interpreted processor."""
-    return (
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python3 -m pytest -q -p no:cacheprovider --tb=short --durations=8 "
-        f"--junitxml=/exchange/{report} {arguments}"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    exchange: Path
-    outcomes: dict[str, Outcome]
-
-    def words(self, name: str) -> str:
-        return (self.exchange / name).read_text()
-
-    def programs(self, name: str) -> dict[str, dict[str, int]]:
-        """Pinned program's name -> what kernel61/pinned.py tells of it."""
-        described: dict[str, dict[str, int]] = json.loads(self.words(name))
-        return described
 
 
 def test_no_loop_is_closed_by_falling_through() -> None:

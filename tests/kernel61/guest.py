@@ -12,12 +12,13 @@ from pathlib import Path
 
 from lab import image
 
-from . import initramfs
+from . import initramfs, tree
 from .kernel import Kernel, NotPrepared, find
+from .machine import MACHINES, Machine, Share, command
 
 REPOSITORY = Path(__file__).parents[2]
-QEMU = "qemu-system-x86_64"
 PROCESS_1 = Path(__file__).with_name("guest.sh")
+SETTINGS = initramfs.Settings(become="/bin/sh /exchange/guest.sh")
 MEMORY_MB, CPUS = 2048, 2
 
 
@@ -33,48 +34,24 @@ class Outcome:
     log: str
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    tag: str
-    host: Path
-    guest: Path
-    writable: bool = False
-
-    @property
-    def arguments(self) -> tuple[str, str]:
-        path = str(self.host).replace(",", ",,")
-        readonly = "off" if self.writable else "on"
-        return "-virtfs", (
-            f"local,path={path},mount_tag={self.tag},security_model=none,readonly={readonly},multidevs=remap"
-        )
-
-
-def shares(kernel: Kernel, exchange: Path) -> list[Share]:
-    """The image comes first: the others are mounted into it."""
+def shares(machine: Machine, kernel: Kernel, exchange: Path) -> list[Share]:
+    """The root comes first: the others are mounted into it."""
     environment = (REPOSITORY / ".venv").resolve()
     programs = image.cache() / "programs"
     programs.mkdir(parents=True, exist_ok=True)
+    if machine.architecture == "arm64":
+        root = [Share("image", tree.tree(), Path("/"))]
+    else:
+        modules = Share("modules", kernel.modules, Path("/lib/modules") / kernel.release)
+        root = [Share("image", image.build(), Path("/")), modules]
     return [
-        Share("image", image.build(), Path("/")),
-        Share("modules", kernel.modules, Path("/lib/modules") / kernel.release),
+        *root,
         Share("repository", REPOSITORY, REPOSITORY),
+        # Made for this machine, and enough for arm64 too: what the Packet tests import of it is Python alone.
         Share("environment", environment, environment),
         # compiled programs are kept by kernel release
-        Share("programs", programs, Path("/root/.cache/netstack/programs"), writable=True),
+        Share("programs", programs, programs, writable=True),
         Share("exchange", exchange, Path("/exchange"), writable=True),
-    ]
-
-
-def command(kernel: Kernel, shared: list[Share], archive: Path, console: Path) -> list[str]:
-    """QEMU dies with the process that started it, and gives way to everything else on the machine."""
-    return [
-        *("nice", "-n", "10", "setpriv", "--pdeathsig", "KILL"),
-        *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"),
-        *("-smp", str(CPUS), "-m", str(MEMORY_MB)),
-        *("-kernel", str(kernel.image), "-initrd", str(archive), "-serial", f"file:{console}"),
-        *("-append", "console=ttyS0 panic=-1 quiet mitigations=off nokaslr"),
-        *(argument for share in shared for argument in share.arguments),
     ]
 
 
@@ -89,19 +66,21 @@ def _alone() -> Iterator[None]:
 class Guest:
     """`exchange` is a folder of the host's, seen at /exchange: the jobs, what they say, and what they write there."""
 
-    def __init__(self, exchange: Path) -> None:
+    def __init__(self, exchange: Path, architecture: str = "amd64") -> None:
         self.exchange = exchange
-        self.kernel = find()
-        if shutil.which(QEMU) is None:
-            raise NotPrepared(f"no {QEMU}: run tests/setup.sh kernels")
+        self.machine = MACHINES[architecture]
+        self.kernel = find(architecture)
+        if shutil.which(self.machine.qemu) is None:
+            raise NotPrepared(f"no {self.machine.qemu}: run tests/setup.sh kernels")
         self.console = exchange / "console.log"
 
     def run(self, jobs: Mapping[str, str], timeout_s: float = 600.0) -> dict[str, Outcome]:
         """Boots, runs the jobs (name -> shell script, started in the repository; the first failing command ends one),
         CPUS of them at once, and powers off. GuestFailed if it did not come to that in time."""
         numbered = {name: self.exchange / f"{number:02}-{name}.job" for number, name in enumerate(jobs)}
+        prelude = f"cd {REPOSITORY}\nPATH={REPOSITORY}/.venv/bin:$PATH\nexport NETSTACK_CACHE={image.cache()}\n"
         for name, path in numbered.items():
-            path.write_text(f"cd {REPOSITORY}\nPATH={REPOSITORY}/.venv/bin:$PATH\n{jobs[name]}\n")
+            path.write_text(f"{prelude}{jobs[name]}\n")
         shutil.copy(PROCESS_1, self.exchange)
         self._boot(timeout_s)
         missing = [name for name, path in numbered.items() if not path.with_suffix(".exit").exists()]
@@ -113,27 +92,41 @@ class Guest:
         }
 
     def _boot(self, timeout_s: float) -> None:
-        shared = shares(self.kernel, self.exchange)
+        shared = shares(self.machine, self.kernel, self.exchange)
         archive = self.exchange / "initramfs"
         table = [(share.tag, str(share.guest), "rw" if share.writable else "ro") for share in shared[1:]]
-        archive.write_bytes(initramfs.archive(self.kernel, shared[0].host / "bin" / "busybox", table))
+        archive.write_bytes(initramfs.archive(self.kernel, shared[0].host / "bin" / "busybox", table, SETTINGS))
         with _alone():
-            machine = subprocess.Popen(
-                command(self.kernel, shared, archive, self.console),
+            # it dies with the process that started it
+            process = subprocess.Popen(
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    *command(self.machine, MEMORY_MB, CPUS, self._arguments(shared, archive)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
             )
             try:
-                _, complaint = machine.communicate(timeout=timeout_s)
+                _, complaint = process.communicate(timeout=timeout_s)
             except subprocess.TimeoutExpired:
                 raise GuestFailed(f"the guest still ran after {timeout_s:g} s:\n{self._last_words()}") from None
             finally:
-                machine.kill()
-                machine.wait()
-        if machine.returncode:
-            raise GuestFailed(f"{QEMU}: exit {machine.returncode}: {complaint.strip()}")
+                process.kill()
+                process.wait()
+        if process.returncode:
+            raise GuestFailed(f"{self.machine.qemu}: exit {process.returncode}: {complaint.strip()}")
+
+    def _arguments(self, shared: list[Share], archive: Path) -> list[str]:
+        return [
+            *("-no-reboot", "-serial", f"file:{self.console}"),
+            *("-kernel", str(self.kernel.image), "-initrd", str(archive)),
+            *("-append", f"console={self.machine.console} panic=-1 quiet mitigations=off nokaslr"),
+            *(argument for share in shared for argument in share.arguments),
+        ]
 
     def _last_words(self) -> str:
         """The end of the console, and of the job that ran."""

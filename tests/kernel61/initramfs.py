@@ -9,14 +9,29 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from .kernel import Kernel
 
 INIT = Path(__file__).with_name("init")
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
-APPLETS = ("sh", "echo", "insmod", "mkdir", "mount", "switch_root", "umount")
+BOARD_MODULES = ("virtio_net", "virtio_blk", "crc32c_generic", "ext4")
+APPLETS = ("sh", "echo", "insmod", "ip", "mkdir", "mount", "switch_root", "umount")
 FOLDERS = ("bin", "changes", "dev", "image", "modules", "proc", "root")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `init` is told beside the shares."""
+
+    become: str  # process 1 of the guest
+    disk: str = ""  # device with the changes to the root; none = they are gone with the guest
+    address: str = ""  # "192.168.86.22/24" of eth0; none = no network
+    gateway: str = ""
+
+    def text(self) -> str:
+        return f"become='{self.become}'\ndisk='{self.disk}'\naddress='{self.address}'\ngateway='{self.gateway}'\n"
 
 
 def _padded(data: bytes) -> bytes:
@@ -29,16 +44,16 @@ def _member(name: str, mode: int, content: bytes = b"") -> bytes:
     return _padded(header + name.encode() + b"\0") + _padded(content)
 
 
-def archive(kernel: Kernel, busybox: Path, shares: Sequence[tuple[str, str, str]]) -> bytes:
+def archive(kernel: Kernel, busybox: Path, shares: Sequence[tuple[str, str, str]], settings: Settings) -> bytes:
     """`shares`: (tag, path in the guest, "ro" or "rw") to be mounted below the root, in this order."""
-    modules = kernel.closure(MODULES)
+    modules = kernel.closure(MODULES + BOARD_MODULES if settings.disk else MODULES)
+    order = "".join(f"{path.name}\n" for path in modules)
+    mounts = "".join(f"{' '.join(share)}\n" for share in shares)
     members = [_member(name, stat.S_IFDIR | 0o755) for name in FOLDERS]
     members.append(_member("bin/busybox", stat.S_IFREG | 0o755, busybox.read_bytes()))
     members += [_member(f"bin/{name}", stat.S_IFLNK | 0o777, b"busybox") for name in APPLETS]
     members += [_member(f"modules/{path.name}", stat.S_IFREG | 0o644, path.read_bytes()) for path in modules]
-    order = "".join(f"{path.name}\n" for path in modules)
-    mounts = "".join(f"{' '.join(share)}\n" for share in shares)
-    members.append(_member("modules/order", stat.S_IFREG | 0o644, order.encode()))
-    members.append(_member("shares", stat.S_IFREG | 0o644, mounts.encode()))
+    for name, text in {"modules/order": order, "shares": mounts, "settings": settings.text()}.items():
+        members.append(_member(name, stat.S_IFREG | 0o644, text.encode()))
     members.append(_member("init", stat.S_IFREG | 0o755, INIT.read_bytes()))
     return b"".join(members) + _member("TRAILER!!!", 0)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from lab.image import cache
 
+from . import tree
+
 
 class NotPrepared(Exception):
     """What the lane needs is not on this machine; the text says what, and how to get it."""
@@ -42,10 +44,18 @@ class Kernel:
         return [self.modules / path for path in order]
 
 
-def find() -> Kernel:
+def _newest(folders: Iterable[Path]) -> Path | None:
+    return max(folders, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], default=None)
+
+
+def find(architecture: str = "amd64") -> Kernel:
     """The newest one that is there. NotPrepared if none is."""
-    folders = [path for path in cache().glob("kernel-6.1.*") if not path.name.endswith(".new")]
-    if not folders:
-        raise NotPrepared(f"no kernel-6.1.* in {cache()}: run tests/setup.sh kernels")
-    newest = max(folders, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
-    return Kernel(newest.name.removeprefix("kernel-"), newest)
+    if architecture == "arm64":
+        image = _newest((tree.tree() / "boot").glob("vmlinuz-6.1.*"))
+        found = image and Kernel(image.name.removeprefix("vmlinuz-"), tree.tree())
+    else:
+        folder = _newest(path for path in cache().glob("kernel-6.1.*") if not path.name.endswith(".new"))
+        found = folder and Kernel(folder.name.removeprefix("kernel-"), folder)
+    if found is None:
+        raise NotPrepared(f"no kernel 6.1 for {architecture} in {cache()}: run tests/setup.sh kernels")
+    return found

@@ -14,7 +14,7 @@ from netstack.source.kubernetes import KubernetesSource
 from netstack.source.resources import Want
 from netstack.source.snapshot import Snapshot
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def wait_for(holds: Callable[[], object], what: str = "it") -> None:

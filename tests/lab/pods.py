@@ -60,6 +60,7 @@ class Sandbox:
     """A pod's running instance."""
 
     container_id: str
+    uid: str  # of the Pod object; here too, so that a pod is reached while there is no API server
     boot: int  # the node's boot that it belongs to
     address: str
     pid: int  # of the pod's process, as the machine numbers it
@@ -132,7 +133,7 @@ class Pod:
     @property
     def cgroup(self) -> Path:
         """Its cgroup in the machine's unified hierarchy."""
-        uid = self.object["metadata"]["uid"].replace("-", "_")
+        uid = self.sandbox.uid.replace("-", "_")
         slices = f"kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{uid}.slice"
         return cgroups.unified() / self._node.payload / slices / self._unit
 
@@ -163,7 +164,7 @@ class Pod:
         attachment = self._attachment(secrets.token_hex(32))
         result = {} if self._host_network else self._wire(attachment)
         address = result["ips"][0]["address"].partition("/")[0] if result else self._node.address
-        sandbox = Sandbox(attachment.container_id, boot.count, address, 0, result)
+        sandbox = Sandbox(attachment.container_id, attachment.uid, boot.count, address, 0, result)
         self._write(sandbox)
         self._run_process(attachment)
         self._write(dataclasses.replace(sandbox, pid=self._main_process()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from lab import shell
 from lab.controlplane import ApiError, Client, ControlPlane, Unavailable, binaries, skip_reason
-from lab.shell import alive, wait_until
+from lab.shell import alive
 
 pytestmark = pytest.mark.root
+
+wait_until = functools.partial(shell.wait_until, timeout_s=60.0)
 
 TESTS = Path(__file__).parents[1]
 NODE = "netstack:node:n1"
@@ -185,7 +189,7 @@ def test_the_controller_manager_makes_endpoint_slices_and_collects_them(client: 
     client.set_status("Pod", shop, "web", {"conditions": [{"type": "Ready", "status": "False"}]})
     wait_until(lambda: endpoints(client, shop) == [("10.244.1.3", False)], "the endpoint not to be ready")
     client.delete("Service", shop, "web")
-    wait_until(lambda: client.list("EndpointSlice", shop) == [], "the slice of a deleted service to go", 30)
+    wait_until(lambda: client.list("EndpointSlice", shop) == [], "the slice of a deleted service to go")
 
 
 def test_the_controller_manager_gives_a_node_its_pod_cidr(client: Client) -> None:

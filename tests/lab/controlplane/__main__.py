@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from .binaries import Unavailable, programs, skip_reason
+from .binaries import Unavailable, found, programs, skip_reason, version
 
 
 def main() -> None:
     try:
         why_not = skip_reason()
+        if why_not is None and not found():
+            sys.stdout.write(f"building Kubernetes {version()} and etcd, once: some minutes\n")
+            sys.stdout.flush()
         sys.stdout.write(f"{why_not or programs()}\n")
     except Unavailable as error:
         sys.exit(str(error))

@@ -60,9 +60,14 @@ def kept() -> Path:
     return cache() / f"controlplane-{hashlib.sha256(''.join(texts).encode()).hexdigest()[:12]}"
 
 
+def found() -> bool:
+    """Whether nothing needs to be built."""
+    return _assets() is not None or kept().exists()
+
+
 def missing() -> str | None:
     """Why there are no programs here and none can be built; None if there are, or they can."""
-    if _assets() is not None or kept().exists():
+    if found():
         return None
     go = shutil.which("go")
     wanted = ".".join(map(str, OLDEST_GO))

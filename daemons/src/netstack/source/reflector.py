@@ -36,6 +36,8 @@ SILENCE_S = 180.0
 changes."""
 LIVED_S = 5.0
 """A watch that lasted this long was a success; one that ends sooner is one more failure."""
+GONE_S = (0.1, 2.0)
+"""Pause before the list that a 410 asks for; who came back from an outage has been held apart before."""
 MISSING_CAP_S = 60.0
 """Longest pause between two looks for a kind whose definition is missing."""
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -96,6 +98,8 @@ class Reflector:
         self._stop = threading.Event()
         self._version = ""
         self._history: History | None = None
+        self._gone = False
+        """The last watch could not be resumed."""
         self._regular = False
         """The last watch ended when it should, so the server has been there throughout: its history is the same."""
         self._thread = threading.Thread(target=self._run, name=f"watch {self._resource.kind}", daemon=True)
@@ -128,6 +132,11 @@ class Reflector:
                 failure: ApiFailure | None = None
             except ApiFailure as error:
                 failure = error
+            except Exception as error:  # an answer that nobody thought of must not end the thread unseen
+                log.exception("%s: cannot be taken in", self._resource.kind)
+                failure = Garbage(f"cannot be taken in: {type(error).__name__}: {error}")
+            if isinstance(failure, Garbage):
+                self._client.close()
             self._stop.wait(self._after(failure, monotonic() - began))
         self._client.close()
 
@@ -143,6 +152,10 @@ class Reflector:
         self._missing.reset()
         if lived_s >= LIVED_S:
             self._backoff.reset()
+            self._gone = False
+        if isinstance(failure, Refused) and failure.code == 410 and not self._gone:
+            self._gone = True  # a second one in a row is a server that only ever says so
+            return self._draw(*GONE_S)
         return self._backoff.pause_s(failure.retry_after_s if failure else 0.0)
 
     def _fail(self, failure: ApiFailure) -> None:

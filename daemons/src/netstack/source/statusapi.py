@@ -21,7 +21,7 @@ from typing import Any
 
 from netstack.core.ref import Ref
 from netstack.source.backoff import Backoff, Draw
-from netstack.source.client import MERGE_PATCH, ApiFailure, Client, Refused
+from netstack.source.client import MERGE_PATCH, ApiFailure, Client, Garbage, Refused
 from netstack.source.kubernetes import KubernetesSource
 from netstack.source.ownership import OWNED, essence, ours, patch
 from netstack.source.parse import parse, reference
@@ -163,6 +163,9 @@ class StatusApi:
                 self._problems.pop(ref.kind, None)
             except ApiFailure as failure:
                 self._failed(ref, failure)
+            except Exception as error:  # nor may this thread end unseen
+                log.exception("%s: its status cannot be written", ref)
+                self._failed(ref, Garbage(f"{type(error).__name__}: {error}"))
             with self._wake:
                 self._busy = None
                 if ref not in self._due and self._differs(ref):  # wanted otherwise meanwhile

@@ -1,5 +1,6 @@
 """Each test sees a source through its snapshots; what the server was asked is counted there."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,10 @@ from instruments.api_objects import namespace, pod, policy, service
 from instruments.apiserver import ApiServer, Request
 from instruments.source_probe import Watched, wait_for
 from netstack.core.ref import Ref
-from netstack.source.reflector import History
+from netstack.source.client import Refused
+from netstack.source.credentials import Credentials
+from netstack.source.reflector import GONE_S, History, Reflector
+from netstack.source.replica import Replica
 from netstack.source.resources import Want
 
 POLICY = Ref("CiliumNetworkPolicy", "ns", "p")
@@ -241,3 +245,27 @@ def test_a_watch_that_ends_when_it_should_goes_on_without_a_question(
         server.cut()  # this one is asked for its history
         wait_for(lambda: server.count(watch=True) >= 4, "two regular ends")
     assert server.count(kind="Namespace") == 2 and lists(server) == 1
+
+
+def test_a_fault_of_our_own_is_said_and_ends_no_thread(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(document: object) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    server.put(service("a"))
+    with watched(server, tmp_path, "Service") as source:
+        source.shows("a"), source.connected()
+        with monkeypatch.context() as patched:
+            patched.setattr("netstack.source.replica.parse", fail)
+            server.put(service("b"))
+            assert "RuntimeError: nobody thought of this" in source.problem("Service")
+        source.shows("a", "b"), source.connected()
+
+
+def test_a_server_that_only_ever_says_410_is_asked_less_and_less() -> None:
+    replica = Replica(Want("Service"))
+    reflector = Reflector(replica, Credentials("none"), threading.Lock(), lambda: None, lambda low, high: high)
+    pauses = [reflector._after(Refused(410, ""), 0.0) for _ in range(4)]
+    assert pauses == [GONE_S[1], 0.25, 0.75, 2.25]
+    assert reflector._after(Refused(410, ""), 60.0) == GONE_S[1], "after a watch that lived it is a first one again"

@@ -13,7 +13,7 @@ from typing import Any
 
 from .node import Node
 
-CONFIGURATIONS = "etc/cni/net.d"
+CONFIGURATIONS = "/etc/cni/net.d"
 PLUGINS = "/opt/cni/bin"
 INTERFACE = "eth0"
 
@@ -56,11 +56,11 @@ class Attachment:
 
 def configuration(node: Node) -> dict[str, Any]:
     """The conflist in force on the node. Raises FileNotFoundError: the node's network is not ready for pods."""
-    folder = node.root / CONFIGURATIONS
-    for path in sorted(folder.glob("*.conflist")):
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-    raise FileNotFoundError(f"{node.name}: no *.conflist in /{CONFIGURATIONS}")
+    first = node.run(f'set -- {CONFIGURATIONS}/*.conflist; cat "$1"', check=False)
+    if first.returncode:
+        raise FileNotFoundError(f"{node.name}: no *.conflist in {CONFIGURATIONS}")
+    found: dict[str, Any] = json.loads(first.stdout)
+    return found
 
 
 def add(node: Node, attachment: Attachment) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class Node:
     """Address -> deadline by this node's clock."""
     alive: dict[str, float] = field(default_factory=dict)
     timer: int = 0
+    lag_s: float = 0.0
+    """For how long the process is stopped in the middle of its next turn, before anything of it leaves."""
 
     def clock(self, time: float) -> float:
         return self.offset + self.rate * time
@@ -131,6 +133,10 @@ class Lan:
         for work in inbox:
             self._call(node, work)
         self._call(node, Election.tick)
+
+    def lag(self, name: str, seconds: float) -> None:
+        """The process is stopped once between what it decides and what it sends."""
+        self.nodes[name].lag_s = seconds
 
     def leave(self, name: str) -> None:
         """SIGTERM."""
@@ -221,9 +227,24 @@ class Lan:
             if len(node.inbox) < INBOX:
                 node.inbox.append(work)
             return
-        for output in work(node.election, node.clock(self.time)):
+        election, outputs = node.election, work(node.election, node.clock(self.time))
+        if node.lag_s and outputs:
+            pause, node.lag_s, node.stalled = node.lag_s, 0.0, True
+            self._at(pause, lambda: self._late(node, election, outputs))
+            return
+        self._all_out(node, election, outputs)
+
+    def _late(self, node: Node, election: Election, outputs: list[Output]) -> None:
+        if node.election is election and node.powered:
+            self._all_out(node, election, outputs)
+            self.resume(node.name)
+
+    def _all_out(self, node: Node, election: Election, outputs: list[Output]) -> None:
+        for output in outputs:
             self._carry_out(node, output)
-        self._arm(node, node.election)
+        if outputs:
+            election.carried_out(node.clock(self.time))
+        self._arm(node, election)
 
     def _arm(self, node: Node, election: Election) -> None:
         """One timer a node, up to 2 ms late as schedulers are."""

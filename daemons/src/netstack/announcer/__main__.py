@@ -85,7 +85,7 @@ class Announcer:
         )  # fmt: skip
         gateway = Gateway(pack(settings.gateway), pack(settings.node_address)) if settings.gateway else None
         segment = Segment(wire, self.tables, election, Gratuitous(settings.refresh_s), gateway, self._notify)
-        segment.check_link(now)
+        segment.check_link()
         return segment
 
     async def run_engine(self) -> None:

@@ -2,9 +2,9 @@
 
 The thread does nothing else, so that reading manifests, writing status (fsync on an SD card takes its time) and
 answering the control socket never delay a beat; a beat 250 ms late costs its sender its addresses. It wakes for
-frames, for the earliest of all timers, and for `call`. Whenever it wakes it first reads what has arrived and only
-then looks at the clock: after a pause of its own, its peers' beats are in the socket and must not be taken for
-silence.
+frames, for the earliest of all timers, and for `call`. It may be paused anywhere, for any time. Before it concludes
+anything from a peer's silence it has therefore read all that arrived in that time, and what it promises counts from
+when it was said.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from netstack.core.address import is_v4
 HISTORY = 32
 """Changes of ownership that `status` shows."""
 LONGEST_WAIT_S = 1.0
-LATE_S = 0.02
-"""A pause between looking at the sockets and looking at the clock after which the sockets are looked at again."""
 
 Event = Owned | Lost | Conflict
 
@@ -84,6 +82,7 @@ class Segment:
     addresses: frozenset[bytes] = frozenset()
     gateway_mac: bytes = b""
     up: bool = True
+    clock: Callable[[], float] = time.monotonic
 
     @property
     def wakeup(self) -> float:
@@ -102,15 +101,18 @@ class Segment:
     def leave(self, now: float) -> None:
         self._carry_out(self.election.leave(now), now)
 
-    def read_beats(self, now: float) -> None:
+    def read_beats(self) -> None:
+        """What has arrived. The clock is looked at for each frame anew: it may be long ago that the first was read."""
         for source, payload in self.wire.received_beats():
+            now = self.clock()
             self._carry_out(self.election.receive(source, payload, now), now)
 
-    def read_arp(self, now: float) -> None:
+    def read_arp(self) -> None:
         for frame in self.wire.received_arp():
-            self._hear_arp(frame, now)
+            self._hear_arp(frame, self.clock())
 
-    def check_link(self, now: float) -> None:
+    def check_link(self) -> None:
+        now = self.clock()
         up = self.wire.carrier()
         if up != self.up:
             self.up = up
@@ -161,6 +163,7 @@ class Segment:
                     self.gratuitous.lost(address)
                     self._note(output, now)
         if outputs:
+            self.election.carried_out(self.clock())
             self._announce(now)
 
     def _announce(self, now: float) -> None:
@@ -209,7 +212,7 @@ class Engine:
         self._running = False
         os.eventfd_write(self._bell, 1)
 
-    def run(self, sockets: Mapping[Any, Callable[[float], None]]) -> None:
+    def run(self, sockets: Mapping[Any, Callable[[], None]]) -> None:
         """Until `stop`. `sockets`: file object -> what reads it empty."""
         try:
             self._loop(sockets)
@@ -217,26 +220,27 @@ class Engine:
             self._ended = True
             self._cancel_calls()
 
-    def _loop(self, sockets: Mapping[Any, Callable[[float], None]]) -> None:
+    def _loop(self, sockets: Mapping[Any, Callable[[], None]]) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._bell, selectors.EVENT_READ, self._answer_calls)
             for file, read in sockets.items():
                 selector.register(file, selectors.EVENT_READ, read)
             while self._running:
                 wakeup = min((segment.wakeup for segment in self.segments), default=float("inf"))
-                ready = selector.select(min(max(wakeup - time.monotonic(), 0.0), LONGEST_WAIT_S))
-                looked = time.monotonic()
-                for key, _ in ready:
-                    key.data(looked)
-                if time.monotonic() - looked < LATE_S:
-                    for segment in self.segments:
-                        segment.tick(looked)
+                selector.select(min(max(wakeup - time.monotonic(), 0.0), LONGEST_WAIT_S))
+                # Whatever the sockets hold by `now` is read before anything is concluded from silence until `now`.
+                # What the wait above found does not do: between its end and `now` may lie any pause.
+                now = time.monotonic()
+                for key, _ in selector.select(0):
+                    key.data()
+                for segment in self.segments:
+                    segment.tick(now)
 
-    def _answer_calls(self, now: float) -> None:
+    def _answer_calls(self) -> None:
         os.eventfd_read(self._bell)
         for work, future in self._waiting_calls():
             try:
-                future.set_result(work(now))
+                future.set_result(work(time.monotonic()))
             except Exception as error:
                 future.set_exception(error)
 

@@ -5,9 +5,10 @@ The protocol, and why no two nodes ever answer for one address at the same time
 Each node sends each peer a beat every `beat_s`. A beat carries *claims*: the addresses that its sender holds or wants.
 A peer acknowledges every beat at once and, with it, supports each of its claims but those that it refuses.
 
-* **Promise.** Who supports a claim promises its holder to support nobody else for `takeover_s` from then on. The
-  promise ends early only by a beat of the holder that no longer has the claim, and a holder sends that only after
-  it has stopped answering.
+* **Promise.** Who supports a claim promises its holder to support nobody else for `takeover_s` from when the
+  acknowledgement has left (`carried_out`): a process that is stopped in between must not date it back. The promise
+  ends early only by a beat of the holder that no longer has the claim, and a holder sends that only after it has
+  stopped answering.
 * **Evidence.** The newest own beat that a majority of all nodes (this one included) supports is evidence. The kernel
   answers until *the time at which that beat was sent* + `fence_s`, on its own: a dead, stuck or cut-off owner
   falls silent without doing anything.
@@ -32,8 +33,9 @@ way that works. A LAN torn so that the gateway's side has a minority gets an own
 lower term yields at the first beat.
 
 Shape: no socket, no clock. `receive`, `tick` and the rest take `now` (seconds, monotonic) and return outputs, which
-the caller must carry out in order: a deadline of zero comes before the frame that tells of it. `wakeup` says when to
-tick next; before it ticks the caller hands in everything that has arrived, or a slow loop would look like dead peers.
+the caller must carry out in order, and say so (`carried_out`): a deadline of zero comes before the frame that tells of
+it. `wakeup` says when to tick next; before it ticks for `now` the caller hands in all that has arrived by `now`, or a
+slow loop would look like dead peers.
 """
 
 from __future__ import annotations
@@ -107,6 +109,8 @@ class Election:
         self._eligible: Mapping[bytes, frozenset[str]] = {}
         self._holdings: dict[bytes, Holding] = {}
         self._promises: dict[bytes, Promise] = {}
+        self._given: set[bytes] = set()
+        """Addresses of promises whose acknowledgement is among outputs that are not carried out yet."""
         self._waiting: dict[bytes, str] = {}
         """Address -> the peer that was refused because of a promise, and is told when that ends."""
         self._terms: dict[bytes, int] = {}
@@ -180,6 +184,13 @@ class Election:
         else:
             self.dropped["old or replayed"] += 1
         return out + self._take_in(now)
+
+    def carried_out(self, now: float) -> None:
+        """The outputs of the last call have left, at `now` at the latest: from then on its promises count."""
+        for address in self._given & self._promises.keys():
+            promise = self._promises[address]
+            promise.until = max(promise.until, now + self.timing.takeover_s)
+        self._given.clear()
 
     def tick(self, now: float) -> list[Output]:
         """Time has passed, and everything that has arrived was handed in before. Only here is anything concluded from
@@ -267,6 +278,7 @@ class Election:
             self._waiting[address] = peer.name
             return False
         self._promises[address] = Promise(peer.name, claim.stage, now, now + self.timing.takeover_s)
+        self._given.add(address)
         if claim.stage is Stage.YIELDING:
             self._next_claim = now
         return True

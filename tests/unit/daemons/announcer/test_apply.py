@@ -89,8 +89,9 @@ class Bench:
         election = Election("n1", peers, KEY, 5, Timing(), witness=witness, now=self.now)
         gateway = Gateway(ROUTER, OWN) if witness else None
         self.segment = Segment(
-            self.wire, self.tables, election, Gratuitous(60.0), gateway, lambda _, event: self.events.append(event)
-        )
+            self.wire, self.tables, election, Gratuitous(60.0), gateway, lambda _, event: self.events.append(event),
+            clock=lambda: self.now,
+        )  # fmt: skip
         self.segment.want({VIP: frozenset(["n1", *peers])}, self.now)
 
     def run(self, seconds: float) -> None:
@@ -102,7 +103,7 @@ class Bench:
 
     def hear(self, arp: Arp) -> None:
         self.wire.frames.append(encode_arp(arp, arp.sender_mac, MAC))
-        self.segment.read_arp(self.now)
+        self.segment.read_arp()
 
 
 def test_an_owner_of_one_node_answers_by_deadline_and_announces_itself() -> None:
@@ -127,14 +128,14 @@ def test_a_lost_carrier_silences_and_its_return_announces_again() -> None:
     bench = Bench()
     bench.run(10)
     bench.wire.link = False
-    bench.segment.check_link(bench.now)
+    bench.segment.check_link()
     assert bench.tables.deadlines[VIP] == 0
     assert isinstance(bench.events[-1], Lost)
     bench.wire.arp()
     bench.run(3)
     assert not [arp for arp in bench.wire.arp() if arp.sender == VIP]
     bench.wire.link = True
-    bench.segment.check_link(bench.now)
+    bench.segment.check_link()
     bench.run(0.2)
     assert [arp for arp in bench.wire.arp() if arp.sender == VIP]
 
@@ -161,7 +162,7 @@ def test_beats_of_peers_are_acknowledged_and_keep_their_node_alive() -> None:
     bench.wire.out.clear()
     claim = Claim(VIP, 4, Stage.OWNER)
     bench.wire.beats.append((PEER_MAC, encode(Beat("n2", 9, 1, Flag(0), ("n1",), (claim,)), KEY)))
-    bench.segment.read_beats(bench.now)
+    bench.segment.read_beats()
     answers = [decode(frame[4:], KEY) for frame in bench.wire.out if frame.startswith(b"beat")]
     assert Ack("n1", 9, 1, 5, ()) in answers
     assert bench.tables.alive["n2"] == pytest.approx(bench.now + 0.5)
@@ -182,7 +183,7 @@ def test_a_stranger_with_our_address_is_reported_and_met_with_one_announcement()
 def test_what_is_no_arp_is_passed_over() -> None:
     bench = Bench()
     bench.wire.frames.append(b"noise")
-    bench.segment.read_arp(bench.now)
+    bench.segment.read_arp()
     assert bench.events == []
 
 
@@ -243,7 +244,7 @@ def test_what_can_be_read_is_read(engine: Engine) -> None:
     reader, writer = os.pipe()
     got = threading.Event()
 
-    def read(now: float) -> None:
+    def read() -> None:
         os.read(reader, 10)
         got.set()
 
@@ -260,7 +261,7 @@ def test_a_failing_segment_ends_the_engine_with_its_error(engine: Engine) -> Non
     reader, writer = os.pipe()
     os.write(writer, b"x")
 
-    def fail(now: float) -> None:
+    def fail() -> None:
         raise OSError("the map is gone")
 
     with pytest.raises(OSError, match="the map is gone"):

@@ -452,6 +452,23 @@ def test_a_restarted_node_acknowledges_nothing_until_its_forgotten_promises_have
     assert believed(election.receive(MAC, beat(2), 0.41))
 
 
+def test_a_promise_counts_from_when_it_was_said() -> None:
+    """A node reads an owner's beat and is stopped before it answers: the owner counts on the answer from then."""
+    election = Election("n1", ["n2", "n3"], KEY, 7, Timing(), witness=False, now=0.0)
+    election.tick(0.0)
+    assert believed(election.receive(MAC, beat(1), 10.0))
+    election.carried_out(10.3)
+    rival = encode(Beat("n3", 9, 1, claims=(Claim(pack(VIP), 4, Stage.CANDIDATE),)), KEY)
+    assert [ack.refused for ack in acks(election.receive(MAC, rival, 10.69))] == [(pack(VIP),)]
+    rival = encode(Beat("n3", 9, 2, claims=(Claim(pack(VIP), 4, Stage.CANDIDATE),)), KEY)
+    assert [ack.refused for ack in acks(election.receive(MAC, rival, 10.71))][-1] == ()
+
+
+def acks(outputs: list[Output]) -> list[Ack]:
+    messages = (decode(output.payload, KEY) for output in outputs if isinstance(output, Send))
+    return [message for message in messages if isinstance(message, Ack)]
+
+
 def test_half_way_through_what_piled_up_no_peer_counts_as_silent() -> None:
     """A node stalls as its listening ends; the gateway's answer lies in its socket before a new owner's beat."""
     election = Election("n1", ["n2", "n3"], KEY, 7, Timing(), witness=True, now=0.0)
@@ -480,7 +497,8 @@ def step(name: str, *arguments: st.SearchStrategy[object]) -> st.SearchStrategy[
 
 
 crashes = st.one_of(*(step(name, node) for name in ("kill", "power_cut", "start", "stall", "resume", "leave")))
-breaks = st.one_of(step("cut", link), step("heal"), step("partition", st.lists(node, unique=True)), crashes)
+lags = step("lag", node, st.floats(0.01, 0.6))
+breaks = st.one_of(lags, step("cut", link), step("heal"), step("partition", st.lists(node, unique=True)), crashes)
 
 
 def play(lan: Lan, steps: list[tuple[object, ...]]) -> None:

@@ -276,6 +276,7 @@ def test_detach_leaves_nothing_and_takes_pods_down(node: Home) -> None:
 def test_detach_of_nothing_is_nothing(node: Home) -> None:
     with node.namespace.entered():
         detach(node.settings)
+    assert not node.pins.exists() and node.filters() == []
 
 
 # the cache and the command

@@ -229,5 +229,7 @@ def test_a_service_that_goes_is_silent_on_every_node_and_its_status_is_gone(lan:
         until(lambda: len(asker.answers) > 20)
         services.write_text(SERVICES.split("---")[1])
         until(lambda: time.monotonic() - asker.answers[-1][0] > 0.3, what="silence")
+        said = [board.folder / "status/service.web.ingress.yaml" for board in lan.boards.values()]
+        until(lambda: not any(path.exists() for path in said), what="the status to be gone on every node")
         services.write_text(SERVICES)
         until(lambda: time.monotonic() - asker.answers[-1][0] < 0.1, what="an answer again")

@@ -42,13 +42,15 @@ INLINE int to_pod(struct __sk_buff *skb, struct packet *p)
 
 int pod_egress(struct __sk_buff *skb)
 {
-	struct packet *p = packet_get();
+	struct packet *p = packet_begin(skb);
 
-	if (!p || skb->vlan_present)
-		return finish(VERDICT_UNSUPPORTED, TC_ACT_SHOT);
+	if (!p)
+		return finish_blind();
+	if (skb->vlan_present)
+		return finish(p, VERDICT_UNSUPPORTED);
 	if (skb->protocol == be16(ETH_P_ARP))	/* the node's own, or our answer: no other device's reaches here */
-		return finish(VERDICT_FORWARDED, TC_ACT_OK);
+		return finish(p, VERDICT_FORWARDED);
 	if (skb->protocol != be16(ETH_P_IP) && skb->protocol != be16(ETH_P_IPV6))
-		return finish(VERDICT_UNSUPPORTED, TC_ACT_SHOT);
-	return finish(to_pod(skb, p), TC_ACT_OK);
+		return finish(p, VERDICT_UNSUPPORTED);
+	return finish(p, to_pod(skb, p));
 }

@@ -24,7 +24,7 @@ INLINE bool mac_equal(const __u8 *a, const __u8 *b)
 }
 
 /* A pod knows one neighbour, the gateway, and learns of no other. */
-INLINE int gateway_arp(struct __sk_buff *skb, int *action)
+INLINE int gateway_arp(struct __sk_buff *skb, struct packet *p)
 {
 	struct arp_frame frame;
 	struct endpoint *ep;
@@ -39,7 +39,7 @@ INLINE int gateway_arp(struct __sk_buff *skb, int *action)
 		return VERDICT_SPOOFED;
 	if (frame.arp.operation != be16(ARP_REQUEST) || arp_addr(frame.arp.target) != be32(GATEWAY_V4))
 		return VERDICT_UNSUPPORTED;
-	return arp_answer(skb, &frame, ep->host_mac, action);
+	return arp_answer(skb, &frame, ep->host_mac, &p->action);
 }
 
 /* CONTINUE if the frame is from this endpoint to its gateway and goes to one peer. */
@@ -109,14 +109,15 @@ INLINE int from_pod(struct __sk_buff *skb, struct packet *p)
 
 int pod_ingress(struct __sk_buff *skb)
 {
-	struct packet *p = packet_get();
-	int action = TC_ACT_OK;
+	struct packet *p = packet_begin(skb);
 
-	if (!p || skb->vlan_present)
-		return finish(VERDICT_UNSUPPORTED, TC_ACT_SHOT);
+	if (!p)
+		return finish_blind();
+	if (skb->vlan_present)
+		return finish(p, VERDICT_UNSUPPORTED);
 	if (skb->protocol == be16(ETH_P_ARP))
-		return finish(gateway_arp(skb, &action), action);
+		return finish(p, gateway_arp(skb, p));
 	if (skb->protocol != be16(ETH_P_IP) && skb->protocol != be16(ETH_P_IPV6))
-		return finish(VERDICT_UNSUPPORTED, TC_ACT_SHOT);
-	return finish(from_pod(skb, p), TC_ACT_OK);
+		return finish(p, VERDICT_UNSUPPORTED);
+	return finish(p, from_pod(skb, p));
 }

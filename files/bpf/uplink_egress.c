@@ -33,12 +33,12 @@ INLINE int to_lan(struct __sk_buff *skb, struct packet *p)
 
 int uplink_egress(struct __sk_buff *skb)
 {
-	struct packet *p = packet_get();
+	struct packet *p = packet_begin(skb);
 	int verdict = VERDICT_FORWARDED;
 
 	if (!p)
-		return TC_ACT_SHOT;
+		return finish_blind();
 	if (!skb->vlan_present && (skb->protocol == be16(ETH_P_IP) || skb->protocol == be16(ETH_P_IPV6)))
 		verdict = to_lan(skb, p);
-	return finish(verdict, TC_ACT_OK);
+	return finish(p, verdict);
 }

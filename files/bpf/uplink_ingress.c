@@ -35,7 +35,7 @@ INLINE struct vip *vip_here(__u32 ifindex, const struct addr *addr)
  * node ever: a probe (sender 0.0.0.0) is answered too, that defends the address (RFC 5227 section 2.1.1). Another's
  * announcement (sender = target) is not a question: the announcer watches for those, and the kernel has no such address.
  */
-INLINE int vip_arp(struct __sk_buff *skb, int *action)
+INLINE int vip_arp(struct __sk_buff *skb, struct packet *p)
 {
 	struct arp_frame frame;
 	struct addr target;
@@ -47,9 +47,9 @@ INLINE int vip_arp(struct __sk_buff *skb, int *action)
 	vip = vip_here(skb->ifindex, &target);
 	if (!vip || arp_addr(frame.arp.sender) == target.w[3])
 		return VERDICT_FORWARDED;
-	if (bpf_ktime_get_ns() >= vip->deadline)
+	if (p->now >= vip->deadline)
 		return VERDICT_VIP_NOT_OWNED;
-	return arp_answer(skb, &frame, vip->mac, action);
+	return arp_answer(skb, &frame, vip->mac, &p->action);
 }
 
 /* Nobody on the LAN speaks with this node's addresses or those of its pods. */
@@ -152,22 +152,19 @@ INLINE int from_lan(struct __sk_buff *skb, struct packet *p)
 
 int uplink_ingress(struct __sk_buff *skb)
 {
-	struct packet *p = packet_get();
-	int action = TC_ACT_OK, verdict = VERDICT_FORWARDED;
+	struct packet *p = packet_begin(skb);
+	int verdict = VERDICT_FORWARDED;
 
 	if (!p)
-		return TC_ACT_SHOT;
+		return finish_blind();
 	/* Another device's, which has its own rules; or another host's, which a bridge floods while it looks for a dead
 	 * node's port: every node would serve it.
 	 */
 	if (skb->vlan_present || skb->pkt_type == PACKET_OTHERHOST)
-		return finish(verdict, TC_ACT_OK);
+		return finish(p, verdict);
 	if (skb->protocol == be16(ETH_P_ARP))
-		verdict = vip_arp(skb, &action);
-	else if (skb->protocol == be16(ETH_P_IP) || skb->protocol == be16(ETH_P_IPV6)) {
-		p->action = TC_ACT_OK;
+		verdict = vip_arp(skb, p);
+	else if (skb->protocol == be16(ETH_P_IP) || skb->protocol == be16(ETH_P_IPV6))
 		verdict = from_lan(skb, p);
-		action = p->action;
-	}
-	return finish(verdict, action);
+	return finish(p, verdict);
 }

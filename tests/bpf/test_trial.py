@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from netstack.cli.frames import Flow, first_packet
 from netstack.core.address import pack
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout as l
+from netstack.kernel.ring import Ring
 from netstack.kernel.trial import WRITTEN, Trial
 
 pytestmark = pytest.mark.root
@@ -30,9 +32,12 @@ def test_a_trial_tells_verdict_and_rule_and_leaves_no_trace(tmp_path: Path) -> N
             (Verdict.POLICY_DENIED, DENY),
             (Verdict.DEFAULT_DENY, 0),
         ]
+        told = ("counters", "events", "event_seen", "event_budget")
         for name in WRITTEN:
-            if name != "counters":  # the devices have had packets of their own: but none that a policy denied
+            if name not in told:  # the devices have had packets of their own: but none that a policy denied
                 with node.map(name) as table:
                     assert list(table.items()) == [], name
+        with closing(Ring(node.map("events"))) as ring:
+            assert not [record for record in ring.read() if l.Event.unpack(record).endpoint]
         with node.map("counters") as table:
             assert not any(table.get(l.Number(Verdict.POLICY_DENIED).pack()) or b"")

@@ -119,12 +119,15 @@ struct socket_origin {
 
 #define ENFORCE_INGRESS	1
 #define ENFORCE_EGRESS	2
+#define AUDIT		4	/* policies are on trial: what they would deny is said, not done ... */
+#define AUDIT_INGRESS	8	/* ... and in these directions that is what no rule allows */
+#define AUDIT_EGRESS	16
 
 struct endpoint {
 	__u32 id;		/* never 0, never reused on a node */
 	__u32 ifindex;		/* host-side veth */
 	__u32 identity;
-	__u32 enforce;		/* ENFORCE_*: what no rule allows is denied in these directions */
+	__u32 enforce;		/* ENFORCE_*: what no rule allows is denied in these directions; AUDIT_*: see above */
 	__u8 mac[6];		/* the pod's */
 	__u8 host_mac[6];	/* of the host-side veth, also the gateway's */
 };
@@ -153,6 +156,7 @@ struct identity {
 
 #define DIRECTION_INGRESS	1
 #define DIRECTION_EGRESS	2
+#define DIRECTION_AUDIT		2	/* added: what the policies on trial and all others say together */
 
 #define ACTION_ALLOW		1
 #define ACTION_DENY		2
@@ -172,7 +176,7 @@ struct policy_key {
 	__u32 bits;
 	__u32 endpoint;
 	__u32 peer;		/* identity, name-selector, or IDENTITY_ANY: one space of numbers */
-	__u8 direction;		/* DIRECTION_* */
+	__u8 direction;		/* DIRECTION_*, + DIRECTION_AUDIT */
 	__u8 proto;
 	__be16 port;		/* the port that was asked: the peer's for egress, the pod's own for ingress */
 };
@@ -228,6 +232,55 @@ struct flow {
 	__u8 direction;		/* DIRECTION_* of the first packet, seen from the endpoint */
 	__u8 flags;		/* FLOW_* */
 	__u8 pad[6];
+};
+
+/* ---- events, written by the programs, drained by the observer ---- */
+
+/* A drop, or the first packet of a flow. Addresses and ports as they were judged: a service's backend, not the
+ * service. Of an ICMP error as of the packet that would answer the one it quotes.
+ */
+struct event {
+	__u64 at;
+	struct addr src, dst;	/* :: = no IP header was read */
+	__be16 sport, dport;
+	__u8 proto;
+	__u8 verdict;		/* lib/verdict.h */
+	__u8 direction;		/* DIRECTION_* of the packet seen from the endpoint; 0 = no policy was asked */
+	__u8 tcp;		/* its flags */
+	__u32 endpoint;		/* whose policy was asked */
+	__u32 peer;		/* identity; IDENTITY_ANY = not asked for */
+	__u32 rule;		/* of the policy_rule that decided; 0 = none did */
+	__u32 ifindex;		/* of the device whose program saw it */
+	__u32 repeats;		/* packets like this one that were not told since the last that was */
+	__u32 pad;
+};
+
+#define EVENT_REPEAT	1000000000	/* what is like the last one is told once in this time */
+#define EVENT_RATE	200		/* events a second that may be told of one device ... */
+#define EVENT_BURST	2000		/* ... and how many it may save up */
+
+struct event_key {
+	struct addr peer;
+	__u32 endpoint;
+	__u32 ifindex;
+	__be16 port;
+	__u8 proto;
+	__u8 verdict;
+	__u8 direction;
+	__u8 pad[3];
+};
+
+struct event_seen {
+	__u64 at;		/* when the last one was told */
+	__u32 repeats;		/* since then */
+	__u32 pad;
+};
+
+/* event_budget: ifindex -> what may still be told of it. */
+struct event_budget {
+	__u64 at;		/* when tokens were last earned */
+	__u32 tokens;
+	__u32 lost;		/* events that were not told: no token, or the observer does not keep up */
 };
 
 /* ---- LoadBalancer addresses, written by the announcer ---- */

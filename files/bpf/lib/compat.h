@@ -18,6 +18,9 @@
 #define MAP(kind, key, value, name)		BPF_TABLE(kind, key, value, name, 1)
 #define MAP_NO_PREALLOC(kind, key, value, name)	BPF_F_TABLE(kind, key, value, name, 1, BPF_F_NO_PREALLOC)
 
+/* bcc wants pages; the loader gives bytes. */
+#define RING(name)				BPF_RINGBUF_OUTPUT(name, 1)
+
 /* Working memory of one program, not shared: programs that use it run with softirqs off, so never nested. */
 #define SCRATCH(value, name)			BPF_TABLE("percpu_array", __u32, value, name, 1)
 

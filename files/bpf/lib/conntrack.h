@@ -81,6 +81,15 @@ INLINE int flow_remember(struct packet *p, const struct decision *d, int verdict
 	return flow_put(&p->flow, &p->flow_made) ? VERDICT_MAP_FULL : verdict;
 }
 
+/* What an event shall say of the decision. */
+INLINE void flow_say(struct packet *p, const struct who *who, const struct decision *d)
+{
+	p->peer = who->identity;
+	p->rule = d->rule;
+	p->audited = d->audited;
+	p->audit_rule = d->audit_rule;
+}
+
 /* An entry of another generation: judged as its first packet was. FORWARDED / REDIRECTED_DNS, or a drop. */
 INLINE int flow_rejudge(struct endpoint *ep, struct packet *p, struct flow *flow, __u32 generation)
 {
@@ -94,7 +103,7 @@ INLINE int flow_rejudge(struct endpoint *ep, struct packet *p, struct flow *flow
 		who.identity = IDENTITY_HOST;
 	verdict = judge(ep, p->flow_made.direction, &who, &p->flow.peer, p->flow.proto,
 			flow_port(&p->flow, p->flow_made.direction), p->now, &d);
-	p->rule = d.rule;
+	flow_say(p, &who, &d);
 	if (verdict < VERDICT_DROPS)
 		return flow_remember(p, &d, verdict, generation);
 	flow_forget(&p->flow);
@@ -115,9 +124,10 @@ INLINE int flow_start(struct endpoint *ep, struct packet *p, __u8 direction, con
 		who = &by_address;
 	}
 	verdict = judge(ep, direction, who, &p->flow.peer, p->flow.proto, flow_port(&p->flow, direction), p->now, &d);
-	p->rule = d.rule;
+	flow_say(p, who, &d);
 	if (verdict >= VERDICT_DROPS)
 		return verdict;
+	p->first = 1;
 	__builtin_memset(&p->flow_made, 0, sizeof(p->flow_made));
 	p->flow_made.direction = direction;
 	p->flow_made.flags = flow_tcp_flags(p, true);
@@ -145,6 +155,7 @@ INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *
 	__u8 seen;
 	int verdict;
 
+	p->direction = direction;
 	p->flow.endpoint = ep->id;
 	p->flow.peer = egress ? p->t.dst : p->t.src;
 	p->flow.peer_port = egress ? p->t.dport : p->t.sport;

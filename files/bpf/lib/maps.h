@@ -48,6 +48,15 @@ MAP("hash", struct vip_key, struct vip, vips);
 /* Until when a node is believed alive. */
 MAP("hash", struct addr, __u64, node_alive);
 
+/* What the observer is told. */
+RING(events);
+
+/* What was told of late, and what was left out. */
+MAP("lru_hash", struct event_key, struct event_seen, event_seen);
+
+/* What may be told of a device. */
+MAP("lru_hash", __u32, struct event_budget, event_budget);
+
 /* Packets by verdict. */
 MAP("percpu_array", __u32, __u64, counters);
 
@@ -162,6 +171,32 @@ INLINE struct vip *vip_get(struct vip_key *key)
 INLINE __u64 *node_alive_get(struct addr *node)
 {
 	return node_alive.lookup(node);
+}
+
+/* 0, or negative if the ring is full */
+INLINE int event_put(struct event *event)
+{
+	return events.ringbuf_output(event, sizeof(*event), 0);
+}
+
+INLINE struct event_seen *event_seen_get(struct event_key *key)
+{
+	return event_seen.lookup(key);
+}
+
+INLINE void event_seen_put(struct event_key *key, struct event_seen *value)
+{
+	event_seen.update(key, value);
+}
+
+INLINE struct event_budget *event_budget_get(__u32 *ifindex)
+{
+	return event_budget.lookup(ifindex);
+}
+
+INLINE void event_budget_put(__u32 *ifindex, struct event_budget *value)
+{
+	event_budget.update(ifindex, value);
 }
 
 INLINE void count(__u32 verdict)

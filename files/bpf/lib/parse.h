@@ -44,7 +44,11 @@ struct packet {
 	__u8 v6, proto, ttl;
 	__u8 tcp;		/* TCP_* flags; 0 for other protocols */
 	__u8 starts;		/* 0 = belongs to what exists or to nothing: ICMP errors, echo replies */
-	__u8 pad[3];
+	__u8 direction;		/* DIRECTION_* in which a policy was asked; 0 = none was */
+	__u8 first;		/* of its flow */
+	__u8 audited;		/* a policy on trial would have denied it */
+	__u32 audit_rule;	/* which rule of it */
+	__u32 peer;		/* identity that the policy was asked about */
 
 	/* room for keys and values that would not fit the stack */
 	struct tuple other;
@@ -56,11 +60,20 @@ struct packet {
 
 SCRATCH(struct packet, scratch);
 
-INLINE struct packet *packet_get(void)
+/* A frame of which nothing is known but where and when. */
+INLINE struct packet *packet_begin(struct __sk_buff *skb)
 {
 	__u32 zero = 0;
+	struct packet *p = scratch.lookup(&zero);
 
-	return scratch.lookup(&zero);
+	if (!p)
+		return NULL;
+	__builtin_memset(p, 0, sizeof(*p));
+	p->now = bpf_ktime_get_ns();
+	p->action = TC_ACT_OK;
+	p->ifindex = skb->ifindex;
+	p->from_device = skb->ingress_ifindex;
+	return p;
 }
 
 struct l3 {
@@ -222,11 +235,6 @@ INLINE int parse(struct __sk_buff *skb, struct packet *p)
 {
 	struct l3 l3 = {};
 
-	__builtin_memset(p, 0, sizeof(*p));
-	p->now = bpf_ktime_get_ns();
-	p->action = TC_ACT_OK;
-	p->ifindex = skb->ifindex;
-	p->from_device = skb->ingress_ifindex;
 	p->v6 = skb->protocol == be16(ETH_P_IPV6);
 	if (parse_l3(skb, ETH_HLEN, p->v6, &l3))
 		return VERDICT_MALFORMED;

@@ -17,6 +17,8 @@ struct decision {
 	__u32 rule;
 	__u8 action;		/* ACTION_*; 0 = no rule */
 	__u8 named;		/* only a name-selector allowed it */
+	__u8 audited;		/* allowed, but policies on trial would deny it ... */
+	__u32 audit_rule;	/* ... by this rule */
 };
 
 INLINE __u8 precedence(__u8 action)
@@ -55,29 +57,41 @@ INLINE void consult_names(struct policy_key *key, const struct addr *peer, __u64
 	}
 }
 
+/* Everything that may have a word, in turn. */
+INLINE void consult_all(struct policy_key *key, const struct who *who, const struct addr *peer, bool names, __u64 now,
+			struct decision *d)
+{
+	d->rule = 0;
+	d->action = 0;
+	d->named = 0;
+	consult(key, who->identity, 0, d);
+	consult(key, IDENTITY_ANY, 0, d);
+	if (names && who->outside)
+		consult_names(key, peer, now, d);
+}
+
 /* VERDICT_FORWARDED, VERDICT_REDIRECTED_DNS, or a drop; d says by which rule. `port` is the one that was asked. */
 INLINE int judge(struct endpoint *ep, __u8 direction, const struct who *who, const struct addr *peer, __u8 proto,
 		 __be16 port, __u64 now, struct decision *d)
 {
 	struct policy_key key = { .endpoint = ep->id, .direction = direction, .proto = proto, .port = port };
-	__u32 enforced = direction == DIRECTION_EGRESS ? ENFORCE_EGRESS : ENFORCE_INGRESS;
+	bool egress = direction == DIRECTION_EGRESS;
+	struct decision trial = {};
 
-	d->rule = 0;
-	d->action = 0;
-	d->named = 0;
+	__builtin_memset(d, 0, sizeof(*d));
 	if (direction == DIRECTION_INGRESS && who->identity == IDENTITY_HOST)
 		return VERDICT_FORWARDED;	/* kubelet's probes: a node always reaches its own pods */
-	consult(&key, who->identity, 0, d);
-	consult(&key, IDENTITY_ANY, 0, d);
-	if (direction == DIRECTION_EGRESS && who->outside)
-		consult_names(&key, peer, now, d);
-	switch (d->action) {
-	case 0:
-		return ep->enforce & enforced ? VERDICT_DEFAULT_DENY : VERDICT_FORWARDED;
-	case ACTION_ALLOW:
-		return VERDICT_FORWARDED;
-	case ACTION_REDIRECT_DNS:
-		return direction == DIRECTION_EGRESS ? VERDICT_REDIRECTED_DNS : VERDICT_POLICY_DENIED;
+	consult_all(&key, who, peer, egress, now, d);
+	if (d->action == ACTION_DENY || (d->action == ACTION_REDIRECT_DNS && !egress))
+		return VERDICT_POLICY_DENIED;
+	if (!d->action && ep->enforce & (egress ? ENFORCE_EGRESS : ENFORCE_INGRESS))
+		return VERDICT_DEFAULT_DENY;
+	if (ep->enforce & AUDIT) {
+		key.direction += DIRECTION_AUDIT;
+		consult_all(&key, who, peer, egress, now, &trial);
+		d->audited = trial.action == ACTION_DENY ||
+			     (!trial.action && ep->enforce & (egress ? AUDIT_EGRESS : AUDIT_INGRESS));
+		d->audit_rule = trial.rule;
 	}
-	return VERDICT_POLICY_DENIED;
+	return d->action == ACTION_REDIRECT_DNS ? VERDICT_REDIRECTED_DNS : VERDICT_FORWARDED;
 }

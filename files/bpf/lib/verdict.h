@@ -13,6 +13,7 @@
 #define VERDICT_TRANSLATED	4
 #define VERDICT_MASQUERADED	5
 #define VERDICT_ARP_ANSWERED	6
+#define VERDICT_AUDITED		7	/* forwarded; a policy on trial would have denied it */
 
 #define VERDICT_DROPS		128
 #define VERDICT_POLICY_DENIED	128	/* a deny rule */

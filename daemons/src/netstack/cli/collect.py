@@ -25,8 +25,8 @@ from netstack.kernel.programs import CGROUP, PROGRAMS
 
 CONFIG = Path("/etc/netstack")
 CURRENT = Path("/opt/netstack/current")
-UNCOUNTED = (layout.ARRAY, layout.PERCPU_ARRAY)
-"""Arrays are always full."""
+UNCOUNTED = (layout.ARRAY, layout.PERCPU_ARRAY, layout.RINGBUF)
+"""Arrays are always full, and a ring has no entries."""
 
 
 def collect(*, config: Path = CONFIG, current: Path = CURRENT, run: Path = RUN) -> Facts:

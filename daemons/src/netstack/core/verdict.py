@@ -15,6 +15,7 @@ class Verdict(IntEnum):
     TRANSLATED = 4
     MASQUERADED = 5
     ARP_ANSWERED = 6
+    AUDITED = 7
 
     POLICY_DENIED = 128
     DEFAULT_DENY = 129
@@ -43,6 +44,7 @@ REASONS: dict[Verdict, str] = {
     Verdict.TRANSLATED: "service address translated",
     Verdict.MASQUERADED: "source translated to the node's address",
     Verdict.ARP_ANSWERED: "ARP request for an owned address answered",
+    Verdict.AUDITED: "allowed, but a policy on trial would deny it",
     Verdict.POLICY_DENIED: "denied by a policy rule",
     Verdict.DEFAULT_DENY: "no policy that selects the pod allows it",
     Verdict.SPOOFED: "source address does not belong to where the packet came from",

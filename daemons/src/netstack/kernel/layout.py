@@ -74,7 +74,7 @@ def record(cls: type[Any]) -> type[Any]:
     cls.NAMES = tuple(spec.name for spec in specs)
     cls.PORTS = tuple(i for i, kind in enumerate(kinds) if kind == "be16")
     cls.offsets()
-    if cls.STRUCT.size % max(_ALIGNMENT[kind] for kind in kinds):
+    if cls.STRUCT.size % max((_ALIGNMENT[kind] for kind in kinds), default=1):
         raise TypeError(f"{cls.__name__} needs explicit padding at its end")
     return cls
 
@@ -131,6 +131,12 @@ class Number(Record):
     """A plain u32: index of an array, backend id."""
 
     value: int = c("u32")
+
+
+@record
+@dataclass(frozen=True, slots=True)
+class Nothing(Record):
+    """No bytes at all: what a ring has for keys and values."""
 
 
 @record
@@ -212,6 +218,9 @@ class SocketOrigin(Record):
 
 ENFORCE_INGRESS = 1
 ENFORCE_EGRESS = 2
+AUDIT = 4
+AUDIT_INGRESS = 8
+AUDIT_EGRESS = 16
 
 IDENTITY_ANY = 0
 IDENTITY_HOST = 1
@@ -224,6 +233,7 @@ IDENTITY_INGRESS = 8
 
 DIRECTION_INGRESS = 1
 DIRECTION_EGRESS = 2
+DIRECTION_AUDIT = 2
 
 ACTION_ALLOW = 1
 ACTION_DENY = 2
@@ -355,6 +365,61 @@ class Flow(Record):
     flags: int = c("u8", pad=6)
 
 
+# ---- events ----
+
+EVENT_REPEAT = 1_000_000_000
+EVENT_RATE = 200
+EVENT_BURST = 2000
+
+
+@record
+@dataclass(frozen=True, slots=True)
+class Event(Record):
+    """What the ring holds: a drop, or the first packet of a flow. Addresses :: = no IP header was read."""
+
+    at: int = c("u64")
+    source: bytes = c("addr")
+    destination: bytes = c("addr")
+    source_port: int = c("be16")
+    port: int = c("be16")
+    protocol: int = c("u8")
+    verdict: int = c("u8")
+    direction: int = c("u8")
+    tcp: int = c("u8")
+    endpoint: int = c("u32")
+    peer: int = c("u32")
+    rule: int = c("u32")
+    ifindex: int = c("u32")
+    repeats: int = c("u32", pad=4)
+
+
+@record
+@dataclass(frozen=True, slots=True)
+class EventKey(Record):
+    peer: bytes = c("addr")
+    endpoint: int = c("u32")
+    ifindex: int = c("u32")
+    port: int = c("be16")
+    protocol: int = c("u8")
+    verdict: int = c("u8")
+    direction: int = c("u8", pad=3)
+
+
+@record
+@dataclass(frozen=True, slots=True)
+class EventSeen(Record):
+    at: int = c("u64")
+    repeats: int = c("u32", pad=4)
+
+
+@record
+@dataclass(frozen=True, slots=True)
+class EventBudget(Record):
+    at: int = c("u64")
+    tokens: int = c("u32")
+    lost: int = c("u32")
+
+
 # ---- LoadBalancer addresses ----
 
 
@@ -390,12 +455,16 @@ ARRAY = 2
 PERCPU_ARRAY = 6
 LRU_HASH = 9
 LPM_TRIE = 11
+RINGBUF = 27
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC; an LPM trie must have it
 
 
 @dataclass(frozen=True, slots=True)
 class MapSpec:
-    """One pinned map: kernel type, flags, records, default size (`datapath.sizes` overrides it), its one writer."""
+    """One pinned map: kernel type, flags, records, default size (`datapath.sizes` overrides it), its one writer.
+
+    The size of a map is its entries; that of a ring its bytes, a power of two.
+    """
 
     name: str
     kind: int
@@ -423,6 +492,9 @@ MAPS: dict[str, MapSpec] = {
         MapSpec("conntrack", LRU_HASH, FlowKey, Flow, 131072, "programs"),
         MapSpec("vips", HASH, VipKey, Vip, 1024, "announcer"),
         MapSpec("node_alive", HASH, AddressKey, Instant, 256, "announcer"),
+        MapSpec("events", RINGBUF, Nothing, Nothing, 1 << 20, "programs"),
+        MapSpec("event_seen", LRU_HASH, EventKey, EventSeen, 8192, "programs"),
+        MapSpec("event_budget", LRU_HASH, Number, EventBudget, 1024, "programs"),
         MapSpec("counters", PERCPU_ARRAY, Number, Instant, VERDICTS, "programs"),
     )
 }

@@ -19,7 +19,7 @@ from netstack.kernel.bpf import Map, Program
 from netstack.kernel.loader import LoaderSettings, compiled_set, load_program
 from netstack.kernel.programs import PROGRAMS
 
-WRITTEN = ("conntrack", "nat", "socket_revnat", "fqdn_use", "counters")
+WRITTEN = tuple(name for name, spec in layout.MAPS.items() if spec.writer == "programs")
 """The tables that programs write."""
 SCRATCH = "scratch"
 """What a program knows of the packet that it is looking at: struct packet of files/bpf/lib/parse.h ..."""

@@ -1,0 +1,68 @@
+"""The reading end of the ring, with the real programs at the other end."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+from scapy.layers.inet import IP, TCP
+
+from bpf.packet import POD, Packet
+from netstack.kernel import layout as l
+from netstack.kernel.bpf import Map
+from netstack.kernel.ring import Ring
+
+pytestmark = pytest.mark.root
+
+
+def dup(table: Map) -> Map:
+    return Map(os.dup(table.fd), table.name)
+
+
+@pytest.fixture
+def ring(node: Packet) -> Iterator[Ring]:
+    """One that holds 51 records of 80 bytes."""
+    node.maps["events"] = Map.create("events", replace(node.maps["events"].definition, entries=4096))
+    with closing(Ring(dup(node.maps["events"]))) as made:
+        yield made
+
+
+def connect(node: Packet, ports: range) -> None:
+    for port in ports:
+        node.from_pod(IP(src=POD, dst="203.0.113.9") / TCP(sport=4000, dport=port, flags="S"))
+
+
+def ports(ring: Ring) -> list[int]:
+    return [l.Event.unpack(record).port for record in ring.read()]
+
+
+def readable(ring: Ring) -> bool:
+    return bool(select.select([ring], [], [], 0)[0])
+
+
+def test_records_come_once_in_their_order(node: Packet, ring: Ring) -> None:
+    assert ports(ring) == [] and not readable(ring)
+    connect(node, range(1, 4))
+    assert readable(ring)
+    assert ports(ring) == [1, 2, 3]
+    assert ports(ring) == [] and not readable(ring)
+    connect(node, range(4, 5))
+    assert ports(ring) == [4]
+
+
+def test_a_record_that_goes_round_the_end_is_whole(node: Packet, ring: Ring) -> None:
+    for first in range(0, 200, 20):
+        connect(node, range(first, first + 20))
+        assert ports(ring) == list(range(first, first + 20))
+
+
+def test_what_does_not_fit_is_counted_as_lost(node: Packet, ring: Ring) -> None:
+    connect(node, range(100))
+    kept = ports(ring)
+    assert kept == list(range(51))
+    (budget,) = node.entries("event_budget").values()
+    assert isinstance(budget, l.EventBudget) and budget.lost == 49

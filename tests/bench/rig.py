@@ -219,7 +219,7 @@ class Netstack(Rig):
             uplink=uplink.index,
             ranges=(Prefix.parse(rulesets.PODS), Prefix.parse(rulesets.SERVICES)),
         )
-        kernel = Kernel(self.home.pins)
+        kernel = Kernel(self.home.pins, self.home.settings.definition("flows"))
         before = Before(kernel.read())
         desired = compile_all(snapshot(wanted), endpoints, place, before, kernel.sizes)
         if desired.problems:
@@ -238,9 +238,15 @@ class Netstack(Rig):
         total = 0
         for path in sorted((self.home.pins / "maps").iterdir()):
             with Map.open(path) as opened:
-                facts = Path(f"/proc/self/fdinfo/{opened.fd}").read_text()
-            total += next(int(line.split()[1]) for line in facts.splitlines() if line.startswith("memlock:"))
+                total += _memory(opened)
+        total += sum(_memory(table) for _, table in self.home.flows().all())
         return total / 1e6
+
+
+def _memory(table: Map) -> int:
+    """Bytes."""
+    facts = Path(f"/proc/self/fdinfo/{table.fd}").read_text()
+    return next(int(line.split()[1]) for line in facts.splitlines() if line.startswith("memlock:"))
 
 
 def sizes(count: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ from bpf.packet import SETTINGS
 from netstack.kernel import layout as l
 from netstack.kernel.attach import EGRESS, INGRESS, Filter, TrafficControl
 from netstack.kernel.bpf import Map, Program, query_cgroup
+from netstack.kernel.flows import FlowTables
 from netstack.kernel.loader import LoaderSettings, load
 from netstack.kernel.programs import CGROUP, PROGRAMS
 
@@ -41,6 +42,9 @@ class Home:
     def put(self, name: str, key: l.Record, value: l.Record) -> None:
         with self.map(name) as opened:
             opened.put(key.pack(), value.pack())
+
+    def flows(self) -> FlowTables:
+        return FlowTables(self.map("conntrack"), self.settings.definition("flows"))
 
     def filters(self, device: str = "eth0") -> list[Filter]:
         with self.namespace.entered(), TrafficControl() as traffic:

@@ -26,6 +26,7 @@ from netstack.core.address import ANY, Prefix, pack
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout as l
 from netstack.kernel.bpf import Map, Program
+from netstack.kernel.flows import FlowTables
 from netstack.kernel.loader import LoaderSettings, load_program
 from netstack.kernel.programs import Compiled
 
@@ -35,7 +36,7 @@ CACHE = Path(os.environ.get("NETSTACK_CACHE") or Path.home() / ".cache" / "netst
 SETTINGS = LoaderSettings(
     bpf_source=str(ROOT / "files" / "bpf"),
     cache=str(CACHE / "programs"),
-    sizes=dict.fromkeys(("slots", "services", "backends", "identities", "policy", "fqdn", "conntrack"), 4096),
+    sizes=dict.fromkeys(("slots", "services", "backends", "identities", "policy", "fqdn"), 4096),
 )
 OK, SHOT, REDIRECT = 0, 2, 7
 
@@ -72,7 +73,8 @@ class Packet:
         self.namespace = namespace
         with namespace.entered():
             self.uplink, self.pod, self.neighbour = map(socket.if_nametoindex, ("uplink", "pod", "neighbour"))
-        self.maps = {name: Map.create(name, SETTINGS.definition(name)) for name in l.MAPS}
+        self.maps = {name: SETTINGS.create(name) for name in l.MAPS}
+        self.tables = FlowTables(self.maps["conntrack"], SETTINGS.definition("flows"))
         self.compiled = compiled
         self.programs: dict[str, Program] = {}
         self.generation = 1
@@ -92,6 +94,18 @@ class Packet:
         spec = l.MAPS[name]
         return {spec.key.unpack(key): spec.value.unpack(value) for key, value in self.maps[name].items()}
 
+    def flows(self, endpoint: int = POD_ID) -> dict[l.Record, l.Record]:
+        """What conntrack knows of an endpoint."""
+        return {l.FlowKey.unpack(key): l.Flow.unpack(value) for key, value in self._flows(endpoint).items()}
+
+    def put_flow(self, key: l.FlowKey, flow: l.Flow) -> None:
+        self._flows(key.endpoint).put(key.pack(), flow.pack())
+
+    def _flows(self, endpoint: int) -> Map:
+        table = self.tables.open(endpoint)
+        assert table is not None
+        return table
+
     def set_generation(self, generation: int) -> None:
         self.generation = generation
         self.put("config", l.Number(0), l.Config(
@@ -99,6 +113,7 @@ class Packet:
         ))  # fmt: skip
 
     def endpoint(self, address: str, number: int, identity: int, *, enforce: int = 0, device: int = 0) -> None:
+        self.tables.add(number)
         self.put(
             "endpoints",
             l.AddressKey(pack(address)),
@@ -186,6 +201,10 @@ class Packet:
             if verdict in (Verdict.FORWARDED, Verdict.REPLY) and action == OK:
                 assert (out == data) is not translated
         return Result(verdict, action, result)
+
+    def send(self, program: str, frames: Iterable[bytes], device: int, came_by: int) -> None:
+        """Frames through the program, looked at by nobody; `run` looks at one."""
+        self._run(program, frames, device, came_by)
 
     def _run(self, program: str, frames: Iterable[bytes], device: int, came_by: int) -> list[tuple[int, bytes]]:
         """Action and frame of each."""

@@ -43,6 +43,7 @@ def _fill(made: Home) -> None:
     made.put("config", l.Number(0), l.Config(pack(NODE), pack("10.244.1.0"), 120, ANY, ANY, 0, links["eth0"], 1))
     for address, number, device, enforce in ((A, 11, "veth-a", 3), (B, 12, "veth-b", 0)):
         endpoint = l.Endpoint(number, links[device], IDENTITY[address], enforce, MAC, HOST_MAC)
+        made.flows().add(number)
         made.put("endpoints", l.AddressKey(pack(address)), endpoint)
     for address, identity, owner in (
         (A, IDENTITY[A], NODE),

@@ -48,7 +48,9 @@ def test_what_the_kernel_carries_is_found_without_a_daemon(node: Home, tmp_path:
     assert link is not None
     key = l.VipKey(pack("192.168.86.18"), link.index)
     node.put("vips", key, l.Vip(time.monotonic_ns() - 2 * 10**9, 1, bytes(6)))
+    node.flows().add(7)
     facts = look(node, tmp_path)
+    assert facts.maps["flows"] == (0, l.INNER["flows"].entries)
     assert facts.release == "0.1.0-abc"
     assert facts.missing_programs == ()
     assert "uplink_ingress at eth0" in facts.programs and len(facts.programs) == 10

@@ -150,14 +150,14 @@ def test_a_syn_against_the_flow_is_a_connection_of_its_own(node: Packet) -> None
 def test_an_expired_flow_is_absent(node: Packet) -> None:
     enforce(node, l.ENFORCE_EGRESS)
     node.to_pod(syn())
-    ((key, flow),) = node.entries("conntrack").items()
-    node.put("conntrack", key, replace(flow, deadline=c.monotonic_ns() - 1))
+    ((key, flow),) = node.flows().items()
+    node.put_flow(key, replace(flow, deadline=c.monotonic_ns() - 1))
     assert node.from_pod(out(flags="SA")).verdict is Verdict.DEFAULT_DENY
 
 
 def assert_lives(node: Packet, seconds: int, since: int) -> None:
     """The one flow was given this life by a packet that was sent between `since` (monotonic, ns) and now."""
-    ((_, flow),) = node.entries("conntrack").items()
+    ((_, flow),) = node.flows().items()
     assert since <= flow.deadline - seconds * 1_000_000_000 <= c.monotonic_ns()
 
 
@@ -200,14 +200,14 @@ def test_another_generation_is_judged_in_the_first_packets_direction(node: Packe
     node.from_pod(out(flags="SA"))
     node.set_generation(2)  # the rule is still there: nothing is cut
     assert node.from_pod(out()).verdict is Verdict.REPLY
-    ((_, flow),) = node.entries("conntrack").items()
+    ((_, flow),) = node.flows().items()
     assert flow.generation == 2
     key = l.PolicyKey(l.POLICY_BITS_PORT, c.POD_ID, l.IDENTITY_WORLD, l.DIRECTION_INGRESS, 6, 80)
     node.maps["policy"].delete(key.pack())
     node.set_generation(3)
     run = {"reply": lambda: node.from_pod(out()), "forward": lambda: node.to_pod(syn(flags="A"))}
     assert run[first]().verdict is Verdict.DEFAULT_DENY
-    assert not node.entries("conntrack")
+    assert not node.flows()
     assert node.from_pod(out()).verdict is Verdict.DEFAULT_DENY
 
 
@@ -221,7 +221,7 @@ def test_the_next_pod_with_an_address_inherits_nothing(node: Packet) -> None:
 def test_answers_to_what_the_proxy_took_come_from_the_proxy_only(node: Packet) -> None:
     enforce(node)
     flow = l.Flow(c.monotonic_ns(60), 1, 7, l.DIRECTION_EGRESS, l.FLOW_REDIRECT)
-    node.put("conntrack", l.FlowKey(c.POD_ID, pack(c.REMOTE), 53, 4000, 17), flow)
+    node.put_flow(l.FlowKey(c.POD_ID, pack(c.REMOTE), 53, 4000, 17), flow)
     answer = IP(src=c.REMOTE, dst=POD) / UDP(sport=53, dport=4000) / Raw(b"!")
     assert node.to_pod(answer, came_by=node.uplink).verdict is Verdict.SPOOFED
     assert node.to_pod(answer, came_by=0).verdict is Verdict.REPLY
@@ -249,16 +249,16 @@ def test_ipv6_takes_the_same_path(node: Packet) -> None:
 def test_an_icmp_error_prolongs_nothing(node: Packet) -> None:
     sent = IP(src=POD, dst="203.0.113.9") / TCP(sport=4000, dport=443, flags="S")
     node.from_pod(sent)
-    ((key, flow),) = node.entries("conntrack").items()
+    ((key, flow),) = node.flows().items()
     soon = replace(flow, deadline=c.monotonic_ns(20))
-    node.put("conntrack", key, soon)
+    node.put_flow(key, soon)
     assert node.to_pod(IP(src="198.51.100.1", dst=POD) / ICMP(type=11) / sent).verdict is Verdict.REPLY
-    assert node.entries("conntrack") == {key: soon}
+    assert node.flows() == {key: soon}
 
 
 def test_an_icmp_error_does_not_pass_the_proxy_by(node: Packet) -> None:
     flow = l.Flow(c.monotonic_ns(60), 1, 7, l.DIRECTION_EGRESS, l.FLOW_REDIRECT)
-    node.put("conntrack", l.FlowKey(c.POD_ID, pack(c.REMOTE), 53, 4000, 17), flow)
+    node.put_flow(l.FlowKey(c.POD_ID, pack(c.REMOTE), 53, 4000, 17), flow)
     answer = IP(src=c.REMOTE, dst=POD) / UDP(sport=53, dport=4000)
     error = IP(src=POD, dst=c.REMOTE) / ICMP(type=3, code=3) / answer / Raw(b"words for the server")
     assert node.from_pod(error).verdict is Verdict.UNSUPPORTED

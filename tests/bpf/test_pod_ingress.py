@@ -51,7 +51,7 @@ def syn(to: str = WORLD, port: int = 443, sport: int = 4000, src: str = POD) -> 
 )
 def test_what_no_pod_may_send(node: Packet, frame: IP, verdict: Verdict) -> None:
     assert node.from_pod(frame).verdict is verdict
-    assert not node.entries("conntrack") and not node.entries("nat")
+    assert not node.flows() and not node.entries("nat")
 
 
 def test_without_an_agent_nothing_leaves(node: Packet) -> None:
@@ -130,7 +130,7 @@ def enforce(node: Packet, direction: int = l.ENFORCE_EGRESS) -> None:
 
 def test_a_pod_that_no_policy_selects_may_connect_and_is_tracked(node: Packet) -> None:
     assert node.from_pod(syn()).verdict is Verdict.FORWARDED
-    ((key, flow),) = node.entries("conntrack").items()
+    ((key, flow),) = node.flows().items()
     assert key == l.FlowKey(c.POD_ID, pack(WORLD), 443, 4000, 6)
     assert (flow.direction, flow.generation, flow.rule) == (l.DIRECTION_EGRESS, 1, 0)
     assert 59e9 < flow.deadline - c.monotonic_ns() <= 60e9
@@ -139,7 +139,7 @@ def test_a_pod_that_no_policy_selects_may_connect_and_is_tracked(node: Packet) -
 def test_default_deny(node: Packet) -> None:
     enforce(node)
     assert node.from_pod(syn()).verdict is Verdict.DEFAULT_DENY
-    assert not node.entries("conntrack")
+    assert not node.flows()
 
 
 def test_ingress_enforcement_says_nothing_about_egress(node: Packet) -> None:
@@ -161,7 +161,7 @@ def test_a_rule_allows(node: Packet, peer: int, port: int | None, protocol: int 
     enforce(node)
     node.rule(l.ACTION_ALLOW, peer, port, protocol=protocol)
     assert node.from_pod(syn()).verdict is Verdict.FORWARDED
-    ((_, flow),) = node.entries("conntrack").items()
+    ((_, flow),) = node.flows().items()
     assert flow.rule == 7
 
 

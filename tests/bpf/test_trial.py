@@ -32,11 +32,14 @@ def test_a_trial_tells_verdict_and_rule_and_leaves_no_trace(tmp_path: Path) -> N
             (Verdict.POLICY_DENIED, DENY),
             (Verdict.DEFAULT_DENY, 0),
         ]
+        # the devices have had packets of their own: but none that a policy judged
         told = ("counters", "events", "event_seen", "event_budget")
         for name in WRITTEN:
-            if name not in told:  # the devices have had packets of their own: but none that a policy denied
+            if name not in (*told, "conntrack"):
                 with node.map(name) as table:
                     assert list(table.items()) == [], name
+        flows = dict(node.flows().all())
+        assert flows.keys() == {11, 12} and all(not dict(table.items()) for table in flows.values())
         with closing(Ring(node.map("events"))) as ring:
             assert not [record for record in ring.read() if l.Event.unpack(record).endpoint]
         with node.map("counters") as table:

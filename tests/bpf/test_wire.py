@@ -92,6 +92,7 @@ class Node:
 
     def enforce(self, pod: Pod, directions: int) -> None:
         endpoint = l.Endpoint(pod.number, pod.device, pod.identity, directions, pod.mac, pod.host_mac)
+        self.home.flows().add(pod.number)
         self.home.put("endpoints", l.AddressKey(pack(pod.address)), endpoint)
 
     def identity(self, prefix: str, identity: int, node: str) -> None:

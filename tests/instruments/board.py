@@ -119,7 +119,7 @@ class Board:
                 "cache": str(image.cache() / "programs"),
                 "cgroup": str(self.cgroup),
                 "pins": str(self.folder / "bpf/netstack"),
-                "sizes": dict.fromkeys(("slots", "conntrack", "nat", "policy", "identities"), 4096),
+                "sizes": dict.fromkeys(("slots", "nat", "policy", "identities"), 4096),
             },
         } | settings
         (self.folder / "agent.yaml").write_text(yaml.safe_dump(config))

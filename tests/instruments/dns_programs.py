@@ -15,10 +15,13 @@ from lab.shell import run
 from netstack.core.address import pack
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout
-from netstack.kernel.bpf import SCHED_CLS, Map, MapDefinition, Program
+from netstack.kernel.bpf import SCHED_CLS, Map, Program
+from netstack.kernel.flows import FlowTables
 from netstack.kernel.layout import MAPS, Config, Endpoint, Identity, Instant, Number, PolicyKey, PolicyRule, PrefixKey
+from netstack.kernel.loader import LoaderSettings
 from netstack.kernel.programs import Compiled
 
+SETTINGS = LoaderSettings()
 ENDPOINT, SELECTOR = 12, 3
 _POD_IDENTITY, _DNS_IDENTITY = 70001, 70002
 _MAC = bytes.fromhex
@@ -39,11 +42,7 @@ class Programs:
         self.wire = wire
         for name, declared in programs.maps.items():
             if name not in wire.maps:
-                entries = MAPS[name].entries if name in MAPS else declared.entries
-                definition = MapDefinition(
-                    declared.kind, declared.key_size, declared.value_size, entries, declared.flags
-                )
-                wire.maps[name] = Map.create(name, definition)
+                wire.maps[name] = SETTINGS.create(name) if name in MAPS else Map.create(name, declared)
         self._fill()
         descriptors = {name: table.fd for name, table in wire.maps.items()}
         self._neighbour()
@@ -73,6 +72,7 @@ class Programs:
         config = Config(node4=pack(NODE), pod_net4=pack("10.244.1.0"), pod_net4_bits=120, uplink=uplink, generation=1)
         tables["config"].put(Number(0).pack(), config.pack())
         endpoint = Endpoint(ENDPOINT, veth["ifindex"], _POD_IDENTITY, layout.ENFORCE_EGRESS, *macs)
+        FlowTables(tables["conntrack"], SETTINGS.definition("flows")).add(ENDPOINT)
         tables["endpoints"].put(pack(POD), endpoint.pack())
         for address, identity, node in ((POD, _POD_IDENTITY, pack(NODE)), (SERVER, _DNS_IDENTITY, bytes(16))):
             tables["identities"].put(PrefixKey(128, pack(address)).pack(), Identity(identity, 0, node).pack())

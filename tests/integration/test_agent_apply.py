@@ -13,11 +13,14 @@ from instruments.cluster import Cluster
 from netstack.agent.apply import Kernel, routes_of, sync_routes, sync_rule
 from netstack.agent.order import NAMES, plan
 from netstack.core.address import Prefix, pack
-from netstack.kernel import layout
-from netstack.kernel.bpf import Map, MapDefinition
+from netstack.kernel.bpf import Map
+from netstack.kernel.flows import FlowTables
+from netstack.kernel.loader import LoaderSettings
 from netstack.kernel.netlink import Netlink, Route
 
 pytestmark = pytest.mark.root
+SETTINGS = LoaderSettings(sizes=dict.fromkeys((*NAMES, "flows"), 1024) | {"config": 1})
+FLOWS = SETTINGS.definition("flows")
 
 
 @pytest.fixture
@@ -28,12 +31,8 @@ def pins(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "bpf", "bpf", str(mount)], check=True)
     try:
         (mount / "maps").mkdir()
-        for name in NAMES:
-            spec = layout.MAPS[name]
-            definition = MapDefinition(
-                spec.kind, spec.key.size(), spec.value.size(), min(spec.entries, 1024), spec.flags
-            )
-            with Map.create(name, definition) as made:
+        for name in (*NAMES, "conntrack"):
+            with SETTINGS.create(name) as made:
                 made.pin(mount / "maps" / name)
         yield mount
     finally:
@@ -48,12 +47,12 @@ def test_what_is_written_is_read_back_and_the_second_time_nothing_is_written(pin
     metadata = {"name": "p", "namespace": "one"}
     cluster.put({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec})
     cluster.compile()
-    kernel = Kernel(pins)
+    kernel = Kernel(pins, FLOWS)
     empty = kernel.read()
     assert all(not empty[name].entries for name in NAMES)
     kernel.write(plan(empty, cluster.before.tables))
     assert sum(kernel.writes.values()) > 80
-    again = Kernel(pins)
+    again = Kernel(pins, FLOWS)
     found = again.read()
     assert {name: dict(found[name].entries) for name in NAMES} == {
         name: dict(cluster.table(name).entries) for name in NAMES
@@ -68,6 +67,35 @@ def test_what_is_written_is_read_back_and_the_second_time_nothing_is_written(pin
         name: dict(cluster.table(name).entries) for name in NAMES
     }
     assert again.sizes["slots"] == 1024
+
+
+def test_an_endpoint_has_its_table_of_flows_as_long_as_it_is_there(pins: Path) -> None:
+    cluster = Cluster()
+    for name in ("one/a", "one/b"):
+        cluster.pod(name, {"app": "a"})
+    cluster.compile()
+    kernel = Kernel(pins, FLOWS)
+    kernel.write(plan(kernel.read(), cluster.before.tables))
+    numbers = {endpoint.id for endpoint in cluster.endpoints.values()}
+    with Map.open(pins / "maps" / "conntrack") as conntrack:
+        tables = FlowTables(conntrack, FLOWS)
+        assert tables.endpoints() == numbers and len(numbers) == 2
+        ids = {number: table.id for number, table in tables.all()}
+        cluster.relabel("one/a", {"app": "c"})
+        before = kernel.read()
+        cluster.compile()
+        kernel.write(plan(before, cluster.before.tables))
+        assert {number: table.id for number, table in tables.all()} == ids, "its flows outlive a change of policy"
+        lost = numbers.pop()
+        tables.remove(lost)
+        tables.add(max(ids) + 1)
+        kernel.write(plan(kernel.read(), cluster.before.tables))
+        assert tables.endpoints() == set(ids), "what a torn change left is put right"
+        cluster.delete_pod("one/a")
+        before = kernel.read()
+        cluster.compile()
+        kernel.write(plan(before, cluster.before.tables))
+        assert tables.endpoints() == {endpoint.id for endpoint in cluster.endpoints.values()}
 
 
 def test_routes_and_the_rule_are_made_so_and_stay() -> None:

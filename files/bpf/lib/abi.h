@@ -207,7 +207,7 @@ struct fqdn {
 
 /* fqdn_use: struct fqdn_key -> __u64 instant of the last packet of a flow that a name allowed; exact to a second. */
 
-/* ---- conntrack, written by the programs ---- */
+/* ---- conntrack: the agent gives each endpoint id a table, in which the programs write ---- */
 
 struct flow_key {
 	__u32 endpoint;

@@ -4,7 +4,8 @@
  *
  * An entry counts until its deadline and for the generation of the policy that judged it. When the generation is
  * another, the entry is judged again in the direction of its first packet before any packet passes, replies too: a
- * policy that no longer allows the flow ends it. Every endpoint's flows are kept, selected by a policy or not.
+ * policy that no longer allows the flow ends it. Every endpoint's flows are kept, selected by a policy or not, in a
+ * table of its own whose size is its budget: the next flow takes the place of the endpoint's own least used one.
  *
  * Only what can start a flow makes an entry. ICMP errors pass as part of the flow that they quote; an echo reply
  * without its request, and a SYN against the direction of a flow, get nothing from it.

@@ -39,8 +39,11 @@ MAP_NO_PREALLOC("hash", struct fqdn_key, struct fqdn, fqdn);
 /* When an address that was opened by name was last used. */
 MAP("lru_hash", struct fqdn_key, __u64, fqdn_use);
 
-/* Flows that a policy has judged. */
-MAP("lru_hash", struct flow_key, struct flow, conntrack);
+/* One endpoint's flows that a policy has judged: what each table in conntrack is like. */
+MAP("lru_hash", struct flow_key, struct flow, flows);
+
+/* Each endpoint's own table of flows, which comes and goes with the endpoint: whoever floods evicts its own. */
+MAP("hash_of_maps$flows", __u32, int, conntrack);
 
 /* LoadBalancer addresses that are allocated, and until when they are ours. */
 MAP("hash", struct vip_key, struct vip, vips);
@@ -147,20 +150,33 @@ INLINE void fqdn_use_put(struct fqdn_key *key, __u64 *now)
 	fqdn_use.update(key, now);
 }
 
+/* NULL if the endpoint has none (yet): then it has no flows and can get none. */
+INLINE void *flow_table(__u32 endpoint)
+{
+	return conntrack.lookup(&endpoint);
+}
+
 INLINE struct flow *flow_get(struct flow_key *key)
 {
-	return conntrack.lookup(key);
+	void *table = flow_table(key->endpoint);
+
+	return table ? bpf_map_lookup_elem(table, key) : NULL;
 }
 
 /* 0, or negative if there is no room */
 INLINE int flow_put(struct flow_key *key, struct flow *value)
 {
-	return conntrack.update(key, value);
+	void *table = flow_table(key->endpoint);
+
+	return table ? bpf_map_update_elem(table, key, value, BPF_ANY) : -1;
 }
 
 INLINE void flow_forget(struct flow_key *key)
 {
-	conntrack.delete(key);
+	void *table = flow_table(key->endpoint);
+
+	if (table)
+		bpf_map_delete_elem(table, key);
 }
 
 INLINE struct vip *vip_get(struct vip_key *key)

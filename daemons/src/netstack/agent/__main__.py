@@ -50,7 +50,7 @@ class Agent:
         self.unit = unit
         self.traffic = TrafficControl()
         pins = Path(chosen.datapath.pins)
-        self.kernel = Kernel(pins)
+        self.kernel = Kernel(pins, chosen.datapath.definition("flows"))
         kept = chosen.state / "good"
         self.source, self.statuses = Choice(
             chosen.source, chosen.kubeconfig, chosen.node, chosen.manifests, chosen.status, kept

@@ -18,7 +18,8 @@ from netstack.agent.routes import PROXY_RULE, Wanted
 from netstack.core.address import Prefix
 from netstack.core.table import Change, Op, Table
 from netstack.kernel import layout
-from netstack.kernel.bpf import Map
+from netstack.kernel.bpf import Map, MapDefinition
+from netstack.kernel.flows import FlowTables
 from netstack.kernel.netlink import HERE, UNICAST, UNREACHABLE, Netlink, Route, Rule
 
 log = logging.getLogger("agent")
@@ -27,9 +28,10 @@ log = logging.getLogger("agent")
 class Kernel:
     """The agent's maps. `writes` counts elements written since the start, by map."""
 
-    def __init__(self, pins: Path) -> None:
-        """BpfError ENOENT before the loader has run."""
+    def __init__(self, pins: Path, flows: MapDefinition) -> None:
+        """`flows`: how an endpoint's table of flows shall be. BpfError ENOENT before the loader has run."""
         self._maps = {name: Map.open(pins / "maps" / name) for name in NAMES}
+        self._flows = FlowTables(Map.open(pins / "maps" / "conntrack"), flows)
         self.writes = dict.fromkeys(NAMES, 0)
 
     @property
@@ -37,13 +39,20 @@ class Kernel:
         return {name: opened.definition.entries for name, opened in self._maps.items()}
 
     def read(self) -> Tables:
-        """What the maps hold now. A services entry whose slots are torn is left out, so it is written again."""
+        """What the maps hold now. A services entry whose slots are torn, or an endpoint that has no table of flows, is
+        left out, so it is written again; tables of endpoints that are gone go."""
         tables = {
             name: Table(name, dict(self._maps[name].items())) for name in NAMES if name not in ("slots", "config")
         }
         zero = layout.Number(0).pack()
         config = self._maps["config"].get(zero) or b""
         tables["config"] = Table("config", {zero: config} if any(config) else {})
+        endpoints = {key: layout.Endpoint.unpack(value).id for key, value in tables["endpoints"].entries.items()}
+        having = self._flows.endpoints()
+        for number in having - set(endpoints.values()):
+            self._flows.remove(number)
+        whole = {key: value for key, value in tables["endpoints"].entries.items() if endpoints[key] in having}
+        tables["endpoints"] = Table("endpoints", whole)
         slots: dict[bytes, bytes] = {}
         for value in tables["services"].entries.values():
             service = layout.Service.unpack(value)
@@ -60,7 +69,9 @@ class Kernel:
     def write(self, changes: Iterable[Change]) -> None:
         """In order; neighbours of one kind in one batch. BpfError if the kernel refuses: then read() says what is."""
         for (name, op), group in groupby(changes, key=lambda change: (change.table, change.op)):
-            if op is Op.PUT:
+            if name == "endpoints":
+                self._write_endpoints(op, list(group))
+            elif op is Op.PUT:
                 entries = _elements(name, group)
                 self._maps[name].put_batch(entries)
                 self.writes[name] += len(entries)
@@ -68,6 +79,22 @@ class Kernel:
                 keys = [change.key for change in group]
                 self._maps[name].delete_batch(keys)
                 self.writes[name] += len(keys)
+
+    def _write_endpoints(self, op: Op, changes: list[Change]) -> None:
+        """An endpoint has its table of flows before its first packet may pass, and until after its last."""
+        for change in changes:
+            number = layout.Endpoint.unpack(change.value).id
+            if op is Op.PUT:
+                self._flows.add(number)
+                self._maps["endpoints"].put(change.key, change.value)
+            else:
+                self._maps["endpoints"].delete(change.key)
+                if number not in self._endpoints():  # another address of it may stay
+                    self._flows.remove(number)
+        self.writes["endpoints"] += len(changes)
+
+    def _endpoints(self) -> set[int]:
+        return {layout.Endpoint.unpack(value).id for _, value in self._maps["endpoints"].items()}
 
 
 def _elements(name: str, puts: Iterable[Change]) -> dict[bytes, bytes]:

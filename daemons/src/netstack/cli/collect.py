@@ -20,6 +20,7 @@ from netstack.core.unit import RUN, ask
 from netstack.kernel import layout
 from netstack.kernel.attach import POD, UPLINK, TrafficControl, guarded
 from netstack.kernel.bpf import BpfError, Map, Program, query_cgroup
+from netstack.kernel.flows import FlowTables
 from netstack.kernel.loader import LoaderSettings, carried, load_settings
 from netstack.kernel.programs import CGROUP, PROGRAMS
 
@@ -45,7 +46,8 @@ def collect(*, config: Path = CONFIG, current: Path = CURRENT, run: Path = RUN) 
         daemons=daemons,
         missing_programs=tuple(missing),
         programs=tuple(present),
-        maps={name: _fill(table) for name, table in tables.items() if layout.MAPS[name].kind not in UNCOUNTED},
+        maps={name: _fill(table) for name, table in tables.items() if layout.MAPS[name].kind not in UNCOUNTED}
+        | _fullest(tables, datapath),
         vips=tuple(_vips(tables["vips"])) if "vips" in tables else (),
         counters=_counters(tables["counters"]) if "counters" in tables else {},
     )
@@ -69,6 +71,15 @@ def _table(path: Path) -> Map | None:
 
 def _fill(table: Map) -> tuple[int, int]:
     return sum(1 for _ in table.items()), table.definition.entries
+
+
+def _fullest(tables: dict[str, Map], datapath: LoaderSettings) -> dict[str, tuple[int, int]]:
+    """The flows of the endpoint that has come nearest to its budget."""
+    if "conntrack" not in tables:
+        return {}
+    every = FlowTables(tables["conntrack"], datapath.definition("flows")).all()
+    fills = [_fill(table) for _, table in every]
+    return {"flows": max(fills, key=lambda fill: fill[0] / fill[1])} if fills else {}
 
 
 def _programs(datapath: LoaderSettings, tables: dict[str, Map]) -> tuple[list[str], list[str]]:

@@ -24,6 +24,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 # enum bpf_cmd
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY = range(5)
 _PROG_LOAD, _OBJ_PIN, _OBJ_GET, _ATTACH, _DETACH, _TEST_RUN = range(5, 11)
+_MAP_GET_FD_BY_ID = 14
 _OBJ_INFO, _QUERY, _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 15, 16, 24, 26, 27
 _ENOTSUPP = 524  # the kernel's own number, which leaks to user space from maps without batch operations
 _BATCH = 4096
@@ -142,9 +143,15 @@ class Map(Object):
         return cls(_open(path), Path(path).name)
 
     @classmethod
-    def create(cls, name: str, definition: MapDefinition) -> Self:
-        d = definition
-        attr = struct.pack("=7I16s", d.kind, d.key_size, d.value_size, d.entries, d.flags, 0, 0, name.encode()[:15])
+    def of_id(cls, number: int, name: str) -> Self:
+        """The map of this id, as a map of maps tells it; BpfError ENOENT if it is gone. Needs CAP_SYS_ADMIN."""
+        return cls(_bpf(_MAP_GET_FD_BY_ID, struct.pack("=3I", number, 0, 0), "open map", name), name)
+
+    @classmethod
+    def create(cls, name: str, definition: MapDefinition, inner: Map | None = None) -> Self:
+        """`inner`: for a map of maps, one that is like those which it will hold."""
+        d, like = definition, 0 if inner is None else inner.fd
+        attr = struct.pack("=7I16s", d.kind, d.key_size, d.value_size, d.entries, d.flags, like, 0, name.encode()[:15])
         return cls(_bpf(_MAP_CREATE, attr, "create map", name), name)
 
     def get(self, key: bytes) -> bytes | None:

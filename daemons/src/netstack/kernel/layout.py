@@ -455,6 +455,7 @@ ARRAY = 2
 PERCPU_ARRAY = 6
 LRU_HASH = 9
 LPM_TRIE = 11
+HASH_OF_MAPS = 13
 RINGBUF = 27
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC; an LPM trie must have it
 
@@ -473,7 +474,14 @@ class MapSpec:
     entries: int
     writer: str
     flags: int = 0
+    inner: str = ""
+    """Of a map of maps: what they are like, by its name in INNER. The value is a descriptor when written, an id when
+    read."""
 
+
+INNER: dict[str, MapSpec] = {spec.name: spec for spec in (MapSpec("flows", LRU_HASH, FlowKey, Flow, 4096, "programs"),)}
+"""Maps that are pinned nowhere but lie in others; the size is that of each. flows: an endpoint's budget, 0.5 MB of
+memory. A pod that has more flows at a time forgets the least used one, which is then judged like a new one."""
 
 MAPS: dict[str, MapSpec] = {
     spec.name: spec
@@ -489,7 +497,7 @@ MAPS: dict[str, MapSpec] = {
         MapSpec("policy", LPM_TRIE, PolicyKey, PolicyRule, 131072, "agent", NO_PREALLOC),
         MapSpec("fqdn", HASH, FqdnKey, Fqdn, 65536, "dns", NO_PREALLOC),
         MapSpec("fqdn_use", LRU_HASH, FqdnKey, Instant, 16384, "programs"),
-        MapSpec("conntrack", LRU_HASH, FlowKey, Flow, 131072, "programs"),
+        MapSpec("conntrack", HASH_OF_MAPS, Number, Number, 1024, "agent", inner="flows"),
         MapSpec("vips", HASH, VipKey, Vip, 1024, "announcer"),
         MapSpec("node_alive", HASH, AddressKey, Instant, 256, "announcer"),
         MapSpec("events", RINGBUF, Nothing, Nothing, 1 << 20, "programs"),

@@ -43,6 +43,7 @@ from netstack.kernel.bpf import (
 )
 from netstack.kernel.programs import CGROUP, PROGRAMS, Compiled
 
+ALL_MAPS = layout.MAPS | layout.INNER
 log = logging.getLogger("netstack-loader")
 
 
@@ -70,12 +71,13 @@ class LoaderSettings:
     """cgroup v2 folder whose processes' sockets are translated: the root, so that pods and node alike."""
 
     sizes: dict[str, int] = field(default_factory=dict)
-    """Entries of maps that shall differ from kernel/layout.py, by map name. A running node needs a reboot to change."""
+    """Entries of maps that shall differ from kernel/layout.py, by map name. A running node needs a reboot to change;
+    `flows`, the budget of each endpoint, counts for endpoints that come."""
 
     def __post_init__(self) -> None:
         for name, entries in self.sizes.items():
-            if name not in layout.MAPS:
-                raise ValueError(f"sizes: there is no map {name!r}; there are {', '.join(sorted(layout.MAPS))}")
+            if name not in ALL_MAPS:
+                raise ValueError(f"sizes: there is no map {name!r}; there are {', '.join(sorted(ALL_MAPS))}")
             if not 1 <= entries <= 1 << 24:
                 raise ValueError(f"sizes: {name} must have 1 to {1 << 24} entries, not {entries}")
 
@@ -85,10 +87,18 @@ class LoaderSettings:
 
     def definition(self, name: str) -> MapDefinition:
         """How the map of this name shall be."""
-        spec = layout.MAPS[name]
+        spec = ALL_MAPS[name]
         return MapDefinition(
             spec.kind, spec.key.size(), spec.value.size(), self.sizes.get(name, spec.entries), spec.flags
         )
+
+    def create(self, name: str) -> Map:
+        """A new map as `definition` says."""
+        inner = layout.MAPS[name].inner
+        if not inner:
+            return Map.create(name, self.definition(name))
+        with Map.create(inner, replace(self.definition(inner), entries=1)) as like:
+            return Map.create(name, self.definition(name), like)
 
 
 def load_settings(path: Path) -> LoaderSettings:
@@ -139,7 +149,7 @@ def _compile_hint() -> str:
 
 def check_declarations(compiled: Compiled) -> None:
     """LoaderError if sources and kernel/layout.py do not agree on a map: then neither may write it."""
-    for name, spec in layout.MAPS.items():
+    for name, spec in ALL_MAPS.items():
         ours = MapDefinition(spec.kind, spec.key.size(), spec.value.size(), 1, spec.flags)
         theirs = compiled.maps.get(name)
         if theirs is not None and replace(theirs, entries=1) != ours:  # a ring's declaration has a page at least
@@ -159,7 +169,7 @@ def open_maps(wanted: LoaderSettings) -> dict[str, Map]:
     for name in layout.MAPS:
         definition = wanted.definition(name)
         path = Path(wanted.pins) / "maps" / name
-        found = Map.open(path) if path.exists() else Map.create(name, definition)
+        found = Map.open(path) if path.exists() else wanted.create(name)
         if found.definition != definition:
             raise LoaderError(
                 f"map {name} is pinned as ({found.definition}) but this release needs ({definition}); "

@@ -16,11 +16,12 @@ from typing import Self
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout
 from netstack.kernel.bpf import Map, Program
+from netstack.kernel.flows import FlowTables
 from netstack.kernel.loader import LoaderSettings, compiled_set, load_program
 from netstack.kernel.programs import PROGRAMS
 
-WRITTEN = tuple(name for name, spec in layout.MAPS.items() if spec.writer == "programs")
-"""The tables that programs write."""
+WRITTEN = tuple(name for name, spec in layout.MAPS.items() if spec.writer == "programs" or spec.inner)
+"""The tables that programs write, and those that hold such tables."""
 SCRATCH = "scratch"
 """What a program knows of the packet that it is looking at: struct packet of files/bpf/lib/parse.h ..."""
 RULE_AT = 104
@@ -47,9 +48,10 @@ class Trial:
         self.maps: dict[str, Map] = {}
         for name in layout.MAPS:
             private = name in WRITTEN
-            self.maps[name] = (
-                Map.create(name, settings.definition(name)) if private else Map.open(self._pins / "maps" / name)
-            )
+            self.maps[name] = settings.create(name) if private else Map.open(self._pins / "maps" / name)
+        tables = FlowTables(self.maps["conntrack"], settings.definition("flows"))
+        for _, value in self.maps["endpoints"].items():
+            tables.add(layout.Endpoint.unpack(value).id)
         self.maps[SCRATCH] = Map.create(SCRATCH, self._compiled.maps[SCRATCH])
         self._programs: dict[str, Program] = {}
 

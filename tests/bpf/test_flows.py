@@ -1,0 +1,101 @@
+"""Budgets: each endpoint's flows are its own, whoever floods."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import Ether
+
+from bpf import packet as c
+from bpf.packet import CLIENT, NEIGHBOUR, POD, SETTINGS, Packet
+from netstack.core.verdict import Verdict
+from netstack.kernel import layout as l
+from netstack.kernel.bpf import Map
+from netstack.kernel.flows import FlowTables
+
+pytestmark = pytest.mark.root
+BUDGET = l.INNER["flows"].entries
+FLOOD = 200_000
+SOURCE_AT, DESTINATION_AT = 26, 30
+"""Where in an Ethernet frame of IPv4 the addresses stand; ports follow."""
+
+
+def many(frame: bytes, count: int, at: int) -> Iterator[bytes]:
+    """`frame` from or to so many addresses, each another flow. Checksums are not kept: no program reads them."""
+    for number in range(count):
+        yield frame[:at] + struct.pack("!I", 0xCB000000 + number) + frame[at + 4 :]
+
+
+def flood(
+    node: Packet, program: str, frame: Ether, count: int, at: int, device: int, came_by: int
+) -> dict[Verdict, int]:
+    """What became of them."""
+    before = node.counts()
+    node.send(program, many(bytes(frame), count, at), device, came_by)
+    return {verdict: after - before.get(verdict, 0) for verdict, after in node.counts().items()}
+
+
+def neighbours_flows(node: Packet) -> None:
+    """Of the pod that is to be left alone: one established, one half open, both ways."""
+    for sport, answered in ((4000, True), (4001, False)):
+        out = IP(src=NEIGHBOUR, dst=CLIENT) / TCP(sport=sport, dport=443, flags="S")
+        assert node.from_pod(out, device=node.neighbour).verdict is Verdict.FORWARDED
+        into = IP(src=CLIENT, dst=NEIGHBOUR) / TCP(sport=sport, dport=80, flags="S")
+        assert node.to_pod(into, device=node.neighbour).verdict is Verdict.FORWARDED
+        if answered:
+            node.to_pod(IP(src=CLIENT, dst=NEIGHBOUR) / TCP(sport=443, dport=sport, flags="SA"), device=node.neighbour)
+            node.from_pod(IP(src=NEIGHBOUR, dst=CLIENT) / TCP(sport=80, dport=sport, flags="SA"), device=node.neighbour)
+
+
+def test_a_pods_flood_leaves_its_neighbours_flows_alone(node: Packet) -> None:
+    neighbours_flows(node)
+    before = node.flows(c.NEIGHBOUR_ID)
+    assert len(before) == 4
+    frame = Ether(src=c.POD_MAC, dst=c.HOST_MAC) / IP(src=POD, dst=CLIENT) / UDP(sport=4000, dport=53)
+    became = flood(node, "pod_ingress", frame, FLOOD, DESTINATION_AT, node.pod, node.pod)
+    assert became[Verdict.FORWARDED] == FLOOD, "a pod may do this to itself"
+    assert BUDGET // 2 < len(node.flows()) <= BUDGET
+    assert node.flows(c.NEIGHBOUR_ID) == before
+
+
+def test_the_lans_flood_of_a_pod_leaves_its_neighbours_flows_alone(node: Packet) -> None:
+    neighbours_flows(node)
+    before = node.flows(c.NEIGHBOUR_ID)
+    frame = Ether(src=c.HOST_MAC, dst=c.POD_MAC) / IP(src=CLIENT, dst=POD) / TCP(sport=4000, dport=80, flags="S")
+    became = flood(node, "pod_egress", frame, 4 * BUDGET, SOURCE_AT, node.pod, node.uplink)
+    assert became[Verdict.FORWARDED] == 4 * BUDGET
+    assert len(node.flows()) <= BUDGET
+    assert node.flows(c.NEIGHBOUR_ID) == before
+
+
+def test_what_is_denied_takes_no_room(node: Packet) -> None:
+    node.endpoint(POD, c.POD_ID, c.POD_IDENTITY, enforce=l.ENFORCE_EGRESS)
+    frame = Ether(src=c.POD_MAC, dst=c.HOST_MAC) / IP(src=POD, dst=CLIENT) / UDP(sport=4000, dport=53)
+    assert flood(node, "pod_ingress", frame, 100, DESTINATION_AT, node.pod, node.pod)[Verdict.DEFAULT_DENY] == 100
+    assert node.flows() == {}
+
+
+def test_an_endpoint_without_a_table_has_no_flows_and_gets_none(node: Packet) -> None:
+    packet = IP(src=POD, dst=CLIENT) / TCP(sport=4000, dport=443, flags="S")
+    assert node.from_pod(packet).verdict is Verdict.FORWARDED
+    assert node.tables.remove(c.POD_ID) and not node.tables.remove(c.POD_ID)
+    assert node.from_pod(packet).verdict is Verdict.MAP_FULL
+    answer = IP(src=CLIENT, dst=POD) / TCP(sport=443, dport=4000, flags="SA")
+    assert node.to_pod(answer).verdict is Verdict.MAP_FULL
+    assert node.tables.add(c.POD_ID) and not node.tables.add(c.POD_ID)
+    assert node.from_pod(packet).verdict is Verdict.FORWARDED
+
+
+def test_tables_are_listed_with_their_endpoints() -> None:
+    with SETTINGS.create("conntrack") as conntrack:
+        tables = FlowTables(conntrack, SETTINGS.definition("flows"))
+        for endpoint in (7, 9):
+            tables.add(endpoint)
+        assert tables.endpoints() == {7, 9}
+        assert {endpoint: table.definition for endpoint, table in tables.all()} == dict.fromkeys(
+            (7, 9), SETTINGS.definition("flows")
+        )
+        assert isinstance(tables.open(9), Map) and tables.open(8) is None

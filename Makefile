@@ -21,7 +21,7 @@ lint:
 	ruff check .
 	ruff format --check .
 	mypy daemons/src/netstack
-	PYTHONPATH=daemons/src lint-imports
+	PYTHONPATH=daemons/src:tests lint-imports
 	tests/lint-collection.sh
 
 bpf:

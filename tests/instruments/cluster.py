@@ -65,6 +65,7 @@ class Maps:
         self.tables = {name: dict(tables[name].entries) for name in NAMES}
         self.rules: dict[tuple[int, int, int], dict[tuple[int, int, int], int]] = {}
         self._identities: dict[bytes, int] = {}
+        self._own = self._addresses()
         for key, value in self.tables["policy"].items():
             self._rule(key, value)
 
@@ -78,6 +79,13 @@ class Maps:
             self._rule(change.key, change.value if change.op is Op.PUT else None)
         if change.table == "identities":
             self._identities.clear()
+        if change.table == "config":
+            self._own = self._addresses()
+
+    def _addresses(self) -> set[bytes]:
+        """The node's own."""
+        configs = map(layout.Config.unpack, self.tables["config"].values())
+        return {address for config in configs for address in (config.node4, config.node6)} - {ANY}
 
     def _rule(self, raw: bytes, value: bytes | None) -> None:
         key = layout.PolicyKey.unpack(raw)
@@ -109,6 +117,8 @@ class Maps:
         endpoint = self.endpoint(pod)
         if endpoint is None:
             return ABSENT
+        if direction == INGRESS and peer in self._own:  # as its door says, whatever its address is to others
+            return ALLOWED
         found = set()
         for number in (self.identity(peer), layout.IDENTITY_ANY, *learned):
             best = max(
@@ -203,12 +213,19 @@ class Cluster:
                 "status": {"phase": "Running", "podIPs": [{"ip": address}]},
             }
         )
+        if node == self.place.node:
+            self.attach(name)
+        return address
+
+    def attach(self, name: str) -> None:
+        """What ADD does for a pod of this node; nothing if it is attached already."""
+        namespace, _, short = name.rpartition("/")
         ref = Ref("Pod", namespace, short)
-        if node == self.place.node and ref not in self.endpoints:
+        pod: Any = self.objects[ref]
+        if ref not in self.endpoints:
             number = next(self._ids)
             mac = bytes([2, 0, 0, 0, 0, number % 256])
-            self.endpoints[ref] = LocalEndpoint(number, pack(address), ref, 100 + number, mac, mac, labels or {})
-        return address
+            self.endpoints[ref] = LocalEndpoint(number, pod.addresses[0], ref, 100 + number, mac, mac, pod.meta.labels)
 
     def delete_pod(self, name: str) -> None:
         namespace, _, short = name.rpartition("/")

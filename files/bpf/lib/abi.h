@@ -141,6 +141,8 @@ struct endpoint {
 #define IDENTITY_REMOTE_NODE	6
 #define IDENTITY_KUBE_APISERVER	7
 #define IDENTITY_INGRESS	8
+#define IDENTITY_NODES		0x02000000	/* .. END: nodes that address ranges in policies tell apart */
+#define IDENTITY_NODES_END	0x03000000
 
 struct prefix {
 	__u32 bits;		/* 0 .. 128; IPv4 /n = 96 + n */

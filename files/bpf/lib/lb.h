@@ -18,7 +18,8 @@ INLINE bool is_node(struct config *config, bool v6, const struct addr *addr)
 	if (addr_equal(addr, &family(config, v6)->node))
 		return true;
 	identify(addr, &who);
-	return who.identity == IDENTITY_REMOTE_NODE || (who.identity == IDENTITY_KUBE_APISERVER && !who.outside) ||
+	return (who.identity >= IDENTITY_NODES && who.identity < IDENTITY_NODES_END) ||
+	       who.identity == IDENTITY_REMOTE_NODE || (who.identity == IDENTITY_KUBE_APISERVER && !who.outside) ||
 	       (who.identity == IDENTITY_HOST && !addr_none(&who.node));
 }
 

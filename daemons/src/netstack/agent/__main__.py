@@ -77,6 +77,7 @@ class Agent:
             ranges=(Prefix.parse(self.chosen.cluster_cidr), Prefix.parse(self.chosen.service_cidr)),
             ingress_services=self.chosen.services("ingress_services"),
             dns_services=self.chosen.services("dns_services"),
+            ranges_match=frozenset(self.chosen.policy_cidr_match_mode),
         )
 
     def reconcile(self) -> bool:

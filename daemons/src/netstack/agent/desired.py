@@ -43,6 +43,8 @@ class Place:
     ingress_services: tuple[Ref, ...] = ()
     """The Services for whose pods the ingress endpoint stands; the first that exists lends it its labels."""
     dns_services: tuple[Ref, ...] = ()
+    ranges_match: frozenset[str] = frozenset()
+    """What ranges in policies mean beside the world (identities.RANGES_MATCH)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def compile_all(
     accepted = accept(snapshot.all(Policy), before.good, _unreadable(snapshot), memory.readings)
     referred = Referred(snapshot.all(Service), snapshot.all(EndpointSlice), snapshot.all(CIDRGroup))
     specs, lacking = resolve(accepted.specs, referred)
-    identities, policy = _who_may(snapshot, endpoints, place, specs, memory.policies)
+    identities, policy = who_may(snapshot, endpoints, place, specs, memory.policies)
     tables = {
         **{table.name: table for table in (services.services, services.slots, services.backends)},
         "policy": policy.policy,
@@ -141,13 +143,14 @@ def compile_all(
     )
 
 
-def _who_may(
+def who_may(
     snapshot: Snapshot,
     endpoints: tuple[LocalEndpoint, ...],
     place: Place,
     specs: tuple[Spec, ...],
     compiler: Compiler,
 ) -> tuple[Identities, PolicyTables]:
+    """Who is who, and what the specs (without references: references.py) let this node's endpoints do."""
     dns = _dns_addresses(snapshot, place.dns_services)
     blocks = [block for spec in specs for rule in spec.rules if rule.peers for block in rule.peers.blocks]
     selectors = {ref: _selector(snapshot, ref) for ref in place.ingress_services}
@@ -164,6 +167,7 @@ def _who_may(
             {prefix for block in blocks for prefix in (block.prefix, *block.excluded)}
             | {Prefix(address, 128) for address, _ in dns}
         ),
+        ranges_match=place.ranges_match,
         ingress_services={ref: labels for ref, labels in selectors.items() if labels},
     )
     identities = compile_identities(view)

@@ -8,6 +8,10 @@ can tell apart therefore gets a number of its own (a `Peer`):
 * each address range that a policy names: it is `world`, and itself. An address belongs to the longest range only, so
   a rule for a range lists the narrower ranges inside it too (`Peer.prefix`).
 
+Ranges do not mean the cluster's own addresses (Cilium's default), unless `View.ranges_match` says that they mean those
+of pods, of nodes or both. Then each of these has the longest range around it as a part of its identity: there are as
+many identities of `remote-node` as ranges have nodes in them, and so on.
+
 Labels are the pod's own plus those by which Cilium's selectors reach its namespace and service account. None is left
 out: two pods that any policy can tell apart have different numbers.
 """
@@ -15,7 +19,7 @@ out: two pods that any policy can tell apart have different numbers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from netstack.agent.numbers import numbers
 from netstack.core.address import ANY, Prefix
@@ -37,8 +41,17 @@ INGRESS_MANAGER = "netstack-ingress"
 
 LABELS_BASE, PREFIX_BASE, BITS = 1 << 30, 2 << 30, 30
 """Identities above 2^30 are labels, above 2^31 ranges, above 3 * 2^30 name-selectors (policy/names.py)."""
+UNMANAGED_BASE, SMALL_BITS = 3 << 24, 24
+"""Below 2^30, from layout.IDENTITY_NODES on: nodes that ranges tell apart (Cilium's scope of remote nodes), and from
+here on parts of pod ranges."""
+PODS, NODES = "pods", "nodes"
+RANGES_MATCH = (PODS, NODES)
+"""What `View.ranges_match` may hold. Cilium's policy-cidr-match-mode knows `nodes`."""
 CHANGING = 255
 """An address on its way from one identity to another: denied by every endpoint that a policy selects (order.py)."""
+
+REMOTE_NODE = frozenset({"remote-node", "cluster"})
+UNMANAGED = frozenset({"unmanaged", "cluster"})
 
 Labels = Mapping[str, str]
 NamedPort = tuple[str, str, int]
@@ -110,25 +123,48 @@ class View:
     endpoints: tuple[LocalEndpoint, ...]
     prefixes: frozenset[Prefix] = frozenset()
     """The ranges that policies name, exceptions included."""
+    ranges_match: frozenset[str] = frozenset()
+    """What these mean beside addresses outside the cluster: of RANGES_MATCH."""
     ingress_services: Mapping[Ref, Labels] = field(default_factory=dict)
     """Services whose pods the ingress endpoints stand for -> their selectors."""
 
 
 @dataclass(slots=True)
 class _Members:
-    """Who was found so far: canonical text of labels and ports -> those; address -> (text, node address)."""
+    """Pods found so far: canonical text of all that tells them apart -> peer; address -> (text, node address)."""
 
-    labels: dict[str, Labels] = field(default_factory=dict)
-    ports: dict[str, frozenset[NamedPort]] = field(default_factory=dict)
+    around: Around
+    peers: dict[str, Peer] = field(default_factory=dict)
+    """Their numbers are still 0."""
     holders: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)
 
-    def add(self, labels: Labels, ports: Iterable[NamedPort]) -> str:
+    def add(self, labels: Labels, ports: Iterable[NamedPort], address: bytes | None) -> str:
+        """One more, with or without an address."""
         named = frozenset(port for port in ports if port[0])
+        prefix = self.around(Prefix(address, 128)) if address is not None else None
         text = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
         text += "".join(f" {name}={number}/{protocol}" for name, protocol, number in sorted(named))
-        self.labels[text] = labels
-        self.ports[text] = named
+        text += f" in {prefix}" if prefix else ""
+        entities = {"cluster", "ingress"} if INGRESS in labels else {"cluster"}
+        name = "ingress" if INGRESS in labels else f"pods {labels.get(NAMESPACE, '')}"
+        self.peers[text] = Peer(0, name, labels, frozenset(entities), prefix, named)
         return text
+
+
+class Around:
+    """The longest of some ranges that covers a given one, if any does."""
+
+    def __init__(self, ranges: Iterable[Prefix]) -> None:
+        self._ranges = frozenset(ranges)
+        self._lengths = sorted({item.bits for item in self._ranges}, reverse=True)
+
+    def __call__(self, inner: Prefix) -> Prefix | None:
+        base = int.from_bytes(inner.address)
+        for bits in self._lengths:
+            outer = Prefix((base >> 128 - bits << 128 - bits).to_bytes(16), bits)
+            if bits <= inner.bits and outer in self._ranges:
+                return outer
+        return None
 
 
 def full_labels(own: Labels, namespace: str, service_account: str, namespaces: Mapping[str, Labels]) -> dict[str, str]:
@@ -150,12 +186,12 @@ def compile_identities(view: View) -> Identities:
     """Every peer and every address. An address that two objects claim goes to the local endpoint, else the newer."""
     namespaces = {item.meta.name: item.meta.labels for item in view.namespaces}
     node_address = {node.meta.name: node.addresses[0] for node in view.nodes if node.addresses}
-    members = _Members()
+    members = _Members(Around(view.prefixes if PODS in view.ranges_match else ()))
     _pods(view, members, namespaces, node_address)
     _ingress(view, members, namespaces, node_address)
     of_endpoint = _local(view, members, namespaces)
-    ids, collisions = numbers(members.labels, base=LABELS_BASE, bits=BITS)
-    peers = {text: _labelled(ids[text], labels, members.ports[text]) for text, labels in members.labels.items()}
+    ids, collisions = numbers(members.peers, base=LABELS_BASE, bits=BITS)
+    peers = {text: replace(peer, number=ids[text]) for text, peer in members.peers.items()}
     table: dict[bytes, bytes] = {}
     of_address: dict[bytes, int] = {}
 
@@ -163,40 +199,45 @@ def compile_identities(view: View) -> Identities:
         table[layout.PrefixKey(prefix.bits, prefix.address).pack()] = layout.Identity(identity, 0, node).pack()
 
     api = _api_servers(view)
-    reserved, of_node = _nodes(view, api)
+    apart, of_node, clashes = _nodes(view, api)
     prefixes, more = _ranges(view, api, frozenset(of_node))
+    empty, unmanaged, others = _unmanaged(view, node_address)
     for prefix, peer in prefixes.items():
         put(prefix, peer.number, ANY)
-    for cidr, owner in _pod_cidrs(view, node_address).items():
-        put(cidr, layout.IDENTITY_UNMANAGED, owner)
+    for cidr, (identity, owner) in unmanaged.items():
+        put(cidr, identity, owner)
     for address, (text, owner) in members.holders.items():
         of_address[address] = ids[text]
         put(Prefix(address, 128), ids[text], owner)
     for address, (identity, owner) in of_node.items():
         of_address[address] = identity
         put(Prefix(address, 128), identity, owner)
-    everyone = (*reserved, *(peers[text] for text in sorted(peers)), *(prefixes[p] for p in sorted(prefixes)))
+    everyone = (
+        *_reserved(view, api),
+        *apart,
+        *empty,
+        *(peers[text] for text in sorted(peers)),
+        *(prefixes[p] for p in sorted(prefixes)),
+    )
+    collided = [*collisions, *clashes, *more, *others]
     return Identities(
         peers=everyone,
         table=Table("identities", table),
         of_endpoint={number: peers[text] for number, text in of_endpoint.items()},
         of_address=of_address,
-        problems=tuple(f"identity of {loser!r} collides with {winner!r}" for loser, winner in [*collisions, *more]),
+        problems=tuple(f"identity of {loser!r} collides with {winner!r}" for loser, winner in collided),
     )
-
-
-def _labelled(number: int, labels: Labels, ports: frozenset[NamedPort]) -> Peer:
-    entities = {"cluster", "ingress"} if INGRESS in labels else {"cluster"}
-    name = "ingress" if INGRESS in labels else f"pods {labels.get(NAMESPACE, '')}"
-    return Peer(number, name, labels, frozenset(entities), None, ports)
 
 
 def _pods(view: View, members: _Members, namespaces: Mapping[str, Labels], node_address: Mapping[str, bytes]) -> None:
     for pod in sorted(view.pods, key=lambda pod: (pod.meta.created, pod.meta.ref)):
         if pod.host_network or pod.phase in ("Succeeded", "Failed"):  # their addresses are the node's, or given back
             continue
-        text = members.add(full_labels(pod.meta.labels, pod.meta.namespace, pod.service_account, namespaces), pod.ports)
+        labels = full_labels(pod.meta.labels, pod.meta.namespace, pod.service_account, namespaces)
+        if not pod.addresses:
+            members.add(labels, pod.ports, None)
         for address in pod.addresses:
+            text = members.add(labels, pod.ports, address)
             members.holders[address] = (text, node_address.get(pod.node, ANY))
 
 
@@ -209,9 +250,9 @@ def _ingress(
         if item.meta.labels.get(MANAGED_BY) != INGRESS_MANAGER or service not in view.ingress_services:
             continue
         labels = full_labels(view.ingress_services[service], service.namespace, "", namespaces)
-        text = members.add({**labels, INGRESS: ""}, ())
         for endpoint in item.endpoints:
             for address in endpoint.addresses:
+                text = members.add({**labels, INGRESS: ""}, (), address)
                 members.holders.setdefault(address, (text, node_address.get(endpoint.node, ANY)))
 
 
@@ -228,7 +269,7 @@ def _local(view: View, members: _Members, namespaces: Mapping[str, Labels]) -> d
         labels = full_labels(own, endpoint.ref.namespace, account, namespaces)
         if endpoint.ingress:
             labels[INGRESS] = ""
-        text = members.add(labels, pod.ports if pod else ())
+        text = members.add(labels, pod.ports if pod else (), endpoint.address)
         members.holders[endpoint.address] = (text, view.own_addresses[0])
         found[endpoint.id] = text
     return found
@@ -241,9 +282,31 @@ def _pod_cidrs(view: View, node_address: Mapping[str, bytes]) -> dict[Prefix, by
     return cidrs
 
 
+def _unmanaged(
+    view: View, node_address: Mapping[str, bytes]
+) -> tuple[list[Peer], dict[Prefix, tuple[int, bytes]], list[tuple[str, str]]]:
+    """What in pod ranges is no pod that is known: peers, and each range -> (identity, owning node).
+
+    If ranges mean pods they mean these addresses too: a pod may have one before its object is seen here.
+    """
+    found = {}
+    for cidr, owner in _pod_cidrs(view, node_address).items():
+        found[cidr] = owner
+        if PODS in view.ranges_match:
+            found.update((prefix, owner) for prefix in view.prefixes if cidr.covers(prefix))
+    around = Around(view.prefixes if PODS in view.ranges_match else ())
+    named = {part: around(part) for part in found}
+    texts = {f"unmanaged in {prefix}": prefix for prefix in named.values() if prefix}
+    ids, collisions = numbers(texts, base=UNMANAGED_BASE, bits=SMALL_BITS)
+    peers = [Peer(ids[text], text, {}, UNMANAGED, prefix) for text, prefix in sorted(texts.items())]
+    numbered = {peer.prefix: peer.number for peer in peers}
+    entries = {part: (numbered.get(named[part], layout.IDENTITY_UNMANAGED), owner) for part, owner in found.items()}
+    return peers, entries, collisions
+
+
 def _ranges(view: View, api: set[bytes], taken: frozenset[bytes]) -> tuple[dict[Prefix, Peer], list[tuple[str, str]]]:
-    """A peer for each range that policies name. Ranges inside a PodCIDR, and single cluster addresses, have none:
-    policies' ranges never mean pods or nodes (Cilium's policy-cidr-match-mode, default).
+    """A peer for the outside part of each range that policies name. A range inside a PodCIDR, and a single address of a
+    node, have no such part.
     """
     pod_cidrs = _pod_cidrs(view, {})
     outside = {str(Prefix(address, 128)): Prefix(address, 128) for address in api - taken}
@@ -272,27 +335,48 @@ def _api_servers(view: View) -> set[bytes]:
     }
 
 
-def _nodes(view: View, api: set[bytes]) -> tuple[tuple[Peer, ...], dict[bytes, tuple[int, bytes]]]:
-    """The reserved peers, and each node's addresses -> (identity, the node's own address)."""
-    found: dict[bytes, tuple[int, bytes]] = {}
+def _reserved(view: View, api: set[bytes]) -> tuple[Peer, ...]:
+    """Those with a number of their own, whether or not an address has it just now."""
+    return (
+        Peer(layout.IDENTITY_HOST, "host", entities=_host(view, api)),
+        Peer(layout.IDENTITY_WORLD, "world", entities=frozenset({"world"})),
+        Peer(layout.IDENTITY_UNMANAGED, "unmanaged", entities=UNMANAGED),
+        Peer(layout.IDENTITY_INIT, "init", entities=frozenset({"init", "cluster"})),
+        Peer(layout.IDENTITY_REMOTE_NODE, "remote-node", entities=REMOTE_NODE),
+        Peer(layout.IDENTITY_KUBE_APISERVER, "kube-apiserver", entities=REMOTE_NODE | {"kube-apiserver"}),
+    )
+
+
+def _host(view: View, api: set[bytes]) -> frozenset[str]:
+    own = next((node.addresses for node in view.nodes if node.meta.name == view.node), ())
+    return frozenset({"host", "cluster"} | ({"kube-apiserver"} if api & {*own, *view.own_addresses} else set()))
+
+
+def _nodes(view: View, api: set[bytes]) -> tuple[list[Peer], dict[bytes, tuple[int, bytes]], list[tuple[str, str]]]:
+    """Each node's addresses -> (identity, the node's own address); and the peers that are nodes in a range.
+
+    Who comes from this node itself is IDENTITY_HOST, known by the door; the address counts for who goes there.
+    """
+    around = Around(view.prefixes if NODES in view.ranges_match else ())
+    kinds: dict[bytes, tuple[int, bytes]] = {}
     for node in view.nodes:
         for address in node.addresses:
             number = layout.IDENTITY_KUBE_APISERVER if api & set(node.addresses) else layout.IDENTITY_REMOTE_NODE
-            found[address] = (number, node.addresses[0])
+            kinds[address] = (number, node.addresses[0])
     own = next((node.addresses for node in view.nodes if node.meta.name == view.node), ())
     for address in (*own, *view.own_addresses):
-        found[address] = (layout.IDENTITY_HOST, view.own_addresses[0])
-    is_api = {"kube-apiserver"} if api & {*own, *view.own_addresses} else set()
-    reserved = (
-        Peer(layout.IDENTITY_HOST, "host", entities=frozenset({"host", "cluster", *is_api})),
-        Peer(layout.IDENTITY_WORLD, "world", entities=frozenset({"world"})),
-        Peer(layout.IDENTITY_UNMANAGED, "unmanaged", entities=frozenset({"unmanaged", "cluster"})),
-        Peer(layout.IDENTITY_INIT, "init", entities=frozenset({"init", "cluster"})),
-        Peer(layout.IDENTITY_REMOTE_NODE, "remote-node", entities=frozenset({"remote-node", "cluster"})),
-        Peer(
-            layout.IDENTITY_KUBE_APISERVER,
-            "kube-apiserver",
-            entities=frozenset({"kube-apiserver", "remote-node", "cluster"}),
-        ),
-    )
-    return reserved, found
+        kinds[address] = (layout.IDENTITY_HOST, view.own_addresses[0])
+    reserved = {peer.number: peer for peer in _reserved(view, api)}
+    inside: dict[str, Peer] = {}
+    for address, (number, _) in kinds.items():
+        prefix = around(Prefix(address, 128))
+        if prefix:
+            text = f"{reserved[number].name} in {prefix}"
+            inside[text] = replace(reserved[number], name=text, prefix=prefix)
+    ids, collisions = numbers(inside, base=layout.IDENTITY_NODES, bits=SMALL_BITS)
+    peers = {text: replace(peer, number=ids[text]) for text, peer in inside.items()}
+    found = {}
+    for address, (number, owner) in kinds.items():
+        prefix = around(Prefix(address, 128))
+        found[address] = (ids[f"{reserved[number].name} in {prefix}"] if prefix else number, owner)
+    return [peers[text] for text in sorted(peers)], found, collisions

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from netstack.agent.identities import RANGES_MATCH
 from netstack.core.address import Prefix, pack
 from netstack.core.ref import Ref
 from netstack.kernel.loader import LoaderSettings
@@ -52,6 +53,11 @@ class AgentSettings:
     dns_services: tuple[str, ...] = ("kube-system/kube-dns",)
     """Services (namespace/name) that are the cluster's DNS: pods with toFQDNs may ask them, through the proxy."""
 
+    policy_cidr_match_mode: tuple[str, ...] = ()
+    """What address ranges in policies (ipBlock, toCIDR, toCIDRSet ...) mean beside what is outside the cluster: `pods`,
+    `nodes` or both. Neither is Cilium's default, whose option of that name knows `nodes`; Kubernetes leaves it to the
+    network. `netstack check` lists what this would open and deny."""
+
     pod_wait_s: float = 10.0
     """How long ADD waits for the Pod object, seconds. The API server has usually sent it before the runtime asks; a
     kubelet gives up on a sandbox after minutes and tries again anyway."""
@@ -75,6 +81,9 @@ class AgentSettings:
             for text in getattr(self, name):
                 if len([part for part in text.split("/") if part]) != 2:
                     raise ValueError(f"{name}: {text!r} must be namespace/name")
+        for mode in self.policy_cidr_match_mode:
+            if mode not in RANGES_MATCH:
+                raise ValueError(f"policy_cidr_match_mode: {mode!r} must be one of {', '.join(RANGES_MATCH)}")
         for name in ("pod_wait_s", "audit_s"):
             if not 0 < getattr(self, name) <= 600:
                 raise ValueError(f"{name} must be above 0 and at most 600, not {getattr(self, name)}")

@@ -61,11 +61,11 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from netstack.cli.check import problems
+    from netstack.cli.check import problems, range_effects
 
     found = problems(arguments.folder)
-    for problem in found:
-        print(problem)
+    for line in [*found, *range_effects(arguments.folder)]:
+        print(line)
     print(f"{len(found)} problems" if found else "nothing wrong")
     return 1 if found else 0
 

@@ -1,6 +1,7 @@
 """`netstack check DIR`: what the daemons would say of a folder of manifests, without a node or a kernel.
 
-The daemons' own compilers answer, so this cannot disagree with them.
+The daemons' own compilers answer, so this cannot disagree with them. If the folder has nodes and pods too (such as the
+agent's copy of the cluster), it also says what each mode of `policy_cidr_match_mode` would open and deny among these.
 `netstack check-config DAEMON FILE`: whether a daemon would start with this configuration.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from netstack.agent.effect import of_ranges
 from netstack.agent.policy.accept import accept
 from netstack.agent.settings import AgentSettings
 from netstack.announcer.allocate import allocate
@@ -37,6 +39,12 @@ def problems(folder: Path) -> list[str]:
     if not folder.is_dir():
         return [f"{folder}: is not a folder"]
     return list(_problems(DirectorySource(folder).snapshot()))
+
+
+def range_effects(folder: Path) -> list[str]:
+    """What would open and be denied if ranges in policies meant pods or nodes too, one line a pair. No problems."""
+    found = of_ranges(DirectorySource(folder).snapshot()) if folder.is_dir() else ()
+    return sorted(f"policy_cidr_match_mode [{effect.meant}] {effect}" for effect in found)
 
 
 def _problems(snapshot: Snapshot) -> Iterator[str]:

@@ -29,6 +29,10 @@ def test_three_fields_are_enough() -> None:
         ({"pod_cidr": "10.244.1.0/30"}, "(file): pod_cidr 10.244.1.0/30 has no room for pods"),
         ({"node_address": "eth0"}, "(file): node_address: 'eth0' does not appear to be an IPv4 or IPv6 address"),
         ({"dns_services": ["kube-dns"]}, "(file): dns_services: 'kube-dns' must be namespace/name"),
+        (
+            {"policy_cidr_match_mode": ["hosts"]},
+            "(file): policy_cidr_match_mode: 'hosts' must be one of pods, nodes",
+        ),
         ({"audit_s": 0}, "(file): audit_s must be above 0 and at most 600, not 0.0"),
         ({"node": None}, "node: must be a str, not nothing"),
         ({"podcidr": "x"}, "podcidr: unknown field"),

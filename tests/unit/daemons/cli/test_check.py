@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from instruments import clusters
 from instruments.authority import Authority
-from netstack.cli.check import config_problem, problems
+from netstack.cli.check import config_problem, problems, range_effects
 
 HOME = Path(__file__).parents[3] / "e2e/manifests"
 
@@ -40,6 +41,20 @@ def test_each_daemon_says_what_is_wrong(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text)
     (problem,) = problems(tmp_path)
     assert problem.startswith(words)
+
+
+def test_what_another_meaning_of_ranges_would_open_is_told_and_is_no_problem(tmp_path: Path) -> None:
+    spec = {"podSelector": {}, "egress": [{"to": [{"ipBlock": {"cidr": "10.244.2.12/32"}}]}], "policyTypes": ["Egress"]}
+    meta = {"name": "p", "namespace": "one"}
+    policy = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta, "spec": spec}
+    pods = [clusters.pod(name, {}, [], "default") for name in ("one/a", "one/c")]
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump_all([clusters.node(1), clusters.node(2), *pods, policy]))
+    assert problems(tmp_path) == []
+    assert range_effects(tmp_path) == [
+        f"policy_cidr_match_mode [pods] opens one/a -> one/c (10.244.2.12) {protocol}, by NetworkPolicy one/p: "
+        "spec.egress[0]"
+        for protocol in ("ICMP", "SCTP", "TCP", "UDP")
+    ]
 
 
 def test_the_manifests_of_a_home_are_right() -> None:

@@ -316,8 +316,18 @@ def test_a_service_without_backends_is_a_drop(node: Packet) -> None:
     assert node.from_pod(syn(c.SERVICE, 80)).verdict is Verdict.NO_BACKEND
 
 
-@pytest.mark.parametrize("address", [c.NODE, c.OTHER_NODE])
-def test_a_node_port_on_any_node_is_the_service(node: Packet, address: str) -> None:
+@pytest.mark.parametrize(
+    ("address", "identity"),
+    [
+        (c.NODE, l.IDENTITY_HOST),
+        (c.OTHER_NODE, l.IDENTITY_REMOTE_NODE),
+        (c.OTHER_NODE, l.IDENTITY_KUBE_APISERVER),
+        (c.OTHER_NODE, l.IDENTITY_NODES),
+        (c.OTHER_NODE, l.IDENTITY_NODES_END - 1),
+    ],
+)
+def test_a_node_port_on_any_node_is_the_service(node: Packet, address: str, identity: int) -> None:
+    node.identity(f"{address}/32", identity, address)
     node.service("", 30080, [(c.NEIGHBOUR, 8080, c.NODE)])
     result = node.from_pod(syn(address, 30080), translated=True)
     assert (result.frame[IP].dst, result.frame[TCP].dport) == (c.NEIGHBOUR, 8080)

@@ -119,6 +119,30 @@ class Maps:
             return ABSENT
         if direction == INGRESS and peer in self._own:  # as its door says, whatever its address is to others
             return ALLOWED
+        verdict = self._consult(endpoint, direction, peer, protocol, port, learned)
+        return verdict or (DEFAULT_DENY if endpoint.enforce & direction else FREE)
+
+    def would_deny(
+        self, pod: bytes, direction: int, peer: bytes, protocol: int, port: int, learned: tuple[int, ...]
+    ) -> bool:
+        """Whether policies on trial would, by themselves or with the others."""
+        endpoint = self.endpoint(pod)
+        if endpoint is None or not endpoint.enforce & layout.AUDIT:
+            return False
+        audit = layout.AUDIT_EGRESS if direction == EGRESS else layout.AUDIT_INGRESS
+        verdict = self._consult(endpoint, direction + layout.DIRECTION_AUDIT, peer, protocol, port, learned)
+        return verdict == DENIED or (not verdict and bool(endpoint.enforce & audit))
+
+    def _consult(
+        self,
+        endpoint: layout.Endpoint,
+        direction: int,
+        peer: bytes,
+        protocol: int,
+        port: int,
+        learned: tuple[int, ...],
+    ) -> str:
+        """What rules say; "" if none does."""
         found = set()
         for number in (self.identity(peer), layout.IDENTITY_ANY, *learned):
             best = max(
@@ -134,7 +158,7 @@ class Maps:
         for action, verdict in ((2, DENIED), (3, REDIRECTED), (1, ALLOWED)):
             if action in found:
                 return verdict
-        return DEFAULT_DENY if endpoint.enforce & direction else FREE
+        return ""
 
 
 class Cluster:
@@ -319,6 +343,16 @@ class Cluster:
         way = EGRESS if direction == "egress" else INGRESS
         verdict = self._maps.decide(self.address(pod), way, self.address(peer), PROTOCOLS[protocol], port, ())
         return "allowed" if verdict in OPEN else "denied"
+
+    def would_deny(
+        self, pod: str, direction: str, peer: str, port: int, protocol: str = "TCP", *, learned: tuple[str, ...] = ()
+    ) -> bool:
+        """Whether policies on trial would deny the pod's packet. `learned` as of `verdict`."""
+        assert self.desired is not None
+        way = EGRESS if direction == "egress" else INGRESS
+        selectors = {name.text: selector for item in self.desired.policy.dns for name, selector in item.names.items()}
+        numbers = tuple(selectors[name] for name in learned)
+        return self._maps.would_deny(self.address(pod), way, self.address(peer), PROTOCOLS[protocol], port, numbers)
 
     def identity(self, who: str) -> int:
         """What the programs see in the address."""

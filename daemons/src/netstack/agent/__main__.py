@@ -59,6 +59,8 @@ class Agent:
         self.before = Before(self.kernel.read(), self.good.read())
         self.memory = Memory()
         self.desired: Desired | None = None
+        self.revision = 0
+        """Of `desired`: rises whenever something else is in force."""
         self.said: dict[Ref, tuple[str, dict[str, Any]]] = {}
         self.unsaid = True
         """Whether anything about policies is still to be published."""
@@ -113,6 +115,7 @@ class Agent:
         for problem in set(self._problems(desired)) - set(self._problems(self.desired)):
             log.error("%s", problem)
         self.desired = desired
+        self.revision += 1
         if changes:
             log.info(
                 "generation %d: %d writes in %.1f ms",
@@ -186,6 +189,16 @@ class Agent:
             view["unready"].append(self.failure)
         return view
 
+    def names(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """None if who asks knows it all, or nothing is known."""
+        if self.desired is None or request.get("known") == self.stamp():
+            return None
+        return report.names(self.desired, self.source.snapshot(), self.cni.register, self.stamp())
+
+    def stamp(self) -> str:
+        """Of what is in force, by this process and no other."""
+        return f"{os.getpid()}.{self.revision}"
+
     def answer(self, view: Any) -> Any:
         """A control command that shows a view of what is in force."""
         return lambda _: view(self.desired) if self.desired else None
@@ -197,6 +210,7 @@ async def serve(chosen: AgentSettings, unit: Unit) -> None:
     agent.reconcile()
     agent.publish()
     unit.command("status", agent.status)
+    unit.command("names", agent.names)
     unit.command("rules", agent.answer(report.rules))
     unit.command("identities", agent.answer(report.identities))
     for name, handler in agent.cni.commands().items():

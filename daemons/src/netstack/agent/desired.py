@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from netstack.agent.identities import Identities, LocalEndpoint, View, compile_identities
 from netstack.agent.order import NAMES, Tables
-from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, Readings, accept
+from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, Readings, accept, on_trial
 from netstack.agent.policy.entries import Server
 from netstack.agent.policy.references import Referred, resolve
 from netstack.agent.policy.rules import Spec
@@ -117,7 +117,8 @@ def compile_all(
         ServiceTables(before.tables["services"], before.tables["slots"], before.tables["backends"]),
         sizes["slots"],
     )
-    accepted = accept(snapshot.all(Policy), before.good, _unreadable(snapshot), memory.readings)
+    trials = {item.meta.name for item in snapshot.all(Namespace) if on_trial(item.meta)}
+    accepted = accept(snapshot.all(Policy), before.good, _unreadable(snapshot), memory.readings, trials)
     referred = Referred(snapshot.all(Service), snapshot.all(EndpointSlice), snapshot.all(CIDRGroup))
     specs, lacking = resolve(accepted.specs, referred)
     identities, policy = who_may(snapshot, endpoints, place, specs, memory.policies)

@@ -11,7 +11,7 @@ from netstack.agent.register import Register
 from netstack.core.address import unpack
 from netstack.core.ref import Ref
 from netstack.kernel import layout
-from netstack.source.models import Namespace, Pod, Policy
+from netstack.source.models import Namespace, Node, Pod, Policy
 from netstack.source.snapshot import Snapshot
 
 API_VERSIONS = {"NetworkPolicy": "networking.k8s.io/v1"}
@@ -54,7 +54,7 @@ def waiting(node: str, release: str, unready: list[str]) -> dict[str, Any]:
 def endpoint_view(desired: Desired, register: Register, number: int) -> dict[str, Any]:
     record = next(record for record in register.records if record.id == number)
     peer = desired.identities.of_endpoint.get(number)
-    enforce = desired.policy.enforce.get(number, 0)
+    enforce, tried = desired.policy.enforce.get(number, 0), desired.policy.on_trial.get(number, ())
     return {
         "id": number,
         "pod": f"{record.namespace}/{record.pod}",
@@ -66,19 +66,22 @@ def endpoint_view(desired: Desired, register: Register, number: int) -> dict[str
             for name, bit in (("ingress", layout.ENFORCE_INGRESS), ("egress", layout.ENFORCE_EGRESS))
             if enforce & bit
         ],
-        "policies": [str(ref) for ref in desired.policy.selects.get(number, ())],
+        "policies": [str(ref) for ref in desired.policy.selects.get(number, ()) if ref not in tried],
+        "on_trial": [str(ref) for ref in tried],
     }
 
 
 def policies(desired: Desired, snapshot: Snapshot) -> Iterator[dict[str, Any]]:
     """Every policy, whether it is in force as written, and how many of this node's endpoints it selects."""
     refused, beyond = desired.accepted.refused, out_of_reach(desired, snapshot)
+    tried = on_trial(desired)
     for ref in sorted({policy.meta.ref for policy in snapshot.all(Policy)} | refused.keys()):
         selected = sum(ref in refs for refs in desired.policy.selects.values())
-        view = {"policy": str(ref), "state": "enforced", "selects": selected, "not_enforced": beyond.get(ref, [])}
+        state = "on trial" if ref in tried else "enforced"
+        view = {"policy": str(ref), "state": state, "selects": selected, "not_enforced": beyond.get(ref, [])}
         if ref in refused:
-            view["state"] = "refused, last good version enforced" if refused[ref].kept else "refused, denying"
-            view["reason"] = str(refused[ref].error)
+            instead = f"last good version {state}" if refused[ref].kept else "denying" if state == "enforced" else state
+            view |= {"state": f"refused, {instead}", "reason": str(refused[ref].error)}
         yield view
 
 
@@ -103,7 +106,7 @@ def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str
 
     It says the same on every node, so that nodes do not contest it: which version a node enforces is in `policies`.
     """
-    statuses, beyond = {}, out_of_reach(desired, snapshot)
+    statuses, beyond, tried = {}, out_of_reach(desired, snapshot), on_trial(desired)
     for ref in {policy.meta.ref for policy in snapshot.all(Policy)} | desired.accepted.refused.keys():
         refusal = desired.accepted.refused.get(ref)
         condition = {
@@ -112,10 +115,34 @@ def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str
             "reason": "Refused" if refusal else "NotEnforced" if ref in beyond else "Enforced",
             "message": str(refusal.error) if refusal else "",
         }
-        if ref in beyond and not refusal:
+        if ref in tried and not refusal:
+            condition |= {"reason": "OnTrial", "message": "what it would deny is reported, not denied"}
+        elif ref in beyond and not refusal:
             condition["message"] = f"not on pods that use the node's network: {', '.join(beyond[ref])}"
         statuses[ref] = (API_VERSIONS.get(ref.kind, CILIUM), {"conditions": [condition]})
     return statuses
+
+
+def on_trial(desired: Desired) -> set[Ref]:
+    """The policies that only say what they would deny."""
+    return {spec.ref for spec in desired.accepted.specs if spec.on_trial}
+
+
+def names(desired: Desired, snapshot: Snapshot, register: Register, revision: str) -> dict[str, Any]:
+    """What netstack-observer needs to name an event. `revision`: of this answer."""
+    pods = {address: pod for pod in snapshot.all(Pod) if not pod.host_network for address in pod.addresses}
+    nodes = {address: node for node in snapshot.all(Node) for address in node.addresses}
+    return {
+        "revision": revision,
+        "endpoints": [
+            endpoint_view(desired, register, record.id) | {"ifindex": record.ifindex}
+            for record in register.records
+            if record.attached
+        ],
+        "rules": rules(desired),
+        "pods": {unpack(address): pod.meta.ref.key for address, pod in pods.items()},
+        "nodes": {unpack(address): node.meta.name for address, node in nodes.items()},
+    }
 
 
 def rules(desired: Desired) -> dict[str, str]:

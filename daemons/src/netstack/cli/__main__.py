@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from netstack.cli.status import DAEMONS
+
 
 def main() -> None:
     """Exit code 0: ready, allowed, or nothing wrong. 1: not. 2: the question or the command line is wrong."""
@@ -20,13 +22,33 @@ def main() -> None:
     explain.add_argument("--protocol", choices=("TCP", "UDP", "ICMP", "ICMPv6"), default="TCP")
     explain.add_argument("-n", "--namespace", default="default", help="of pods without one")
     explain.add_argument("--json", action="store_true", help="for programs")
+    observe = commands.add_parser("observe", help="what became of packets: every drop, every first packet of a flow")
+    observe.add_argument("-f", "--follow", action="store_true", help="go on with what is to come")
+    observe.add_argument("--last", type=int, default=20, help="how many of those that were (default: 20)")
+    observe.add_argument("--since", type=float, metavar="SECONDS", help="none that is older")
+    observe.add_argument("--pod", action="append", help="NAMESPACE/NAME, or how it begins, at either end")
+    observe.add_argument("--from-pod", action="append", help="the same at the source")
+    observe.add_argument("--to-pod", action="append", help="the same at the destination")
+    observe.add_argument("-n", "--namespace", action="append", help="of either end")
+    observe.add_argument("--ip", action="append", metavar="ADDRESS[/BITS]", help="either end")
+    observe.add_argument("--name", action="append", metavar="PATTERN", help="a DNS name of either end, with *")
+    observe.add_argument("--port", action="append", type=int, help="of either end")
+    observe.add_argument("--protocol", action="append", help="TCP, UDP, ICMP, ICMPv6, SCTP")
+    observe.add_argument("--verdict", action="append", help="allowed, dropped, audited, or one that `status` counts")
+    observe.add_argument("--json", action="store_true", help="an object a line, for programs")
     check = commands.add_parser("check", help="what the daemons would say of a folder of manifests")
     check.add_argument("folder", type=Path)
     config = commands.add_parser("check-config", help="whether a daemon would start with a configuration file")
-    config.add_argument("daemon", choices=("agent", "announcer", "dns", "ingress"))
+    config.add_argument("daemon", choices=DAEMONS)
     config.add_argument("file", type=Path)
     arguments = parser.parse_args()
-    run = {"status": _status, "explain": _explain, "check": _check, "check-config": _check_config}
+    run = {
+        "status": _status,
+        "explain": _explain,
+        "observe": _observe,
+        "check": _check,
+        "check-config": _check_config,
+    }
     sys.exit(run[arguments.command](arguments))
 
 
@@ -58,6 +80,33 @@ def _explain(arguments: argparse.Namespace) -> int:
     else:
         sys.stdout.write("\n".join(map(explain.render, found)))
     return 0 if all(item.allowed for item in found) else 1
+
+
+def _observe(arguments: argparse.Namespace) -> int:
+    from netstack.cli import observe
+    from netstack.cli.collect import CONFIG
+    from netstack.cli.reasons import Reasons
+    from netstack.core.errors import BadConfig
+    from netstack.core.unit import listen
+    from netstack.kernel.loader import load_settings
+
+    fields = ("pod", "from_pod", "to_pod", "namespace", "ip", "name", "port", "protocol", "verdict")
+    wanted = {field: values for field in fields if (values := getattr(arguments, field))}
+    request = {"command": "flows", "filter": wanted, "last": arguments.last, "follow": arguments.follow}
+    if arguments.since is not None:
+        request["since_s"] = arguments.since
+    try:
+        reasons = Reasons(Path(load_settings(CONFIG / "agent.yaml").pins) / "maps")
+        for flow in listen("observer", request):
+            why = reasons.of(flow)
+            text = json.dumps({**flow, "why": why}) if arguments.json else observe.line(flow, why)
+            print(text, flush=True)
+    except (RuntimeError, BadConfig, OSError) as error:
+        print(f"netstack-observer: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from netstack.core.errors import BadConfig
 from netstack.dns.settings import DnsSettings
 from netstack.ingress.routes import compile_routes
 from netstack.ingress.settings import IngressSettings
+from netstack.observer.settings import ObserverSettings
 from netstack.source.credentials import Credentials
 from netstack.source.directory import DirectorySource
 from netstack.source.models import IPAddressPool, Namespace, Policy, Service
@@ -31,6 +32,7 @@ CONFIGS: dict[str, type] = {
     "announcer": AnnouncerSettings,
     "dns": DnsSettings,
     "ingress": IngressSettings,
+    "observer": ObserverSettings,
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from netstack.core.verdict import REASONS, Verdict
 
-DAEMONS = ("agent", "announcer", "dns", "ingress")
+DAEMONS = ("agent", "announcer", "dns", "ingress", "observer")
 
 
 @dataclass(frozen=True, slots=True)

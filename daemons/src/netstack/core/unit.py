@@ -12,7 +12,8 @@ A daemon's `__main__` is then short:
         run("agent", serve)
 
 The control socket (/run/netstack/<daemon>.sock, mode 0600) takes one JSON object a line, with a `command`, and
-answers one JSON object a line: `{"ok": ...}` or `{"error": "..."}`.
+answers one JSON object a line: `{"ok": ...}` or `{"error": "..."}`. A command whose handler is an async generator is
+answered by a line for each item, until it ends or whoever asked is gone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,35 @@ class Unit:
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, ValueError):  # ValueError: a line over the limit
             while line := await reader.readline():
-                writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
-                await writer.drain()
+                answer = await self._answer(line)
+                if isinstance(answer.get("ok"), AsyncGenerator):
+                    await self._stream(answer["ok"], reader, writer)
+                    break
+                await _say(writer, answer)
         writer.close()
+
+    async def _stream(
+        self, items: AsyncGenerator[Any, None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Every item a line, until they end or who asked hangs up."""
+        async with asyncio.TaskGroup() as group:
+            saying = group.create_task(self._say_all(items, writer))
+            hanging_up = group.create_task(_silence(reader))
+            await asyncio.wait((saying, hanging_up), return_when=asyncio.FIRST_COMPLETED)
+            saying.cancel()
+            hanging_up.cancel()
+
+    async def _say_all(self, items: AsyncGenerator[Any, None], writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            try:
+                async with contextlib.aclosing(items):
+                    async for item in items:
+                        await _say(writer, {"ok": item})
+            except ConnectionError:
+                raise
+            except Exception as error:
+                self.log.exception("a stream of answers broke")
+                await _say(writer, {"error": str(error) or type(error).__name__})
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
@@ -125,20 +152,36 @@ class Unit:
             return {"error": str(error) or type(error).__name__}
 
 
+async def _silence(reader: asyncio.StreamReader) -> None:
+    """Until the other end says anything, or hangs up."""
+    with contextlib.suppress(ConnectionError):
+        await reader.read(1)
+
+
+async def _say(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+    writer.write(json.dumps(answer).encode() + b"\n")
+    await writer.drain()
+
+
 def ask(name: str, request: dict[str, Any], *, run: Path = RUN, timeout_s: float = 5.0) -> Any:
     """One control request to a local daemon. OSError if it is not there, RuntimeError in its words if it refuses."""
+    for answer in listen(name, request, run=run, timeout_s=timeout_s):
+        return answer
+    raise ConnectionResetError(f"{name} closed its control socket without an answer")
+
+
+def listen(name: str, request: dict[str, Any], *, run: Path = RUN, timeout_s: float | None = None) -> Iterator[Any]:
+    """Every answer to one control request, as they come. `timeout_s`: the longest silence. Errors as of `ask`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout_s)
         sock.connect(str(run / f"{name}.sock"))
         sock.sendall(json.dumps(request).encode() + b"\n")
         with sock.makefile("rb") as answers:
-            line = answers.readline()
-    if not line:
-        raise ConnectionResetError(f"{name} closed its control socket without an answer")
-    answer = json.loads(line)
-    if "error" in answer:
-        raise RuntimeError(answer["error"])
-    return answer["ok"]
+            for line in answers:
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise RuntimeError(answer["error"])
+                yield answer["ok"]
 
 
 def notify(message: str) -> None:

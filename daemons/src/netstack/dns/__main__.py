@@ -30,7 +30,12 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     session = Session(chosen, rules.rules, functools.partial(secrets.randbelow, 1 << 16), identities)
     proxy = Proxy(chosen, session, learned, rules, unit.spawn)
     unit.command("status", lambda _: report.status(session, len(learned), rules.error))
-    unit.command("names", lambda _: report.names(session.rules, learned.entries(loop.time()), loop.time()))
+    unit.command(
+        "names",
+        lambda request: report.names(
+            session.rules, learned.entries(loop.time()), loop.time(), request.get("addresses")
+        ),
+    )
     await proxy.serve(sockets.inherited() or sockets.opened(chosen.listen))
     unit.spawn(proxy.upkeep(SWEEP_S), "upkeep")
     unit.ready(f"rules of generation {session.rules.generation}, {len(learned)} addresses learned")

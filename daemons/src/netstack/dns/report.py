@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from netstack.core.address import unpack
@@ -27,8 +27,10 @@ def status(session: Session, learned: int, error: str | None) -> dict[str, Any]:
     }
 
 
-def names(rules: Rules, entries: Iterable[Entry], now: float) -> list[dict[str, Any]]:
-    """Each address that is open to a pod, by which rules and for how many seconds more.
+def names(
+    rules: Rules, entries: Iterable[Entry], now: float, wanted: Collection[str] | None = None
+) -> list[dict[str, Any]]:
+    """Each address that is open to a pod (of those `wanted`), by which rules and for how many seconds more.
 
     A selector whose rule is no longer in force has no `rule`: the address is noted, but nothing opens it.
     """
@@ -50,4 +52,5 @@ def names(rules: Rules, entries: Iterable[Entry], now: float) -> list[dict[str, 
             ],
         }
         for entry in sorted(entries, key=lambda entry: (entry.endpoint, entry.address))
+        if wanted is None or unpack(entry.address) in wanted
     ]

@@ -165,6 +165,7 @@ def _secret(raw: Raw) -> dict[str, Any]:
     return _some(raw, "type") | _parts(data=_some(raw.get("data") or {}, "tls.crt", "tls.key", "ca.crt"))
 
 
+OURS = ("netstack.kubelab.io/",)
 CILIUM, METALLB = "cilium.io/v2", "metallb.io/v1beta1"
 RESOURCES = {
     resource.kind: resource
@@ -173,13 +174,21 @@ RESOURCES = {
         Resource("EndpointSlice", "discovery.k8s.io/v1", "endpointslices", True, _endpoint_slice),
         Resource("Node", "v1", "nodes", False, _node),
         Resource("Pod", "v1", "pods", True, _pod),
-        Resource("Namespace", "v1", "namespaces", False, _nothing),
+        Resource("Namespace", "v1", "namespaces", False, _nothing, OURS),
         Resource("Ingress", "networking.k8s.io/v1", "ingresses", True, _ingress, ALL),
         Resource("IngressClass", "networking.k8s.io/v1", "ingressclasses", False, _ingress_class, ALL),
         Resource("Secret", "v1", "secrets", True, _secret),
-        Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies", True, _whole),
-        Resource("CiliumNetworkPolicy", CILIUM, "ciliumnetworkpolicies", True, _whole, crd=True),
-        Resource("CiliumClusterwideNetworkPolicy", CILIUM, "ciliumclusterwidenetworkpolicies", False, _whole, crd=True),
+        Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies", True, _whole, OURS),
+        Resource("CiliumNetworkPolicy", CILIUM, "ciliumnetworkpolicies", True, _whole, OURS, crd=True),
+        Resource(
+            "CiliumClusterwideNetworkPolicy",
+            CILIUM,
+            "ciliumclusterwidenetworkpolicies",
+            False,
+            _whole,
+            OURS,
+            crd=True,
+        ),
         Resource("CiliumCIDRGroup", CILIUM, "ciliumcidrgroups", False, _whole, crd=True),
         Resource("IPAddressPool", METALLB, "ipaddresspools", True, _whole, crd=True),
         Resource("L2Advertisement", METALLB, "l2advertisements", True, _whole, crd=True),

@@ -113,3 +113,28 @@ def test_pods_of_the_nodes_network_are_named_where_a_policy_selects_them() -> No
     )
     assert (condition["status"], condition["reason"]) == ("True", "NotEnforced")
     assert condition["message"] == "not on pods that use the node's network: one/host"
+
+
+def test_a_policy_on_trial_says_so() -> None:
+    made = cluster()
+    made.put(POLICY.replace("name: p,", "name: p, annotations: {netstack.kubelab.io/audit: 'true'},"))
+    made.compile()
+    assert made.desired is not None
+    view = report.status("n1", "r1", made.desired, Snapshot(made.objects), register(), {})
+    assert view["policies"][0]["state"] == "on trial"
+    assert view["endpoints"][0]["policies"] == ["CiliumNetworkPolicy one/q"]
+    assert view["endpoints"][0]["on_trial"] == ["CiliumNetworkPolicy one/p"]
+    statuses = report.policy_statuses(made.desired, Snapshot(made.objects))
+    (condition,) = next(status for ref, (_, status) in statuses.items() if ref.name == "p")["conditions"]
+    assert (condition["reason"], condition["status"]) == ("OnTrial", "True")
+
+
+def test_names_for_the_observer() -> None:
+    made = cluster()
+    assert made.desired is not None
+    told = report.names(made.desired, Snapshot(made.objects), register(), "1.2")
+    assert told["revision"] == "1.2"
+    assert told["pods"] == {"10.244.1.3": "one/a"}
+    assert told["nodes"] == {"192.168.86.21": "n1", "192.168.86.22": "n2"}
+    (endpoint,) = told["endpoints"]
+    assert (endpoint["id"], endpoint["ifindex"], endpoint["pod"]) == (1, 101, "one/a")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from netstack.core.unit import Unit, ask
+from netstack.core.unit import Unit, ask, listen
 
 
 def live(tmp_path: Path, serve: Any) -> Unit:
@@ -93,3 +93,71 @@ def test_systemd_hears_ready_watchdog_and_stopping(tmp_path: Path, monkeypatch: 
             break
     heard.close()
     assert "WATCHDOG=1" in messages and messages[-1] == "STOPPING=1"
+
+
+def test_a_command_may_answer_line_by_line_until_who_asked_is_gone(tmp_path: Path) -> None:
+    heard: list[Any] = []
+    ended = asyncio.Event()
+
+    async def endless(request: dict[str, Any]) -> Any:
+        try:
+            number = 0
+            while True:
+                yield number
+                number += 1
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    def take(count: int) -> None:
+        for item in listen("sample", {"command": "count"}, run=tmp_path, timeout_s=5):
+            heard.append(item)
+            if len(heard) == count:
+                return
+
+    async def serve(unit: Unit) -> None:
+        unit.command("count", endless)
+        await asyncio.to_thread(take, 3)
+        await ended.wait()
+
+    live(tmp_path, serve)
+    assert heard == [0, 1, 2]
+
+
+def test_who_waits_in_silence_is_let_go_when_it_hangs_up(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def silent(request: dict[str, Any]) -> Any:
+        try:
+            yield "first"
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def serve(unit: Unit) -> None:
+        unit.command("wait", silent)
+        reader, writer = await asyncio.open_unix_connection(str(unit.socket_path))
+        writer.write(b'{"command": "wait"}\n')
+        assert await reader.readline() == b'{"ok": "first"}\n'
+        writer.close()
+        await ended.wait()
+
+    live(tmp_path, serve)
+
+
+def test_a_stream_that_breaks_says_why(tmp_path: Path) -> None:
+    async def broken(request: dict[str, Any]) -> Any:
+        yield 1
+        raise ValueError("filter pod: unknown")
+
+    heard: list[Any] = []
+
+    def take() -> None:
+        with pytest.raises(RuntimeError, match="filter pod: unknown"):
+            heard.extend(listen("sample", {"command": "go"}, run=tmp_path, timeout_s=5))
+
+    async def serve(unit: Unit) -> None:
+        unit.command("go", broken)
+        await asyncio.to_thread(take)
+
+    live(tmp_path, serve)

@@ -5,12 +5,14 @@ A policy that reads well is in force and is remembered. One that does not is ref
 2. the pods that its selector selects deny everything in the directions that it has rules for; where the directions
    cannot be told, in both; where the selector cannot be read, every pod of its namespace (of a cluster-wide policy:
    every pod).
+
+A policy on trial (annotation, of itself or of its namespace) is read in the same way, and only says what it would deny.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from netstack.agent.identities import NAMESPACE
@@ -19,7 +21,7 @@ from netstack.agent.policy.rules import Direction, Spec
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
 from netstack.source.fields import Fields
-from netstack.source.models import Policy
+from netstack.source.models import Meta, Policy
 from netstack.source.selectors import LabelSelector, Requirement
 
 RawSpecs = tuple[Mapping[str, Any], ...]
@@ -34,6 +36,9 @@ class Reader:
     directions: Callable[[Mapping[str, Any]], frozenset[Direction]]
 
 
+TRIAL = "netstack.kubelab.io/audit"
+"""Annotation "true" of a policy, or of a Namespace for all policies in it: not for cluster-wide ones, in which whoever
+owns a namespace has no say."""
 CILIUM = Reader(cilium.read_cilium, cilium.read_subject, cilium.read_directions)
 READERS = {
     "NetworkPolicy": Reader(kubernetes.read_kubernetes, kubernetes.read_subject, kubernetes.read_directions),
@@ -67,20 +72,20 @@ class Readings:
     """What was read of each policy last. An unchanged policy is not read again, and its specs stay the same objects."""
 
     def __init__(self) -> None:
-        self._known: dict[Ref, tuple[RawSpecs, tuple[Spec, ...] | BadObject]] = {}
+        self._known: dict[Ref, tuple[RawSpecs, bool, tuple[Spec, ...] | BadObject]] = {}
 
-    def read(self, ref: Ref, raw: RawSpecs) -> tuple[Spec, ...]:
+    def read(self, ref: Ref, raw: RawSpecs, on_trial: bool) -> tuple[Spec, ...]:
         """As `read_policy`."""
         known = self._known.get(ref)
-        if known is None or (known[0] is not raw and known[0] != raw):
+        if known is None or known[1] != on_trial or (known[0] is not raw and known[0] != raw):
             try:
-                found: tuple[Spec, ...] | BadObject = tuple(read_policy(ref, raw))
+                found: tuple[Spec, ...] | BadObject = tuple(_tried(read_policy(ref, raw), on_trial))
             except BadObject as error:
                 found = error
-            known = self._known[ref] = raw, found
-        if isinstance(known[1], BadObject):
-            raise known[1].with_traceback(None)  # else each raise would add its frames to it
-        return known[1]
+            known = self._known[ref] = raw, on_trial, found
+        if isinstance(known[2], BadObject):
+            raise known[2].with_traceback(None)  # else each raise would add its frames to it
+        return known[2]
 
     def keep(self, refs: Collection[Ref]) -> None:
         """Forget all others."""
@@ -92,29 +97,32 @@ def accept(
     good: Mapping[Ref, RawSpecs],
     unreadable: Mapping[Ref, BadObject] | None = None,
     readings: Readings | None = None,
+    trials: Collection[str] = (),
 ) -> Accepted:
-    """`good`: the last good specs by policy. `unreadable`: policies of which the source could read only the name."""
+    """`good`: the last good specs by policy. `unreadable`: policies of which the source could read only the name.
+    `trials`: namespaces whose policies are all on trial."""
     readings = readings or Readings()
     readings.keep({policy.meta.ref for policy in policies})
     specs: list[Spec] = []
     refused: dict[Ref, Refusal] = {}
     kept: dict[Ref, RawSpecs] = {}
     wanted = {policy.meta.ref: policy.specs for policy in policies}
+    tried = {policy.meta.ref for policy in policies if on_trial(policy.meta) or policy.meta.namespace in trials}
     failed = dict(unreadable or {})
     for ref in sorted(wanted.keys() | failed.keys()):
         raw = wanted.get(ref, ())
         try:
             if ref in failed:
                 raise failed[ref]
-            specs.extend(readings.read(ref, raw))
+            specs.extend(readings.read(ref, raw, ref in tried))
             kept[ref] = raw
         except BadObject as error:
             refused[ref] = Refusal(error, kept=ref in good)
             if ref in good:
-                specs.extend(read_policy(ref, good[ref]))
+                specs.extend(_tried(read_policy(ref, good[ref]), ref in tried))
                 kept[ref] = good[ref]
             else:
-                specs.extend(_deny(ref, raw))
+                specs.extend(_tried(_deny(ref, raw), ref in tried))
     return Accepted(tuple(specs), refused, kept)
 
 
@@ -124,6 +132,15 @@ def read_policy(ref: Ref, raw: RawSpecs) -> list[Spec]:
         raise BadObject(ref, "spec", "is required")
     paths = ["spec"] if len(raw) == 1 else [f"specs[{index}]" for index in range(len(raw))]
     return [READERS[ref.kind].read(ref, data, path) for data, path in zip(raw, paths, strict=True)]
+
+
+def on_trial(meta: Meta) -> bool:
+    """Whether a policy, or a namespace, asks for it."""
+    return meta.annotations.get(TRIAL) == "true"
+
+
+def _tried(specs: list[Spec], on_trial: bool) -> list[Spec]:
+    return [replace(spec, on_trial=True) for spec in specs] if on_trial else specs
 
 
 def _deny(ref: Ref, raw: RawSpecs) -> list[Spec]:

@@ -9,13 +9,17 @@ must be able to ask for them, and only a question that passes the proxy teaches 
 may talk to, the cluster's included, is reached through the proxy; and if no rule at all lets it talk to the cluster's,
 it may ask them for the names of its toFQDNs alone. Where a rule without rules.dns allows a server, any name may be
 asked there, as any packet may be sent (Cilium's union: a rule without L7 part allows all of L7).
+
+Policies on trial take no part in this. Beside the entries there is a second set, of all policies together, which the
+programs only ask what it would deny. For its names to be learned, DNS goes through the proxy wherever that second set
+says so and the first lets it pass; nothing is refused there.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from netstack.agent.identities import Peer
 from netstack.agent.policy.peers import Match, Resolver
@@ -54,10 +58,47 @@ class Subject:
     names: tuple[Name, ...]
     """What they may reach by name."""
     queries: Queries
+    trial: Entries = field(default_factory=dict)
+    """What all policies together say, if some are on trial."""
+    on_trial: tuple[Ref, ...] = ()
+    """Those."""
 
 
-def subject(peer: Peer, selecting: Iterable[Spec], resolver: Resolver, servers: tuple[Server, ...]) -> Subject:
+def subject(peer: Peer, selecting: tuple[Spec, ...], resolver: Resolver, servers: tuple[Server, ...]) -> Subject:
     """For the specs that select `peer`. `servers`: the cluster's DNS."""
+    enforced = tuple(spec for spec in selecting if not spec.on_trial)
+    real = _subject(peer, enforced, resolver, servers)
+    if len(enforced) == len(selecting):
+        return real
+    trial = _subject(peer, selecting, resolver, servers)
+    entries, queries = dict(real.entries), dict(real.queries)
+    for match, (action, ref) in trial.entries.items():
+        if action is Action.REDIRECT_DNS and _passes(real, match):
+            _put(entries, match, action, ref)
+            _may_ask(queries, Server(match.peer, match.port), (EVERYTHING,))
+    return Subject(
+        entries=_without_shadowed(entries),
+        enforce=real.enforce | layout.AUDIT | trial.enforce * layout.AUDIT_INGRESS,
+        selects=trial.selects,
+        names=tuple(sorted({*real.names, *trial.names})),
+        queries=queries,
+        trial=trial.entries,
+        on_trial=tuple(sorted({spec.ref for spec in selecting if spec.on_trial})),
+    )
+
+
+def _passes(real: Subject, question: Match) -> bool:
+    """Whether packets of an egress match reach the server itself, not the proxy."""
+    peers = (question.peer, layout.IDENTITY_ANY)
+    said = [
+        action
+        for match, (action, _) in real.entries.items()
+        if match.peer in peers and match.direction is question.direction and match.covers(question)
+    ]
+    return set(said) == {Action.ALLOW} if said else not real.enforce & layout.ENFORCE_EGRESS
+
+
+def _subject(peer: Peer, selecting: Iterable[Spec], resolver: Resolver, servers: tuple[Server, ...]) -> Subject:
     denied = {direction for spec in selecting for direction in spec.default_deny}
     rules = [rule for spec in selecting for rule in spec.rules]
     entries: Entries = {}

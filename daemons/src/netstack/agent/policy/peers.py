@@ -54,8 +54,9 @@ class Match:
         same = self.port >> (16 - self.port_bits) == other.port >> (16 - self.port_bits)
         return self.protocol == other.protocol and self.port_bits <= other.port_bits and same
 
-    def pack(self, endpoint: int) -> bytes:
-        return layout.PolicyKey(self.bits, endpoint, self.peer, self.direction, self.protocol, self.port).pack()
+    def pack(self, endpoint: int, *, on_trial: bool = False) -> bytes:
+        direction = self.direction + layout.DIRECTION_AUDIT * on_trial
+        return layout.PolicyKey(self.bits, endpoint, self.peer, direction, self.protocol, self.port).pack()
 
 
 class Resolver:

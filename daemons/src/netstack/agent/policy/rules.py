@@ -135,3 +135,5 @@ class Spec:
     subject: LabelSelector | None
     default_deny: frozenset[Direction]
     rules: tuple[Rule, ...] = ()
+    on_trial: bool = False
+    """What it would deny is said, not done; and it allows nothing."""

@@ -35,10 +35,12 @@ class DnsEndpoint:
 class PolicyTables:
     policy: Table = field(default_factory=lambda: Table("policy"))
     enforce: Mapping[int, int] = field(default_factory=dict)
-    """Endpoint id -> ENFORCE_* bits."""
+    """Endpoint id -> ENFORCE_* and AUDIT* bits."""
     rules: Mapping[int, RuleRef] = field(default_factory=dict)
     selects: Mapping[int, tuple[Ref, ...]] = field(default_factory=dict)
     """Endpoint id -> the policies that select it."""
+    on_trial: Mapping[int, tuple[Ref, ...]] = field(default_factory=dict)
+    """Endpoint id -> those of them that only say what they would deny."""
     dns: tuple[DnsEndpoint, ...] = ()
 
 
@@ -91,6 +93,7 @@ class Compiler:
             enforce={number: item.subject.enforce for number, item in made.items()},
             rules={number: ref for ref, number in self._rules.items()},
             selects={number: item.subject.selects for number, item in made.items()},
+            on_trial={number: item.subject.on_trial for number, item in made.items() if item.subject.on_trial},
             dns=tuple(self._dns(endpoint, made[endpoint.id].subject) for endpoint in order if _asks(made[endpoint.id])),
         )
 
@@ -128,7 +131,8 @@ class Compiler:
         if old is not None and old.peer == peer and _same(old.specs, specs) and old.depends == depends:
             return old
         made = subject(peer, specs, self._resolver, servers)
-        return _Made(peer, specs, depends, made, frozenset(ref for _, ref in made.entries.values()))
+        refs = frozenset(ref for entries in (made.entries, made.trial) for _, ref in entries.values())
+        return _Made(peer, specs, depends, made, refs)
 
     def _number(self) -> None:
         """Give each rule its number. Packed entries hold numbers: if one is another now, they are packed anew."""
@@ -145,8 +149,9 @@ class Compiler:
     def _pack(self, endpoint: int, item: _Made) -> dict[bytes, bytes]:
         if endpoint not in item.packed:
             item.packed[endpoint] = {
-                match.pack(endpoint): layout.PolicyRule(self._rules[ref], action).pack()
-                for match, (action, ref) in item.subject.entries.items()
+                match.pack(endpoint, on_trial=on_trial): layout.PolicyRule(self._rules[ref], action).pack()
+                for on_trial, entries in ((False, item.subject.entries), (True, item.subject.trial))
+                for match, (action, ref) in entries.items()
             }
         return item.packed[endpoint]
 

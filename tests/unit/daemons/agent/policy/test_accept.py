@@ -149,3 +149,106 @@ def test_whatever_a_policy_holds_it_is_taken_or_refused_and_denies(first: Any, s
         if any(not refusal.kept for refusal in accepted.refused.values()) and "nodeSelector" not in str(text):
             assert accepted.specs
             assert all(spec.subject is not None and spec.default_deny for spec in accepted.specs)
+
+
+# on trial
+
+
+TRIAL = {"annotations": {"netstack.kubelab.io/audit": "true"}}
+
+
+def tried(document: dict[str, Any]) -> dict[str, Any]:
+    return document | {"metadata": document["metadata"] | TRIAL}
+
+
+def test_a_policy_on_trial_denies_nothing_and_says_what_it_would(cluster: Cluster) -> None:
+    cluster.put(tried(policy(GOOD)))
+    assert directions(cluster, "one/a") == set()
+    assert cluster.one_way("one/a", "egress", "two/a", 80) == "allowed"
+    assert cluster.would_deny("one/a", "egress", "two/a", 80)
+    assert not cluster.would_deny("one/a", "egress", "8.8.8.8", 80)
+    assert not cluster.would_deny("one/a", "ingress", "two/a", 80)
+    assert not cluster.would_deny("one/b", "egress", "two/a", 80)
+
+
+def test_a_policy_on_trial_opens_nothing(cluster: Cluster) -> None:
+    closed = policy("{endpointSelector: {matchLabels: {app: a}}, egress: [{}], egressDeny: [{toEntities: [world]}]}")
+    closed["metadata"]["name"] = "closed"
+    cluster.put(closed, tried(policy(GOOD)))
+    assert directions(cluster, "one/a") == {"egress"}
+
+
+def test_a_namespace_puts_its_policies_on_trial_but_not_those_of_the_cluster(cluster: Cluster) -> None:
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "one"} | TRIAL}
+    wide = policy("{endpointSelector: {}, ingress: [{fromEntities: [cluster]}]}", kind="CiliumClusterwideNetworkPolicy")
+    wide["metadata"] = {"name": "wide"}
+    cluster.put(namespace, policy(GOOD), wide)
+    assert directions(cluster, "one/a") == {"ingress"}
+    assert cluster.one_way("one/a", "egress", "two/a", 80) == "allowed"
+    assert cluster.would_deny("one/a", "egress", "two/a", 80)
+    cluster.put(namespace | {"metadata": {"name": "one"}})
+    cluster.compile()
+    assert cluster.one_way("one/a", "egress", "two/a", 80) == "denied"
+
+
+@pytest.mark.parametrize("value", ["True", "yes", ""])
+def test_only_the_word_true_is_a_trial(cluster: Cluster, value: str) -> None:
+    document = policy(GOOD)
+    document["metadata"]["annotations"] = {"netstack.kubelab.io/audit": value}
+    cluster.put(document)
+    cluster.compile()
+    assert cluster.one_way("one/a", "egress", "two/a", 80) == "denied"
+
+
+def test_a_broken_policy_on_trial_without_a_good_version_only_says_that_it_would_deny(cluster: Cluster) -> None:
+    cluster.put(tried(policy("{endpointSelector: {}, egress: [{toGroups: []}]}")))
+    assert directions(cluster, "one/a") == set()
+    assert cluster.would_deny("one/a", "egress", "8.8.8.8", 80)
+
+
+def test_names_of_a_policy_on_trial_are_learned_and_no_question_is_refused(cluster: Cluster) -> None:
+    dns = cluster.pod("kube-system/coredns", {"k8s-app": "kube-dns"})
+    cluster.service("kube-system/kube-dns", [dns], port=53, target_port=53)
+    by_name = "{endpointSelector: {matchLabels: {app: a}}, egress: [{toFQDNs: [{matchName: api.x.io}]}]}"
+    cluster.put(tried(policy(by_name)))
+    cluster.compile()
+    assert cluster.verdict("one/a", dns, 53, "TCP") == "REDIRECTED"
+    assert cluster.may_ask("one/a", dns) == {"*"}
+    assert cluster.would_deny("one/a", "egress", "8.8.8.8", 443)
+    assert not cluster.would_deny("one/a", "egress", "8.8.8.8", 443, learned=("api.x.io",))
+
+
+SPECS = (
+    GOOD,
+    "{endpointSelector: {}, egress: [{toEndpoints: [{matchLabels: {app: b}}]}]}",
+    "{endpointSelector: {}, egressDeny: [{toEntities: [world], toPorts: [{ports: [{port: '80'}]}]}], egress: [{}]}",
+    "{endpointSelector: {matchLabels: {app: b}}, ingress: [{fromEntities: [cluster]}]}",
+    "{endpointSelector: {}, enableDefaultDeny: {egress: false}, egress: [{toEntities: [host]}]}",
+)
+
+
+@settings(max_examples=25 * DEPTH)
+@given(st.lists(st.tuples(st.sampled_from(SPECS), st.booleans()), max_size=5))
+def test_a_trial_says_exactly_what_enforcing_would_do(chosen: list[tuple[str, bool]]) -> None:
+    def made(keep: str) -> Cluster:
+        cluster = Cluster()
+        cluster.pod("one/a", {"app": "a"})
+        cluster.pod("one/b", {"app": "b"})
+        for index, (spec, trial) in enumerate(chosen):
+            document = policy(spec)
+            document["metadata"] = {"name": f"p{index}", "namespace": "one"}
+            if keep == "enforced" and trial:
+                continue
+            cluster.put(tried(document) if keep == "trials" and trial else document)
+        cluster.compile()
+        return cluster
+
+    trials, enforced, everything = made("trials"), made("enforced"), made("all")
+    for pod in ("one/a", "one/b"):
+        for way in ("ingress", "egress"):
+            for peer in ("one/a", "one/b", "8.8.8.8", "192.168.86.22"):
+                for port in (80, 443):
+                    probe = pod, way, peer, port
+                    assert trials.one_way(*probe) == enforced.one_way(*probe)
+                    if any(trial for _, trial in chosen) and enforced.one_way(*probe) == "allowed":
+                        assert trials.would_deny(*probe) is (everything.one_way(*probe) == "denied")

@@ -30,10 +30,17 @@ def wires() -> Iterator[Namespace]:
         namespace.close()
 
 
-@pytest.fixture
-def node(compiled: Compiled, wires: Namespace) -> Iterator[Packet]:
-    packet = Packet(compiled, wires)
+@pytest.fixture(scope="session")
+def instrument(compiled: Compiled, wires: Namespace) -> Iterator[Packet]:
+    made = Packet(compiled, wires)
     try:
-        yield packet
+        yield made
     finally:
-        packet.close()
+        made.close()
+
+
+@pytest.fixture
+def node(instrument: Packet) -> Packet:
+    """The instrument with tables as they were at first: making it anew for each test is most of a test's time."""
+    instrument.reset()
+    return instrument

@@ -1,8 +1,8 @@
 """The instrument `Packet`: a scapy frame in, the real program, verdict and frame out.
 
-Programs are loaded from files/bpf with maps of their own that are pinned nowhere. Every run checks for free: exactly
-one verdict was counted, a drop is a drop, a frame that passes has right lengths and checksums, and a frame that is
-passed on untouched is the same to the byte.
+Programs are loaded from files/bpf, once, with maps of their own that are pinned nowhere. Every run checks for free:
+exactly one verdict was counted, a drop is a drop, a frame that passes has right lengths and checksums, and a frame that
+is passed on untouched is the same to the byte.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from netstack.kernel.bpf import Map, Program
 from netstack.kernel.flows import FlowTables
 from netstack.kernel.loader import LoaderSettings, load_program
 from netstack.kernel.programs import Compiled
+from netstack.kernel.ring import Ring
 
 ROOT = Path(__file__).parents[2]
 # As lab.image.cache(), but without all that the lab imports: a guest of another architecture does not have all of it.
@@ -78,6 +80,24 @@ class Packet:
         self.compiled = compiled
         self.programs: dict[str, Program] = {}
         self.generation = 1
+        self._written: set[tuple[str, bytes]] = set()  # elements of arrays, which cannot be deleted
+        self._populate()
+
+    def reset(self) -> None:
+        """Make the tables as they were at first. The programs stay loaded: that is a walk of the verifier each."""
+        for name, table in self.maps.items():
+            if l.MAPS[name].kind not in (l.ARRAY, l.PERCPU_ARRAY, l.RINGBUF):
+                table.delete_batch([key for key, _ in table.items()])
+        for name, key in self._written:
+            self.maps[name].put(key, bytes(l.MAPS[name].value.size()))
+        self._written.clear()
+        counters = self.maps["counters"]
+        for key, values in list(counters.items()):
+            if any(values):
+                counters.put(key, bytes(len(values)))
+        events = self.maps["events"]
+        with closing(Ring(Map(os.dup(events.fd), events.name))) as ring:
+            ring.read()
         self._populate()
 
     def close(self) -> None:
@@ -87,8 +107,11 @@ class Packet:
     # tables
 
     def put(self, name: str, key: l.Record, value: l.Record) -> None:
-        assert type(key) is l.MAPS[name].key and type(value) is l.MAPS[name].value
+        spec = l.MAPS[name]
+        assert type(key) is spec.key and type(value) is spec.value
         self.maps[name].put(key.pack(), value.pack())
+        if spec.kind == l.ARRAY:
+            self._written.add((name, key.pack()))
 
     def entries(self, name: str) -> dict[l.Record, l.Record]:
         spec = l.MAPS[name]
@@ -175,14 +198,19 @@ class Packet:
         self.put("vips", l.VipKey(pack(address), self.uplink), l.Vip(deadline, 1, mac(NODE_MAC)))
 
     def counts(self) -> dict[Verdict, int]:
-        found = {}
-        for key, values in self.maps["counters"].items():
-            packets = sum(struct.unpack(f"={len(values) // 8}Q", values))
-            if packets:
-                found[Verdict(l.Number.unpack(key).value)] = packets
-        return found
+        return {
+            Verdict(l.Number.unpack(key).value): sum(struct.unpack(f"={len(values) // 8}Q", values))
+            for key, values in self.maps["counters"].items()
+            if any(values)
+        }
 
     # packets
+
+    def program(self, name: str) -> Program:
+        """The program over these tables; loaded when it is first asked for."""
+        if name not in self.programs:
+            self.programs[name] = load_program(name, self.compiled, self.maps)
+        return self.programs[name]
 
     def run(self, program: str, frame: Frame, *, device: int, came_by: int = 0, translated: bool = False) -> Result:
         """The frame through the program on `device`, having entered the node by `came_by` (0 = made here).
@@ -208,12 +236,11 @@ class Packet:
 
     def _run(self, program: str, frames: Iterable[bytes], device: int, came_by: int) -> list[tuple[int, bytes]]:
         """Action and frame of each."""
-        if program not in self.programs:
-            self.programs[program] = load_program(program, self.compiled, self.maps)
+        loaded = self.program(program)
         context = bytearray(192)
         struct.pack_into("=II", context, 36, came_by, device)  # ingress_ifindex, ifindex of struct __sk_buff
         with self.namespace.entered():
-            return [self.programs[program].test_run(frame, bytes(context))[:2] for frame in frames]
+            return [loaded.test_run(frame, bytes(context))[:2] for frame in frames]
 
     def many_from_lan(self, packet: Frame, source_ports: Iterable[int]) -> list[str]:
         """Where copies of one TCP packet go that differ in their source port, all of them passed on and counted alike:

@@ -11,6 +11,7 @@ from scapy.layers.l2 import Ether
 
 from bpf import packet as c
 from bpf.packet import CLIENT, NEIGHBOUR, POD, SETTINGS, Packet
+from instruments.depth import DEPTH
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout as l
 from netstack.kernel.bpf import Map
@@ -18,7 +19,7 @@ from netstack.kernel.flows import FlowTables
 
 pytestmark = pytest.mark.root
 BUDGET = l.INNER["flows"].entries
-FLOOD = 200_000
+FLOOD = 25_000 * DEPTH
 SOURCE_AT, DESTINATION_AT = 26, 30
 """Where in an Ethernet frame of IPv4 the addresses stand; ports follow."""
 

@@ -11,9 +11,11 @@ from dataclasses import replace
 import pytest
 from scapy.layers.inet import IP, TCP
 
+from bpf.namespaces import Namespace
 from bpf.packet import POD, Packet
 from netstack.kernel import layout as l
 from netstack.kernel.bpf import Map
+from netstack.kernel.programs import Compiled
 from netstack.kernel.ring import Ring
 
 pytestmark = pytest.mark.root
@@ -24,9 +26,15 @@ def dup(table: Map) -> Map:
 
 
 @pytest.fixture
+def node(compiled: Compiled, wires: Namespace) -> Iterator[Packet]:
+    """One of its own, whose ring holds 51 records of 80 bytes."""
+    with closing(Packet(compiled, wires)) as made:
+        made.maps["events"] = Map.create("events", replace(made.maps["events"].definition, entries=4096))
+        yield made
+
+
+@pytest.fixture
 def ring(node: Packet) -> Iterator[Ring]:
-    """One that holds 51 records of 80 bytes."""
-    node.maps["events"] = Map.create("events", replace(node.maps["events"].definition, entries=4096))
     with closing(Ring(dup(node.maps["events"]))) as made:
         yield made
 

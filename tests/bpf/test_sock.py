@@ -21,15 +21,14 @@ from netstack.core.address import pack
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout as l
 from netstack.kernel.bpf import attach_cgroup
-from netstack.kernel.loader import load_program
-from netstack.kernel.programs import CGROUP, PROGRAMS, Compiled
+from netstack.kernel.programs import CGROUP, PROGRAMS
 
 pytestmark = pytest.mark.root
 HERE, BACKEND = "127.0.0.1", "127.0.0.2"
 
 
 @pytest.fixture
-def cgroup(node: Packet, compiled: Compiled) -> Iterator[Path]:
+def cgroup(node: Packet) -> Iterator[Path]:
     """A cgroup with every socket program attached. It goes, and they with it, when its processes have ended."""
     path = Path("/sys/fs/cgroup/unified" if Path("/sys/fs/cgroup/unified").is_dir() else "/sys/fs/cgroup")
     path = path / f"nstbpf{os.getpid()}"
@@ -38,8 +37,7 @@ def cgroup(node: Packet, compiled: Compiled) -> Iterator[Path]:
     try:
         for spec in PROGRAMS.values():
             if spec.hook == CGROUP:
-                with load_program(spec.name, compiled, node.maps) as program:
-                    attach_cgroup(descriptor, program, spec.attach_type)
+                attach_cgroup(descriptor, node.program(spec.name), spec.attach_type)
         yield path
     finally:
         os.close(descriptor)

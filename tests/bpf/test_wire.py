@@ -226,7 +226,7 @@ def connection(
 def exchange(near: socket.socket, far: socket.socket, size: int = 200_000) -> None:
     """Bytes both ways, more than one segment, so that offloads and checksums are real."""
     for source, sink in ((near, far), (far, near)):
-        sent = bytes(i * 7 & 0xFF for i in range(size))
+        sent = (bytes(i * 7 & 0xFF for i in range(256)) * (size // 256 + 1))[:size]
         received = bytearray()
         source.setblocking(False)
         view, deadline = memoryview(sent), time.monotonic() + 10

@@ -179,9 +179,6 @@ class Map(Object):
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every (key, value): in batches where the map has them, else one by one."""
-        if self.definition.kind in _PER_CPU:
-            yield from self._items_singly()
-            return
         try:
             yield from self._items_batched()
         except BpfError as error:

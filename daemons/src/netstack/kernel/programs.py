@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
+import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -133,11 +133,10 @@ def flatten(path: Path) -> str:
     def lines(file: Path) -> list[str]:
         result = []
         for line in file.read_text(encoding="utf-8").splitlines():
-            include = re.fullmatch(r'#include "(.+)"', line)
-            if include is None:
+            if not line.startswith('#include "'):
                 result.append("" if line == "#pragma once" else line)
                 continue
-            target = (file.parent / include[1]).resolve()
+            target = Path(os.path.normpath(file.parent / line.split('"')[1]))
             if target not in seen:
                 seen.add(target)
                 result += lines(target)

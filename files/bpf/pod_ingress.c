@@ -9,6 +9,7 @@
 #include "lib/arp.h"
 #include "lib/compat.h"
 #include "lib/conntrack.h"
+#include "lib/ethernet.h"
 #include "lib/finish.h"
 #include "lib/identity.h"
 #include "lib/lb.h"
@@ -17,11 +18,6 @@
 #include "lib/parse.h"
 #include "lib/proxy.h"
 #include "lib/service.h"
-
-INLINE bool mac_equal(const __u8 *a, const __u8 *b)
-{
-	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4] && a[5] == b[5];
-}
 
 /* A pod knows one neighbour, the gateway, and learns of no other. */
 INLINE int gateway_arp(struct __sk_buff *skb, struct packet *p)

@@ -17,12 +17,11 @@
 #include "lib/maps.h"
 #include "lib/masquerade.h"
 #include "lib/nat.h"
+#include "lib/neighbour.h"
 #include "lib/parse.h"
 #include "lib/service.h"
 
 #define PACKET_OTHERHOST 3	/* linux/if_packet.h */
-#define AF_INET		2
-#define AF_INET6	10
 
 INLINE struct vip *vip_here(__u32 ifindex, const struct addr *addr)
 {
@@ -52,14 +51,35 @@ INLINE int vip_arp(struct __sk_buff *skb, struct packet *p)
 	return arp_answer(skb, &frame, vip->mac, &p->action);
 }
 
-/* Nobody on the LAN speaks with this node's addresses or those of its pods. */
-INLINE int door(struct config *config, struct packet *p)
+/* While the MAC of a node is not known, its packets reach this node itself and nothing behind it: an answer makes it
+ * known, and to drop them all could keep two nodes from ever meeting. To take them for the world's would be no safer
+ * than to believe them: a rule that denies their owner would not.
+ */
+INLINE int before_it_is_known(struct config *config, struct packet *p, const struct who *who)
+{
+	if (!addr_equal(&p->src, &who->node) || !addr_equal(&p->dst, &family(config, p->v6)->node))
+		return VERDICT_NO_NEIGHBOUR;
+	if (service_find(config, &p->service, &p->t.dst, p->t.dport, p->t.proto, SCOPE_WORLD))
+		return VERDICT_NO_NEIGHBOUR;
+	return VERDICT_FORWARDED;
+}
+
+/* Nobody on the LAN speaks with this node's addresses or those of its pods; with other nodes' only those nodes. */
+INLINE int door(struct __sk_buff *skb, struct config *config, struct packet *p)
 {
 	struct family_config *own = family(config, p->v6);
+	struct who who;
+	int verdict;
 
 	if (addr_equal(&p->src, &own->node) || addr_within(&p->src, &own->pod_net, own->pod_net_bits))
 		return VERDICT_SPOOFED;
-	return CONTINUE;
+	identify(&p->src, &who);
+	if (who.outside || neighbour_discovery(skb, p))
+		return CONTINUE;
+	if (addr_none(&who.node) || addr_equal(&who.node, &own->node))
+		return VERDICT_SPOOFED;
+	verdict = from_its_neighbour(skb, config, p);
+	return verdict == VERDICT_NO_NEIGHBOUR ? before_it_is_known(config, p, &who) : verdict;
 }
 
 /* The packet goes on as it is; the node that hosts the backend translates it and answers the client itself. */
@@ -139,7 +159,7 @@ INLINE int from_lan(struct __sk_buff *skb, struct packet *p)
 
 	if (!config || parse(skb, p))
 		return VERDICT_FORWARDED;	/* the kernel refuses what has no proper IP header */
-	verdict = door(config, p);
+	verdict = door(skb, config, p);
 	if (verdict)
 		return verdict;
 	verdict = serve(skb, config, p);

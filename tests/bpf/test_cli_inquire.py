@@ -124,8 +124,17 @@ def test_the_lan_and_the_node_itself_are_asked_too(node: Home, run: Path) -> Non
     assert [stage.verdict for stage in found.stages] == [Verdict.FORWARDED, Verdict.DEFAULT_DENY]
     (found,) = explain(node, run, NODE, "pod/a:80")
     assert found.allowed and [stage.where for stage in found.stages] == ["enters pod one/a"]
+
+
+def test_another_node_is_asked_with_the_mac_that_the_kernel_knows(node: Home, run: Path) -> None:
+    with node.namespace.entered():
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    node.namespace.ip("addr", "add", f"{NODE}/24", "dev", "eth0")
     (found,) = explain(node, run, OTHER, "pod/a", "ICMP")
-    assert not found.allowed
+    assert [stage.verdict for stage in found.stages] == [Verdict.NO_NEIGHBOUR]
+    node.namespace.ip("neigh", "replace", OTHER, "lladdr", "02:00:00:00:00:22", "dev", "eth0")
+    (found,) = explain(node, run, OTHER, "pod/a", "ICMP")
+    assert [stage.verdict for stage in found.stages] == [Verdict.FORWARDED, Verdict.DEFAULT_DENY]
 
 
 def test_a_name_means_what_the_pod_has_learned_for_it(node: Home, run: Path) -> None:

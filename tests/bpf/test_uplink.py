@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6PacketTooBig, IPv6
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, ICMPv6PacketTooBig, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet as Frame
 from scapy.packet import Raw
@@ -84,6 +85,83 @@ def test_our_own_addresses_do_not_come_from_the_lan(node: Packet, source: str) -
     assert node.from_lan(syn(c.NODE, 22, src=source)).verdict is Verdict.SPOOFED
 
 
+def from_mac(source: str, packet: Frame) -> Ether:
+    return Ether(src=source, dst=c.NODE_MAC) / packet
+
+
+@pytest.mark.parametrize("destination", [POD, c.NODE, VIP])
+@pytest.mark.parametrize("source", [c.REMOTE, "10.244.2.77", c.OTHER_NODE])
+def test_a_nodes_addresses_are_believed_from_its_mac_alone(node: Packet, source: str, destination: str) -> None:
+    here(node)
+    packet = syn(destination, src=source)
+    for liar in (c.CLIENT_MAC, "00:00:00:00:00:00", c.NODE_MAC, "02:00:00:00:00:23"):
+        assert node.from_lan(from_mac(liar, packet)).verdict is Verdict.SPOOFED
+    assert not node.from_lan(from_mac(c.OTHER_NODE_MAC, packet)).verdict.dropped
+
+
+def test_ipv6_addresses_of_a_node_are_believed_from_its_mac_alone(node: Packet) -> None:
+    packet = IPv6(src="fd00:2::77", dst="fd00:1::3") / TCP(flags="S")
+    assert node.from_lan(from_mac(c.CLIENT_MAC, packet)).verdict is Verdict.SPOOFED
+    assert node.from_lan(from_mac(c.OTHER_NODE_MAC, packet)).verdict is Verdict.FORWARDED
+
+
+def test_the_gateways_address_and_our_own_ones_are_nobodys_on_the_lan(node: Packet) -> None:
+    node.identity("192.168.87.21/32", l.IDENTITY_HOST, c.NODE)  # a second card's
+    for source in (c.GATEWAY, "192.168.87.21"):
+        assert node.from_lan(syn(c.NODE, src=source)).verdict is Verdict.SPOOFED
+
+
+@pytest.fixture
+def third(node: Packet) -> Iterator[str]:
+    """A node whose MAC this one does not know yet."""
+    node.identity("192.168.86.23/32", l.IDENTITY_REMOTE_NODE, "192.168.86.23")
+    node.identity("10.244.3.0/24", l.IDENTITY_UNMANAGED, "192.168.86.23")
+    node.namespace.ip("route", "add", "10.244.3.0/24", "via", "192.168.86.23")
+    yield "192.168.86.23"
+    node.namespace.ip("route", "del", "10.244.3.0/24")
+    node.namespace.ip("neigh", "flush", "to", "192.168.86.23", "dev", "uplink")
+
+
+def test_until_its_mac_is_known_a_node_reaches_this_one_and_nothing_behind_it(node: Packet, third: str) -> None:
+    here(node)
+    node.service("", 30080, [(POD, 8080, c.NODE)], scope=l.SCOPE_WORLD, number=2)
+    mac = "02:00:00:00:00:23"
+    for _ in range(2):
+        for packet in (
+            syn(POD, src=third),
+            syn(VIP, src=third),
+            syn(c.NODE, 30080, src=third),
+            syn(POD, src="10.244.3.9"),
+        ):
+            assert node.from_lan(from_mac(mac, packet)).verdict is Verdict.NO_NEIGHBOUR
+        assert node.from_lan(from_mac(mac, syn(c.NODE, 22, src=third))).verdict is Verdict.FORWARDED
+        node.namespace.ip("neigh", "replace", third, "dev", "uplink", "nud", "incomplete")  # asked, no answer yet
+    node.namespace.ip("neigh", "replace", third, "lladdr", mac, "dev", "uplink")
+    for packet in (syn(POD, src=third), syn(VIP, src=third), syn(POD, src="10.244.3.9")):
+        assert not node.from_lan(from_mac(mac, packet)).verdict.dropped
+
+
+def test_a_board_that_is_replaced_is_believed_as_soon_as_the_kernel_sends_to_it(node: Packet, third: str) -> None:
+    for mac, other in (("02:00:00:00:00:23", "02:00:00:00:00:33"), ("02:00:00:00:00:33", "02:00:00:00:00:23")):
+        node.namespace.ip("neigh", "replace", third, "lladdr", mac, "dev", "uplink")
+        assert node.from_lan(from_mac(mac, syn(POD, src="10.244.3.9"))).verdict is Verdict.FORWARDED
+        assert node.from_lan(from_mac(other, syn(POD, src="10.244.3.9"))).verdict is Verdict.SPOOFED
+
+
+def test_a_node_behind_a_router_is_believed_from_the_routers_mac(node: Packet, third: str) -> None:
+    node.namespace.ip("route", "replace", "10.244.3.0/24", "via", c.OTHER_NODE)
+    assert node.from_lan(from_mac(c.OTHER_NODE_MAC, syn(POD, src="10.244.3.9"))).verdict is Verdict.FORWARDED
+    assert node.from_lan(from_mac("02:00:00:00:00:23", syn(POD, src="10.244.3.9"))).verdict is Verdict.SPOOFED
+
+
+def test_neighbours_may_find_one_another(node: Packet) -> None:
+    node.identity("fd00::22/128", l.IDENTITY_REMOTE_NODE, c.OTHER_NODE)
+    solicitation = IPv6(src="fd00::22", dst="ff02::1:ff00:21", hlim=255) / ICMPv6ND_NS(tgt="fd00::21")
+    assert node.from_lan(from_mac("02:00:00:00:00:99", solicitation)).verdict is Verdict.FORWARDED
+    solicitation.hlim = 254  # a router forwarded it: it is not from this LAN
+    assert node.from_lan(from_mac("02:00:00:00:00:99", solicitation)).verdict is Verdict.SPOOFED
+
+
 def test_a_frame_for_another_host_is_left_alone(node: Packet) -> None:
     """A bridge floods them when a node's port dies: every node that is left would serve the same packet."""
     here(node)
@@ -99,7 +177,7 @@ def test_other_traffic_is_the_kernels(node: Packet) -> None:
         syn(c.NODE, 50000),
         IP(src=CLIENT, dst=c.NODE) / ICMP(),
         IP(src=CLIENT, dst=c.NODE, frag=9) / Raw(b"x" * 9),
-        IP(src=c.REMOTE, dst=POD) / TCP(),
+        Ether(src=c.OTHER_NODE_MAC, dst=c.NODE_MAC) / IP(src=c.REMOTE, dst=POD) / TCP(),
         IPv6(src="fd00:9::1", dst="fd00::21") / TCP(),
     ):
         result = node.from_lan(packet)

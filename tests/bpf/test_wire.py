@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
 
 from bpf.home import Home, home
 from bpf.namespaces import Namespace
@@ -187,6 +190,8 @@ def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
             node.service(SERVICE, 81, 42, (neighbour.address, 8082, first.address), (l.SCOPE_CLUSTER,))
             node.service("", 30080, 43, (node.address, 8123, node.address), (l.SCOPE_WORLD,))
             node.owns(VIP, 0)
+            with node.namespace.entered(), TrafficControl() as traffic:
+                traffic.keep_neighbour(node.uplink, pack(nodes[2 - node.number].address))
         yield Lan(switch, client, (first, second), near, neighbour, far)
 
 
@@ -238,6 +243,13 @@ def exchange(near: socket.socket, far: socket.socket, size: int = 200_000) -> No
             received += sink.recv(65536)
         source.settimeout(3)
         assert received == sent
+
+
+def wait_until(condition: Callable[[], bool], patience_s: float = 30) -> None:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def refused(client: Namespace, to: tuple[str, int]) -> None:
@@ -554,6 +566,56 @@ def test_a_lan_host_that_uses_a_pods_address_gets_nowhere(lan: Lan) -> None:
     finally:
         lan.client.ip("route", "del", "10.244.1.3/32")
         lan.client.ip("addr", "del", f"{lan.neighbour.address}/32", "dev", "eth0")
+
+
+def lie(lan: Lan, source: str, to: Pod, payload: bytes) -> None:
+    """A datagram for port 7007 that a LAN host writes as it likes, with its own MAC."""
+    node = lan.nodes[0]
+    packet = IP(src=source, dst=to.address) / UDP(sport=7007, dport=7007) / Raw(payload)
+    own = lan.client.ip("-br", "link", "show", "eth0").split()[2]
+    with lan.client.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind(("eth0", 0))
+        raw.send(bytes(Ether(src=own, dst=node.mac.hex(":")) / packet))
+
+
+@pytest.mark.parametrize("who", ["a pod of the other node", "the other node", "no pod of its range"])
+def test_a_lan_host_that_uses_another_nodes_addresses_gets_nowhere(lan: Lan, who: str) -> None:
+    source = {"a pod of the other node": lan.far.address, "the other node": lan.nodes[1].address}.get(
+        who, "10.244.2.99"
+    )
+    node = lan.nodes[0]
+    wait_until(lambda: lan.nodes[1].mac.hex(":") in node.namespace.ip("neigh", "show", lan.nodes[1].address))
+    with opened(lan.near.namespace, DATAGRAM, bind=(lan.near.address, 7007)) as near:
+        before = node.count(Verdict.SPOOFED)
+        lie(lan, source, lan.near, b"lie")
+        wait_until(lambda: node.count(Verdict.SPOOFED) == before + 1)
+        with opened(lan.far.namespace, DATAGRAM, bind=(lan.far.address, 7007)) as far:
+            far.sendto(b"truth", (lan.near.address, 7007))
+        assert near.recv(10) == b"truth"
+
+
+def test_a_replaced_board_is_believed_again(lan: Lan) -> None:
+    """Another MAC at the same address: the traffic of its pods goes on as soon as ARP knows."""
+    other, mac = lan.nodes[1], lan.nodes[1].mac.hex(":")
+    with opened(lan.near.namespace, DATAGRAM, bind=(lan.near.address, 7008)) as near:
+        near.settimeout(0.2)
+
+        def arrives() -> bool:
+            with opened(lan.far.namespace, DATAGRAM, bind=(lan.far.address, 7008)) as far:
+                far.sendto(b"truth", (lan.near.address, 7008))
+            with suppress(TimeoutError):
+                return near.recv(10) == b"truth"
+            return False
+
+        try:
+            for now in ("02:00:00:00:aa:22", mac):
+                other.namespace.ip("link", "set", "eth0", "down")
+                other.namespace.ip("link", "set", "eth0", "address", now)
+                other.namespace.ip("link", "set", "eth0", "up")
+                other.namespace.ip("route", "replace", "10.244.1.0/24", "via", lan.nodes[0].address)
+                wait_until(arrives)
+        finally:
+            other.namespace.ip("link", "set", "eth0", "address", mac)
 
 
 def test_an_answer_comes_back_when_nothing_is_left_of_the_lan(lan: Lan) -> None:

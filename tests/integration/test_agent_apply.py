@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from bpf.namespaces import Namespace
+from instruments.board import wait_for
 from instruments.cluster import Cluster
-from netstack.agent.apply import Kernel, routes_of, sync_routes, sync_rule
+from netstack.agent.apply import Kernel, routes_of, sync_neighbours, sync_routes, sync_rule
 from netstack.agent.order import NAMES, plan
 from netstack.core.address import Prefix, pack
 from netstack.kernel.bpf import Map
@@ -123,3 +124,39 @@ def test_routes_and_the_rule_are_made_so_and_stay() -> None:
     finally:
         node.close()
         other.close()
+
+
+def test_a_neighbour_is_kept_known_whether_or_not_anything_is_sent_to_it() -> None:
+    near, far = Namespace(), Namespace()
+    try:
+        _keep(near, far)
+    finally:
+        near.close()
+        far.close()
+
+
+def _keep(near: Namespace, far: Namespace) -> None:
+    near.link("nst0", "eth0", far)
+    near.ip("addr", "add", "192.168.86.21/24", "dev", "nst0")
+    far.ip("addr", "add", "192.168.86.22/24", "dev", "eth0")
+    other = pack("192.168.86.22")
+    with _netlink(near) as node, _netlink(far) as there:
+        device, peer = node.link("nst0"), there.link("eth0")
+        assert device is not None and peer is not None
+        assert (sync_neighbours(node, device.index, [other]), sync_neighbours(node, device.index, [other])) == (1, 0)
+        assert node.kept_neighbours(device.index) == {other}
+
+        def known() -> bool:
+            return peer.mac.hex(":") in near.ip("neigh", "show", "192.168.86.22", "dev", "nst0")
+
+        wait_for("the MAC", known)
+        near.ip("neigh", "add", "192.168.86.77", "lladdr", "02:00:00:00:00:77", "dev", "nst0")
+        assert sync_neighbours(node, device.index, []) == 1
+        assert node.kept_neighbours(device.index) == set() and not known()
+        assert "192.168.86.77" in near.ip("neigh", "show", "dev", "nst0"), "what is not ours stays"
+        assert not node.forget_neighbour(device.index, other)
+
+
+def _netlink(namespace: Namespace) -> Netlink:
+    with namespace.entered():
+        return Netlink()

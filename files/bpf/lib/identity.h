@@ -2,9 +2,9 @@
  *
  * Who is behind an address, and whether it came in by its own door.
  *
- * An address proves nothing by itself: a pod's comes from its own veth, a remote pod's or node's from the uplink, this
- * node's own from no device at all. Through any other door it is forged. Everything that is not the cluster's is WORLD
- * or a prefix that some policy names, by whatever door.
+ * An address proves nothing by itself: a pod's comes from its own veth, a remote pod's or node's from the uplink (whose
+ * program has seen by which neighbour: lib/neighbour.h), this node's own from no device at all. Through any other door
+ * it is forged. Everything that is not the cluster's is WORLD or a prefix that some policy names, by whatever door.
  */
 #pragma once
 #include "abi.h"

@@ -30,3 +30,4 @@
 #define VERDICT_FRAGMENT	139	/* ports are needed and not there */
 #define VERDICT_NO_ENDPOINT	140	/* the address is no pod of this node */
 #define VERDICT_NO_SERVICE	141	/* a service address, but not one of its ports */
+#define VERDICT_NO_NEIGHBOUR	142	/* a cluster address from the LAN whose owner's MAC is not known yet */

@@ -137,6 +137,20 @@ def sync_routes(netlink: Netlink, wanted: set[Route]) -> int:
     return changes
 
 
+def sync_neighbours(netlink: Netlink, uplink: int, wanted: Iterable[bytes]) -> int:
+    """Other nodes, whose MACs the kernel always knows: the programs believe a node's address from its MAC alone."""
+    present, nodes = netlink.kept_neighbours(uplink), set(wanted)
+    for address in sorted(nodes - present):
+        try:
+            netlink.keep_neighbour(uplink, address)
+        except OSError as error:
+            if error.errno not in (errno.ENETDOWN, errno.ENODEV):
+                raise
+    for address in present - nodes:
+        netlink.forget_neighbour(uplink, address)
+    return len(nodes ^ present)
+
+
 def sync_rule(netlink: Netlink) -> int:
     """The rule that leads the proxy's mark to its table, and no other rule of ours."""
     rule = Rule(PROXY_RULE.priority, PROXY_RULE.mark, PROXY_RULE.mask, PROXY_RULE.table)

@@ -25,7 +25,7 @@ from netstack.kernel.trial import Outcome, Trial
 
 GATEWAY = pack(str(ipaddress.IPv4Address(layout.GATEWAY_V4)))
 STRANGER_MAC = bytes.fromhex("020000000001")
-"""Of whoever sends from the LAN: no program looks at it."""
+"""Of whoever is no node and sends from the LAN: no program looks at it."""
 
 
 class Unanswerable(Exception):
@@ -154,7 +154,7 @@ class Inquiry:
             program, device, macs = "pod_ingress", own.ifindex, (own.mac, own.host_mac)
             where = f"leaves {source.name}"
         else:
-            program, device, macs = "uplink_ingress", self._config.uplink, (STRANGER_MAC, self._uplink_mac())
+            program, device, macs = "uplink_ingress", self._config.uplink, self._uplink_macs(source)
             where = f"arrives at {self._settings.uplink}"
         outcome = self._trial.run(program, first_packet(flow, *macs), device=device, came_by=device)
         address, port = destination(outcome.frame)
@@ -210,12 +210,14 @@ class Inquiry:
             if self._trial.differs(name):
                 yield f"program {name} on this node is not that of this release: answers are this release's"
 
-    def _uplink_mac(self) -> bytes:
+    def _uplink_macs(self, source: Party) -> tuple[bytes, bytes]:
+        """Of who would bring a packet of `source` to this node, and this node's own."""
         with TrafficControl() as traffic:
             link = traffic.link(self._settings.uplink)
-        if link is None:
-            raise Unanswerable(f"there is no device {self._settings.uplink}")
-        return link.mac
+            if link is None:
+                raise Unanswerable(f"there is no device {self._settings.uplink}")
+            known = traffic.neighbours(link.index)
+        return known.get(pack(source.node), STRANGER_MAC) if source.node else STRANGER_MAC, link.mac
 
     def _ask(self, daemon: str, command: str) -> Any:
         """None if the daemon does not answer."""

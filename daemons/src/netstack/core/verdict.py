@@ -31,6 +31,7 @@ class Verdict(IntEnum):
     FRAGMENT = 139
     NO_ENDPOINT = 140
     NO_SERVICE = 141
+    NO_NEIGHBOUR = 142
 
     @property
     def dropped(self) -> bool:
@@ -59,4 +60,5 @@ REASONS: dict[Verdict, str] = {
     Verdict.FRAGMENT: "fragment without ports where ports decide",
     Verdict.NO_ENDPOINT: "no endpoint has this address",
     Verdict.NO_SERVICE: "service address, but not one of its ports",
+    Verdict.NO_NEIGHBOUR: "the MAC of the node that owns the source address is not known yet",
 }

@@ -34,7 +34,7 @@ COMPAT = 252
 NEWLINK, DELLINK, GETLINK = 16, 17, 18
 NEWADDR, GETADDR = 20, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
-NEWNEIGH = 28
+NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 NEWRULE, DELRULE, GETRULE = 32, 33, 34
 
 REQUEST, MULTI, ACK, DUMP = 0x1, 0x2, 0x4, 0x300
@@ -44,6 +44,9 @@ ERROR, DONE = 2, 3
 UP = 0x1
 ONLINK = 4
 PERMANENT = 0x80
+USE = 0x1
+MANAGED = 0x1
+"""Flags of a neighbour: do not touch its state; and, of the second kind: the kernel keeps it known (since 5.16)."""
 
 HEADER = struct.Struct("=IHHII")
 ATTRIBUTE = struct.Struct("=HH")
@@ -221,6 +224,35 @@ class Netlink:
         family, wire = _wire(address)
         body = NEIGHBOUR.pack(family, 0, index, PERMANENT, 0, 0)
         self._ask(NEWNEIGH, ACK | CREATE | REPLACE, body + pack_attribute(1, wire) + pack_attribute(2, mac))
+
+    def neighbours(self, index: int) -> dict[bytes, bytes]:
+        """Address -> MAC of the neighbours by a device whose MAC is known."""
+        return {_address(found[1]): found[2] for found in self._neighbours(index) if 2 in found}
+
+    def kept_neighbours(self, index: int) -> set[bytes]:
+        """Addresses of a device that `keep_neighbour` named."""
+        return {
+            _address(found[1])
+            for found in self._neighbours(index)
+            if found.get(12) == bytes([PROTOCOL]) and read_integer(found.get(15, b"")) & MANAGED
+        }
+
+    def _neighbours(self, index: int) -> list[Attributes]:
+        bodies = self._dump(GETNEIGH, NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0))
+        here = (body for body in bodies if NEIGHBOUR.unpack_from(body)[2] == index)
+        return [read_attributes(body[NEIGHBOUR.size :]) for body in here]
+
+    def keep_neighbour(self, index: int, address: bytes) -> None:
+        """Have the kernel find out this neighbour's MAC now, and again before it grows old, whether or not anything is
+        sent to it."""
+        family, wire = _wire(address)
+        body = NEIGHBOUR.pack(family, 0, index, 0, USE, 0) + pack_attribute(1, wire)
+        body += pack_attribute(12, bytes([PROTOCOL])) + pack_attribute(15, struct.pack("=I", MANAGED))
+        self._ask(NEWNEIGH, ACK | CREATE | REPLACE, body)
+
+    def forget_neighbour(self, index: int, address: bytes) -> bool:
+        family, wire = _wire(address)
+        return self._gone(DELNEIGH, NEIGHBOUR.pack(family, 0, index, 0, 0, 0) + pack_attribute(1, wire))
 
     # the wire ----------------------------------------------------------------------------------------------------
 

@@ -251,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
         api, parts = self.server.api, urlsplit(self.path)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         match = PATH.match(parts.path)
-        kinds = {(r.version, r.plural): r.kind for r in RESOURCES.values()}
+        kinds = {(r.version, r.plural): r.kind for r in RESOURCES.values()} | {("events.k8s.io/v1", "events"): "Event"}
         kind = kinds.get((match["version"], match["plural"]), "") if match else ""
         request = Request(self.command, parts.path, dict(parse_qsl(parts.query)), kind, time.monotonic())
         api.requests.append(request)
@@ -318,16 +318,17 @@ class _Handler(BaseHTTPRequestHandler):
                 found = api.objects.get(Ref(request.kind, at["namespace"] or "", at["name"]))
                 answer = (200, found) if found else (404, None)
             else:
-                answer = self._page(request)
+                answer = self._page(request, at["namespace"])
         if answer[0] == 200:
             self._json(*answer, fault)
         else:
             self._error(answer[0])
 
-    def _page(self, request: Request) -> tuple[int, Any]:
+    def _page(self, request: Request, namespace: str | None) -> tuple[int, Any]:
         api, token = self.server.api, request.query.get("continue")
         if token is None:
-            items = [o for ref, o in sorted(api.objects.items()) if ref.kind == request.kind and _matches(o, request)]
+            held = [(ref, o) for ref, o in sorted(api.objects.items()) if namespace in (None, ref.namespace)]
+            items = [o for ref, o in held if ref.kind == request.kind and _matches(o, request)]
             version = api.version
         elif token in api.pages:
             version, items = api.pages[token]
@@ -342,7 +343,11 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, {"kind": f"{request.kind}List", "apiVersion": "v1", "metadata": metadata, "items": bare}
 
     def _post(self, request: Request, at: Mapping[str, str], fault: Fault) -> None:
-        self._json(201, self.server.api.put(json.loads(self.body)), fault)
+        made = json.loads(self.body)
+        if reference(made) in self.server.api.objects:
+            self._error(409)
+            return
+        self._json(201, self.server.api.put(made), fault)
 
     def _delete(self, request: Request, at: Mapping[str, str], fault: Fault) -> None:
         ref = Ref(request.kind, at["namespace"] or "", at["name"])
@@ -415,6 +420,9 @@ class _Handler(BaseHTTPRequestHandler):
 def _seen(event: _Event, request: Request) -> Raw | None:
     """The event as a watch with these selectors sees it."""
     if event.kind != request.kind:
+        return None
+    namespace = PATH.match(request.path)["namespace"]  # type: ignore[index]
+    if namespace and namespace != ((event.after or event.before or {})["metadata"].get("namespace")):
         return None
     before = event.before is not None and _matches(event.before, request)
     after = event.after is not None and _matches(event.after, request)

@@ -6,6 +6,8 @@ them: each waits its turn and looks again before it writes. What is written over
 again after pauses that double, so that two releases which judge a policy differently do not fight. What the server
 does not keep (a field that a peer's definition lacks) is not said twice.
 
+A condition that is False is told in an Event as well (netstack.source.events): NetworkPolicy has no status to show.
+
 Objects of our own are of two kinds: `place`d ones (the ingress's EndpointSlice), which are watched and mended, and
 ServiceL2Status, one for each node and Service, which only its node writes and removes.
 """
@@ -16,10 +18,12 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
 from netstack.core.ref import Ref
+from netstack.source import events
 from netstack.source.backoff import Backoff, Draw
 from netstack.source.client import MERGE_PATCH, ApiFailure, Client, Garbage, Refused
 from netstack.source.kubernetes import KubernetesSource
@@ -31,6 +35,10 @@ from netstack.source.resources import RESOURCES
 
 MADE = ("ServiceL2Status",)
 """Kinds whose objects exist only as our status."""
+EVENT = "Event"
+"""Kind of what stands for the Events of an object: `kind/name` of that."""
+SETTLE_S = 3.0
+"""A fault that has gone after this is not told."""
 NODE_LABEL = "metallb.io/node"
 LOOK_S = 60.0
 """Between two looks whether everything still says what is wanted."""
@@ -42,8 +50,8 @@ log = logging.getLogger("status")
 
 
 class StatusApi:
-    """`node` names this node's ServiceL2Status; `patience_s()` is how long a change waits for another node to say
-    it."""
+    """`node` names this node's ServiceL2Status, and who reports an Event; `patience_s()` is how long a change waits for
+    another node to say it."""
 
     def __init__(self, source: KubernetesSource, node: str, *, patience_s: Callable[[], float], draw: Draw) -> None:
         self._source = source
@@ -64,6 +72,9 @@ class StatusApi:
         self._stored: dict[Ref, tuple[Said, float]] = {}
         """What the server answered to a patch, and until when that may be newer than what the watch shows."""
         self._made: dict[Ref, Mapping[str, Any]] = {}
+        self._faults: dict[Ref, tuple[events.Fault, ...]] = {}
+        """What is to be told in Events, by what stands for them."""
+        self._budget = events.Budget()
         self._swept: set[str] = set()
         self._problems: dict[str, Problem] = {}
         self._looked = 0.0
@@ -73,9 +84,11 @@ class StatusApi:
     # called by the daemon: never waits -------------------------------------------------------------------------------
 
     def put(self, ref: Ref, api_version: str, status: Mapping[str, Any]) -> bool:
+        self._find(ref, events.faults(ref, api_version, status))
         return self._want(ref, status) if ref.kind in OWNED else False
 
     def delete(self, ref: Ref) -> bool:
+        self._find(ref, ())
         with self._wake:
             known = bool(self._wanted.get(ref))
         if known and ref.kind in OWNED:
@@ -83,6 +96,10 @@ class StatusApi:
         return known
 
     def keep(self, kind: str, refs: Collection[Ref]) -> None:
+        with self._wake:
+            for ref in {fault.ref for found in self._faults.values() for fault in found} - set(refs):
+                if ref.kind == kind:
+                    self._faults.pop(_events_of(ref))
         if kind not in OWNED:
             return
         said = {ref for ref, (_, status) in self._source.all_said(kind).items() if ours(kind, status)}
@@ -99,7 +116,7 @@ class StatusApi:
 
     def report(self) -> list[dict[str, Any]]:
         return [
-            {"kind": f"status of {kind}", "reason": problem.reason, "since": problem.since}
+            {"kind": kind if kind == EVENT else f"status of {kind}", "reason": problem.reason, "since": problem.since}
             for kind, problem in sorted(self._problems.copy().items())
         ]
 
@@ -120,6 +137,19 @@ class StatusApi:
                 self._wake.notify()
         self._start()
         return news
+
+    def _find(self, ref: Ref, found: tuple[events.Fault, ...]) -> None:
+        key = _events_of(ref)
+        with self._wake:
+            if not found:
+                self._faults.pop(key, None)
+                return
+            if self._faults.get(key) == found:
+                return
+            self._faults[key] = found
+            self._due[key] = monotonic() + SETTLE_S + self._patience_s()
+            self._wake.notify()
+        self._start()
 
     def _start(self) -> None:
         if self._thread is None:
@@ -189,6 +219,9 @@ class StatusApi:
         return None
 
     def _settle(self, ref: Ref) -> None:
+        if ref.kind == EVENT:
+            self._tell(ref)
+            return
         if not ref.name:
             self._sweep(ref.kind)
             return
@@ -242,6 +275,37 @@ class StatusApi:
             log.warning("%s: the API server does not keep all of its status", ref)
             self._dropped[ref] = essence(wanted), _part(ref.kind, stored)
 
+    def _tell(self, key: Ref) -> None:
+        """Write the Events of one object, unless another node has; again while the faults last."""
+        with self._wake:
+            found = self._faults.get(key)
+            wait_s = self._budget.take(monotonic()) if found else 0.0
+            if wait_s:
+                self._due[key] = monotonic() + wait_s
+        if not found or wait_s:
+            return
+        ref, moment = found[0].ref, datetime.now(UTC)
+        query = {"fieldSelector": f"metadata.name={ref.name}"}
+        items = self._client.get(RESOURCES[ref.kind].path(ref.namespace), query).get("items")
+        if not items:
+            return
+        for fault in found:
+            event = events.event(fault, items[0]["metadata"]["uid"], self._node, moment)
+            path = events.PATH.format(event["metadata"]["namespace"])
+            try:
+                self._client.send("POST", path, event)
+            except Refused as error:
+                if error.code != 409:
+                    raise
+                self._tell_again(f"{path}/{event['metadata']['name']}", moment)
+        with self._wake:  # unless there was news meanwhile
+            self._due.setdefault(key, monotonic() + events.REPEAT_S + self._patience_s())
+
+    def _tell_again(self, path: str, moment: datetime) -> None:
+        series = events.again(self._client.get(path), moment)
+        if series is not None:
+            self._client.send("PATCH", path, series, MERGE_PATCH)
+
     def _put_document(self, ref: Ref, document: Mapping[str, Any]) -> None:
         try:
             self._client.send("PATCH", _path(ref), document, MERGE_PATCH)
@@ -294,6 +358,10 @@ class StatusApi:
 def _own(ref: Ref, wanted: Mapping[str, Any]) -> bool:
     """Whether no other node writes this."""
     return ref.kind in MADE or "metadata" in wanted
+
+
+def _events_of(ref: Ref) -> Ref:
+    return Ref(EVENT, ref.namespace, f"{ref.kind}/{ref.name}")
 
 
 def _path(ref: Ref, part: str = "") -> str:

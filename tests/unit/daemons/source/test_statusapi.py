@@ -11,7 +11,7 @@ from instruments.api_objects import policy, service
 from instruments.apiserver import ApiServer
 from instruments.source_probe import Watched, wait_for
 from netstack.core.ref import Ref
-from netstack.source import statusapi
+from netstack.source import events, statusapi
 from netstack.source.resources import Want
 from netstack.source.statusapi import StatusApi
 
@@ -49,6 +49,7 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
 def writer(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Writer]:
     monkeypatch.setattr(statusapi, "HOLD_S", (0.05, 0.2))
     monkeypatch.setattr(statusapi, "LOOK_S", 0.1)
+    monkeypatch.setattr(statusapi, "SETTLE_S", 0.05)
     server.put(service("a"))
     with Writer(server, tmp_path) as running:
         running.shows("a")
@@ -221,3 +222,64 @@ def test_an_object_of_our_own_is_made_kept_and_mended(server: ApiServer, writer:
     wait_for(lambda: ref in server.objects, "the object again")
     assert writer.api.place({**document, "endpoints": []})
     wait_for(lambda: server.objects[ref]["endpoints"] == [])
+
+
+def refused(message: str = "spec: is wrong") -> dict[str, Any]:
+    return {"conditions": [condition("Valid", "False", message=message)]}
+
+
+def told(server: ApiServer) -> list[str]:
+    return sorted(item["note"] for ref, item in server.objects.items() if ref.kind == "Event")
+
+
+def test_a_fault_is_told_once_by_whoever_is_first(server: ApiServer, writer: Writer, tmp_path: Path) -> None:
+    ref = Ref("CiliumNetworkPolicy", "ns", "p")
+    server.put(policy("p"))
+    with Writer(server, tmp_path, "n2") as other:
+        for one in (writer, other):
+            one.api.put(ref, "cilium.io/v2", refused())
+        wait_for(lambda: server.count(method="POST", kind="Event") == 2, "both to say it")
+        wait_for(lambda: told(server) == ["spec: is wrong"])
+        writer.api.put(ref, "cilium.io/v2", refused("spec: is otherwise wrong"))
+        wait_for(lambda: told(server) == ["spec: is otherwise wrong", "spec: is wrong"])
+    (event,) = (item for item in server.objects.values() if item.get("note") == "spec: is wrong")
+    assert event["regarding"]["uid"] == server.objects[ref]["metadata"]["uid"]
+    assert "series" not in event and writer.api.report() == []
+
+
+def test_a_kind_without_a_status_has_events_all_the_same(server: ApiServer, writer: Writer) -> None:
+    server.put(policy("old", "NetworkPolicy"))
+    writer.api.put(Ref("NetworkPolicy", "ns", "old"), "networking.k8s.io/v1", refused())
+    wait_for(lambda: told(server) == ["spec: is wrong"])
+
+
+def test_a_fault_that_lasts_is_one_more_of_a_series(
+    server: ApiServer, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "REPEAT_S", 0.2)
+    server.put(policy("p"))
+    writer.api.put(Ref("CiliumNetworkPolicy", "ns", "p"), "cilium.io/v2", refused())
+    wait_for(lambda: any(item.get("series", {}).get("count", 0) > 2 for item in server.objects.values()))
+    assert len(told(server)) == 1
+
+
+def test_what_was_mended_or_has_gone_is_not_told(
+    server: ApiServer, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statusapi, "SETTLE_S", 2.0)  # mended within that, however slow the machine
+    for name in ("mended", "gone", "deleted"):
+        ref = Ref("CiliumNetworkPolicy", "ns", name)
+        if name != "gone":
+            server.put(policy(name))
+        writer.api.put(ref, "cilium.io/v2", refused())
+    writer.api.put(Ref("CiliumNetworkPolicy", "ns", "mended"), "cilium.io/v2", {"conditions": [condition("Valid")]})
+    writer.api.delete(Ref("CiliumNetworkPolicy", "ns", "deleted"))
+    wait_for(lambda: [r for r in server.requests if r.query.get("fieldSelector") == "metadata.name=gone"])
+    assert told(server) == []
+
+
+def test_who_may_not_tell_says_so(server: ApiServer, writer: Writer) -> None:
+    server.forbidden.add("Event")
+    server.put(policy("p"))
+    writer.api.put(Ref("CiliumNetworkPolicy", "ns", "p"), "cilium.io/v2", refused())
+    wait_for(lambda: [problem["kind"] for problem in writer.api.report()] == ["Event"])

@@ -1,7 +1,7 @@
 """One home for all tests of this folder: the demo is performed on it first, then the other tests go on with it.
 
 All of it is done with each source of objects: the folder of manifests, and a real API server (which is skipped where
-no control plane can be had). NETSTACK_SOURCE chooses one.
+no control plane can be had). NETSTACK_SOURCE chooses one; NETSTACK_E2E_LAB names another lab, for a second run beside.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def performance(request: pytest.FixtureRequest) -> Iterator[tuple[demo.Home, lis
     why_not = skip_reason() if request.param == "kubernetes" else None
     if why_not is not None:
         pytest.skip(why_not)
-    with Lab("e2e", source=request.param) as lab:
+    with Lab(os.environ.get("NETSTACK_E2E_LAB") or "e2e", source=request.param) as lab:
         yield demo.perform(lab)
 
 

@@ -1,14 +1,18 @@
-"""Without an API server the network stays as it was last known, and catches up when there is one again."""
+"""Without an API server the network stays as it was last known, and catches up when there is one again.
+
+LONG=1: the outage under churn lasts an hour. OUTAGE: so many seconds.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import os
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from e2e.demo import DAEMONS, LISTED, VIP, Home, get_ha, reaches, refused, wait_ready
-from lab import Lab
+from e2e.demo import DAEMONS, LISTED, Home, get_ha, reaches, refused, wait_ready
+from e2e.outage import Churn, costs, ingress, serves, table
 from lab.router import ATTACKER
 from lab.shell import wait_until
 
@@ -18,49 +22,64 @@ pytestmark = [
     pytest.mark.parametrize("performance", ["kubernetes"], indirect=True),
 ]
 
+OUTAGE_S = float(os.environ.get("OUTAGE") or (3600 if os.environ.get("LONG") == "1" else 30))
+PERIOD_S = min(10.0, OUTAGE_S / 10)
 CATCH_UP_S = 60.0
+LINES_MAX = 60
+"""Of a daemon's log in one outage, however long: a few for each of its dozen kinds."""
+GROWTH_MAX_MB = 10.0
 
 
 @pytest.fixture
-def dark(home: Home) -> Iterator[Home]:
-    """The home while its control plane is gone, with an agent of its own: the demo's lost its node's power."""
+def churn(home: Home) -> Iterator[Churn]:
+    """The home while its control plane is gone, with pods of its own: the demo's lost their nodes' power."""
+    churn = Churn.begin(home)
+    yield churn
+    home.lab.plug("ctl")
+    home.lab.controlplane.start()
+    churn.end()
+
+
+def test_the_network_stays_as_it_was_under_churn_and_catches_up(churn: Churn) -> None:
+    lab, began, seen = churn.home.lab, time.time(), {}
+    start = time.monotonic()
+    seen["before"] = costs(lab, began)
+    lab.controlplane.kill()
+    churn.go_on(start + OUTAGE_S / 4, PERIOD_S)
+    churn.reboot()
+    churn.go_on(start + OUTAGE_S / 2, PERIOD_S)
+    seen["refused"] = costs(lab, began)
+    lab.unplug("ctl")
+    lab.controlplane.start()
+    churn.go_on(start + OUTAGE_S * 3 / 4, PERIOD_S, churn.change)
+    seen["silent"] = costs(lab, began)
+    churn.go_on(start + OUTAGE_S, PERIOD_S, churn.change)
+    churn.decide()
+    seen["still"] = costs(lab, began)
+    lab.plug("ctl")
+    churn.catch_up()
+    seen["caught up"] = costs(lab, began)
+    print(f"\n{churn.rounds} rounds in {OUTAGE_S:.0f} s\n{table(seen)}")
+    assert churn.failures == []
+    for name, cost in seen["caught up"].items():
+        assert cost.lines <= LINES_MAX, f"{name}: {cost.lines} lines"
+        assert cost.megabytes <= seen["before"][name].megabytes + GROWTH_MAX_MB, name
+
+
+def test_daemons_that_start_without_an_api_server_know_what_they_knew(home: Home) -> None:
     lab = home.lab
     agent = lab.pod("n3", "openclaw", "survivor", {"app": "openclaw"})
     wait_until(lambda: serves(lab, "ha.home.lab"), "the web to be served", CATCH_UP_S)
     lab.controlplane.kill()
-    yield dataclasses.replace(home, openclaw=agent)
-    lab.controlplane.start()
+    try:
+        lab.node(agent.node).run(f"systemctl restart {DAEMONS}")
+        wait_until(lambda: serves(lab, "ha.home.lab"), "the web to be served", CATCH_UP_S)
+        get_ha(lab)
+        reaches(agent, LISTED)
+        refused(home, agent, LISTED, ATTACKER, to_peer=True)
+    finally:
+        lab.controlplane.start()
     agent.delete()
-
-
-def serves(lab: Lab, host: str) -> bool:
-    return lab.client(1).get(f"http://{host}/", resolve=VIP).status == 200
-
-
-def ingress(host: str) -> dict[str, object]:
-    """Another name for Home Assistant."""
-    service = {"service": {"name": "home-assistant", "port": {"number": 8123}}}
-    rule = {"host": host, "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": service}]}}
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "Ingress",
-        "metadata": {"name": host.partition(".")[0], "namespace": "home"},
-        "spec": {"ingressClassName": "nginx", "rules": [rule]},
-    }
-
-
-def test_the_network_stays_as_it_was(dark: Home) -> None:
-    get_ha(dark.lab)
-    reaches(dark.openclaw, LISTED)
-    refused(dark, dark.openclaw, LISTED, ATTACKER, to_peer=True)
-
-
-def test_daemons_that_start_without_an_api_server_know_what_they_knew(dark: Home) -> None:
-    node = dark.lab.node(dark.openclaw.node)
-    node.run(f"systemctl restart {DAEMONS}")
-    wait_until(lambda: serves(dark.lab, "ha.home.lab"), "the web to be served", CATCH_UP_S)
-    reaches(dark.openclaw, LISTED)
-    refused(dark, dark.openclaw, LISTED, ATTACKER, to_peer=True)
 
 
 def test_it_catches_up(home: Home) -> None:

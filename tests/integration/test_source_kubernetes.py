@@ -6,12 +6,15 @@ scripted one.
 
 from __future__ import annotations
 
+import io
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -22,13 +25,18 @@ from netstack.agent.__main__ import WANTS as AGENT
 from netstack.announcer.__main__ import WANTS as ANNOUNCER
 from netstack.cli.cluster import main
 from netstack.core.ref import Ref
-from netstack.ingress.__main__ import WANTS as INGRESS
+from netstack.ingress.wants import wants
+from netstack.source.client import Client as SourceClient
+from netstack.source.client import Refused
+from netstack.source.credentials import Credentials
 from netstack.source.statusapi import StatusApi
 
 pytestmark = pytest.mark.root
 
 FILES = Path(__file__).parents[2] / "roles/agent/files"
-USER, GROUPS = "netstack:node:n1", ["netstack:nodes"]
+NODE, NODES = "netstack:node:n1", "netstack:nodes"
+INGRESS_USER, INGRESSES = "netstack:ingress:n1", "netstack:ingress"
+INGRESS = wants()
 A = Ref("Service", "ns", "a")
 
 
@@ -50,15 +58,21 @@ class Cluster:
 
     plane: ControlPlane
     kubeconfig: Path
+    ingress: Path
+    """The ingress's kubeconfig."""
 
     def __post_init__(self) -> None:
         self.client = self.plane.client()
         self.install()
         self.client.apply(namespace("ns"))
 
-    def install(self) -> int:
-        admin = self.plane.user("admin") / "kubeconfig"
-        return main(["install", "--kubeconfig", str(admin), str(FILES / "crds"), str(FILES / "rbac.yaml")])
+    @property
+    def admin(self) -> str:
+        return str(self.plane.user("admin") / "kubeconfig")
+
+    def install(self, *secrets: str) -> int:
+        narrowed = [word for scope in secrets for word in ("--secrets", scope)]
+        return main(["install", "--kubeconfig", self.admin, *narrowed, str(FILES / "crds"), str(FILES / "rbac.yaml")])
 
     def put(self, *raws: Any) -> None:
         """Addresses of Services are the API server's to give."""
@@ -80,7 +94,7 @@ class Cluster:
 @pytest.fixture
 def cluster(plane: ControlPlane) -> Iterator[Cluster]:
     plane.kubeconfig("admin", ["system:masters"])
-    made = Cluster(plane, plane.kubeconfig(USER, GROUPS))
+    made = Cluster(plane, plane.kubeconfig(NODE, [NODES]), plane.kubeconfig(INGRESS_USER, [INGRESSES]))
     yield made
     plane.start()
     made.install()
@@ -98,7 +112,8 @@ def shows(watched: Watched, kind: str, *names: str) -> None:
 @pytest.mark.parametrize("wants", [AGENT, ANNOUNCER, INGRESS], ids=["agent", "announcer", "ingress"])
 def test_each_daemon_may_read_what_it_asks_for(cluster: Cluster, tmp_path: Path, wants: Any) -> None:
     cluster.put(service("a"), policy("p"), secret("tls"), secret("opaque", "Opaque"))
-    with Watched(cluster.kubeconfig, tmp_path / "good", wants) as source:
+    kubeconfig = cluster.ingress if wants is INGRESS else cluster.kubeconfig
+    with Watched(kubeconfig, tmp_path / "good", wants) as source:
         source.connected()
         shows(source, "Service", "a")
         kinds = {want.kind for want in wants}
@@ -127,7 +142,7 @@ def test_an_outage_under_churn_is_caught_up_with(cluster: Cluster, tmp_path: Pat
 
 def test_a_compacted_past_is_listed_anew(cluster: Cluster, tmp_path: Path) -> None:
     cluster.put(service("a"))
-    with Watched(cluster.kubeconfig, tmp_path / "good", INGRESS) as source:
+    with Watched(cluster.ingress, tmp_path / "good", INGRESS) as source:
         shows(source, "Service", "a")
         source.connected()
         before = len(source.snapshots)
@@ -141,10 +156,10 @@ def test_a_compacted_past_is_listed_anew(cluster: Cluster, tmp_path: Path) -> No
 
 def test_another_history_is_followed(cluster: Cluster, tmp_path: Path) -> None:
     cluster.put(service("a"))
-    with Watched(cluster.kubeconfig, tmp_path / "good", INGRESS) as source:
+    with Watched(cluster.ingress, tmp_path / "good", INGRESS) as source:
         shows(source, "Service", "a")
         cluster.plane.wipe()
-        fresh = Cluster(cluster.plane, cluster.kubeconfig)
+        fresh = Cluster(cluster.plane, cluster.kubeconfig, cluster.ingress)
         fresh.put(service("b"))
         shows(source, "Service", "b")
         cluster.client = fresh.client
@@ -152,9 +167,9 @@ def test_another_history_is_followed(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_rights_are_taken_away_and_given_back(cluster: Cluster, tmp_path: Path) -> None:
     cluster.put(service("a"))
-    with Watched(cluster.kubeconfig, tmp_path / "good", INGRESS) as source:
+    with Watched(cluster.ingress, tmp_path / "good", INGRESS) as source:
         shows(source, "Service", "a"), source.connected()
-        cluster.client.delete("ClusterRoleBinding", "", "netstack-nodes")
+        cluster.client.delete("ClusterRoleBinding", "", "netstack-ingress")
         cluster.plane.kill(), cluster.plane.start()
         assert "403 Forbidden" in source.problem("Service")
         cluster.client = cluster.plane.client()
@@ -166,15 +181,15 @@ def test_rights_are_taken_away_and_given_back(cluster: Cluster, tmp_path: Path) 
 
 def test_an_expired_certificate_is_said_and_a_renewed_one_taken_up(cluster: Cluster, tmp_path: Path) -> None:
     cluster.put(service("a"))
-    cluster.plane.kubeconfig(USER, GROUPS, valid_s=3)
+    cluster.plane.kubeconfig(INGRESS_USER, [INGRESSES], valid_s=3)
     began = time.monotonic()
-    with Watched(cluster.kubeconfig, tmp_path / "good", INGRESS) as source:
+    with Watched(cluster.ingress, tmp_path / "good", INGRESS) as source:
         shows(source, "Service", "a")
         wait_for(lambda: time.monotonic() > began + 4)
         cluster.plane.kill(), cluster.plane.start()
         wait_for(lambda: "401 Unauthorized" in source.problem("Service"))
         assert named(source, "Service") == ["a"]
-        cluster.plane.kubeconfig(USER, GROUPS)
+        cluster.plane.kubeconfig(INGRESS_USER, [INGRESSES])
         cluster.client = cluster.plane.client()
         cluster.put(service("b"))
         shows(source, "Service", "a", "b")
@@ -239,6 +254,17 @@ def test_statuses_reach_their_subresources_and_are_written_once(cluster: Cluster
         api.close()
 
 
+@contextmanager
+def writer(kubeconfig: Path, folder: Path, wants: Any, node: str = "n1") -> Iterator[StatusApi]:
+    """A daemon's statuses, once it is in step."""
+    with Watched(kubeconfig, folder, wants) as source:
+        source.connected()
+        api = StatusApi(source.source, node, patience_s=lambda: 0.0, draw=lambda low, high: low / 10)
+        yield api
+        assert api.report() == []
+        api.close()
+
+
 def test_a_policy_and_an_ingress_are_told_what_became_of_them(cluster: Cluster, tmp_path: Path) -> None:
     backend = {"service": {"name": "a", "port": {"number": 80}}}
     site = {
@@ -248,18 +274,116 @@ def test_a_policy_and_an_ingress_are_told_what_became_of_them(cluster: Cluster, 
         "spec": {"ingressClassName": "nginx", "defaultBackend": backend},
     }
     cluster.put(policy("p"), site)
-    wants = (*AGENT, next(want for want in INGRESS if want.kind == "Ingress"))
     refs = Ref("CiliumNetworkPolicy", "ns", "p"), Ref("Ingress", "ns", "site")
-    with Watched(cluster.kubeconfig, tmp_path / "good", wants) as source:
-        source.connected()
-        api = StatusApi(source.source, "n1", patience_s=lambda: 0.0, draw=lambda low, high: low / 10)
+    with writer(cluster.kubeconfig, tmp_path / "agent", AGENT) as api:
         plain = {name: text for name, text in condition("Valid").items() if name != "lastTransitionTime"}
         api.put(refs[0], "", {"conditions": [plain]})
-        api.put(refs[1], "", {"conditions": [condition("Accepted")], "loadBalancer": {"ingress": [{"ip": "10.0.0.5"}]}})
         wait_for(lambda: cluster.status(refs[0]).get("conditions") == [plain])
+    with writer(cluster.ingress, tmp_path / "ingress", INGRESS) as api:
+        api.put(refs[1], "", {"conditions": [condition("Accepted")], "loadBalancer": {"ingress": [{"ip": "10.0.0.5"}]}})
         wait_for(lambda: cluster.status(refs[1]).get("loadBalancer") == {"ingress": [{"ip": "10.0.0.5"}]})
-        assert api.report() == []
-        api.close()
+
+
+def described(cluster: Cluster, ref: Ref) -> list[tuple[str, str, str]]:
+    """What `kubectl describe` lists below an object, by its name, namespace, kind and uid: type, reason, note."""
+    found = cluster.client.get(ref.kind, ref.namespace, ref.name) or {}
+    regarding = {"name": ref.name, "namespace": ref.namespace, "kind": ref.kind, "uid": found["metadata"]["uid"]}
+    selector = ",".join(f"involvedObject.{name}={value}" for name, value in regarding.items() if value)
+    path = f"/api/v1/namespaces/{ref.namespace or 'default'}/events?{urlencode({'fieldSelector': selector})}"
+    return [(e["type"], e["reason"], e["message"]) for e in cluster.client.request("GET", path)["items"]]
+
+
+def test_four_nodes_tell_of_a_refused_object_once(cluster: Cluster, tmp_path: Path) -> None:
+    everywhere = {**policy("all", "CiliumClusterwideNetworkPolicy"), "metadata": {"name": "all"}}
+    old = policy("old", "NetworkPolicy")
+    pool = {
+        "apiVersion": "metallb.io/v1beta1",
+        "kind": "IPAddressPool",
+        "metadata": {"name": "pool", "namespace": "ns"},
+        "spec": {"addresses": ["nonsense"]},
+    }
+    cluster.put(policy("p"), everywhere, {**old, "spec": {"podSelector": {}}}, pool)
+    told = {
+        Ref(item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]): item["apiVersion"]
+        for item in (policy("p"), everywhere, old, pool)
+    }
+    wrong = {"conditions": [{**condition("Valid", "False"), "reason": "Refused", "message": "spec: is wrong"}]}
+    wants = (*AGENT, next(want for want in ANNOUNCER if want.kind == "IPAddressPool"))
+    with ExitStack() as nodes:
+        apis = [
+            nodes.enter_context(writer(cluster.kubeconfig, tmp_path / n, wants, n)) for n in ("n1", "n2", "n3", "n4")
+        ]
+        for api in apis:
+            for ref, version in told.items():
+                api.put(ref, version, wrong)
+        for ref in told:
+            wait_for(lambda: described(cluster, ref) == [("Warning", "Refused", "spec: is wrong")], str(ref))  # noqa: B023
+        for api in apis:  # each has had its turn when its thread has told of everything
+            wait_for(lambda: len(api._due) == len(told) and min(api._due.values()) > time.monotonic() + 60)  # noqa: B023
+        assert all(len(described(cluster, ref)) == 1 for ref in told)
+
+
+def listed(cluster: Cluster, kubeconfig: Path, path: str) -> list[str] | int:
+    """Names that a credential may list, or the code of the refusal."""
+    client = SourceClient(Credentials(str(kubeconfig)))
+    try:
+        return sorted(item["metadata"]["name"] for item in client.get(path)["items"])
+    except Refused as error:
+        return error.code
+    finally:
+        client.close()
+
+
+def test_the_ingress_alone_may_read_secrets_all_or_those_that_are_named(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.put(
+        namespace("other"),
+        secret("tls"),
+        secret("more"),
+        {**secret("far"), "metadata": {"name": "far", "namespace": "other"}},
+    )
+    everywhere, here = "/api/v1/secrets?fieldSelector=type%3Dkubernetes.io/tls", "/api/v1/namespaces/ns/secrets"
+    one = f"{here}?fieldSelector=metadata.name%3Dtls"
+    for path in ("/api/v1/secrets", here, f"{here}/tls", one):
+        assert listed(cluster, cluster.kubeconfig, path) == 403
+    wait_for(lambda: listed(cluster, cluster.ingress, everywhere) == ["far", "more", "tls"])
+
+    assert cluster.install("ns/tls", "other") == 0
+    wait_for(lambda: listed(cluster, cluster.ingress, everywhere) == 403)
+    wait_for(lambda: listed(cluster, cluster.ingress, one) == ["tls"])
+    assert listed(cluster, cluster.ingress, here) == 403
+    with Watched(cluster.ingress, tmp_path / "good", wants(["ns/tls", "other"])) as source:
+        source.connected()
+        wait_for(
+            lambda: {"tls", "far"} == {ref.name for ref in source.source.snapshot().objects if ref.kind == "Secret"}
+        )
+        cluster.client.delete("Secret", "ns", "tls")
+        wait_for(lambda: {"far"} == {ref.name for ref in source.source.snapshot().objects if ref.kind == "Secret"})
+    cluster.client.delete("Secret", "other", "far")
+    assert cluster.install() == 0
+    wait_for(lambda: listed(cluster, cluster.ingress, everywhere) == ["more"])
+
+
+def test_tokens_of_the_service_accounts_do_what_certificates_do(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster.put(secret("tls"))
+
+    def token(account: str, present: str = "", *options: str) -> str:
+        monkeypatch.setattr("sys.stdin", io.StringIO(present))
+        capsys.readouterr()
+        assert main(["token", "--kubeconfig", cluster.admin, *options, account]) == 0
+        return capsys.readouterr().out
+
+    made = {}
+    for account, wanted in (("netstack-node", 403), ("netstack-ingress", ["tls"])):
+        made[account] = token(account)
+        path = tmp_path / account
+        path.write_text(made[account])
+        wait_for(lambda: listed(cluster, path, "/api/v1/namespaces/ns/secrets") == wanted, account)  # noqa: B023
+        assert isinstance(listed(cluster, path, "/api/v1/services"), list)
+        assert token(account, made[account]) == made[account], "it is good for long enough"
+    assert token("netstack-node", made["netstack-ingress"]) != made["netstack-ingress"]
+    assert token("netstack-node", "", "--check") == "# a new token for netstack-node\n"
 
 
 def test_the_ingress_slice_stands_for_its_service_and_goes_with_it(cluster: Cluster, tmp_path: Path) -> None:
@@ -275,7 +399,7 @@ def test_the_ingress_slice_stands_for_its_service_and_goes_with_it(cluster: Clus
         "endpoints": [{"addresses": ["10.244.1.2"], "conditions": {"ready": True}, "nodeName": "n1"}],
         "ports": [{"name": "http", "protocol": "TCP", "port": 80}],
     }
-    with Watched(cluster.kubeconfig, tmp_path / "good", INGRESS) as source:
+    with Watched(cluster.ingress, tmp_path / "good", INGRESS) as source:
         source.connected()
         api = StatusApi(source.source, "n1", patience_s=lambda: 0.0, draw=lambda low, high: low / 10)
         api.place(document)

@@ -47,11 +47,14 @@ def ssh_options(names: Names) -> str:
     return f'{hosts} {control} -o ProxyCommand="{_proxy(names)} %h %p"'
 
 
-def inventory(names: Names, nodes: Sequence[Node], kubeconfigs: Mapping[str, Path]) -> dict[str, Any]:
-    """`kubeconfigs` by node; none with the directory source."""
+Kubeconfigs = Mapping[str, Mapping[str, Path]]
+"""Node -> variable of the inventory -> file; no node with the directory source."""
+
+
+def inventory(names: Names, nodes: Sequence[Node], kubeconfigs: Kubeconfigs) -> dict[str, Any]:
     hosts = {node.name: {"ansible_host": node.address, "netstack_pod_cidr": node.pod_cidr} for node in nodes}
-    for name, kubeconfig in kubeconfigs.items():
-        hosts[name]["netstack_kubeconfig_source"] = str(kubeconfig)
+    for name, files in kubeconfigs.items():
+        hosts[name] |= {variable: str(path) for variable, path in files.items()}
     connection = {
         "ansible_user": "root",
         "ansible_python_interpreter": "/usr/bin/python3",
@@ -70,7 +73,7 @@ def inventory(names: Names, nodes: Sequence[Node], kubeconfigs: Mapping[str, Pat
     return {GROUP: {"hosts": hosts, "vars": {**connection, **cluster}}}
 
 
-def write(names: Names, nodes: Sequence[Node], kubeconfigs: Mapping[str, Path], path: Path) -> None:
+def write(names: Names, nodes: Sequence[Node], kubeconfigs: Kubeconfigs, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(inventory(names, nodes, kubeconfigs), sort_keys=False, width=1000)
     path.write_text(f"# Written by the lab {names.prefix!r}.\n{text}")

@@ -2,7 +2,7 @@
 
 Every node that is booted and not frozen renews its Lease from its own network, so a pulled cable silences it as it
 would a kubelet. A node that the API server does not know (its data was wiped) registers again, and one that was taken
-for lost says that it is ready. Pods are not this process's business: pods.py.
+for lost says that it is ready, and its pods with it. Else pods are not this process's business: pods.py.
 """
 
 from __future__ import annotations
@@ -64,6 +64,15 @@ class Kubelet:
         ready = [one["status"] for one in found["status"].get("conditions", []) if one["type"] == "Ready"]
         if ready == ["Unknown"]:  # False is somebody's word (Lab.set_node_ready), and stays
             client.set_status("Node", "", self._node.name, {"conditions": [objects.condition("Ready", True)]})
+            self._vouch(client)
+
+    def _vouch(self, client: Client) -> None:
+        """Say again that pods are ready whose containers are; only the first is taken back when a node is lost."""
+        for pod in client.list("Pod", fieldSelector=f"spec.nodeName={self._node.name}"):
+            said = {one["type"]: one["status"] for one in pod["status"].get("conditions", [])}
+            if said.get("ContainersReady") == "True" and said.get("Ready") != "True":
+                conditions = [objects.condition(kind, True) for kind in ("ContainersReady", "Ready")]
+                client.set_status("Pod", *objects.key(pod), {"conditions": conditions})
 
     def _hang_up(self) -> None:
         if self._client is not None:

@@ -28,7 +28,8 @@ from .shell import run, wait_until
 CLIENTS = {"cli1": "192.168.86.50", "cli2": "192.168.86.51"}
 CONTROLLER_ADDRESS = "192.168.86.10"
 SOURCES = ("directory", "kubernetes")
-NODES_GROUP = "netstack:nodes"  # what the product's RBAC binds
+# What the product's RBAC binds.
+NODES_GROUP, INGRESS_GROUP = "netstack:nodes", "netstack:ingress"
 KUBECONFIG_VALID_S = 24 * 3600
 
 
@@ -168,7 +169,8 @@ class Lab:
         self.controlplane.start()
         self.controlplane.apply_crds()
         for node in self.nodes:
-            self.controlplane.kubeconfig(node_user(node.name), [NODES_GROUP], KUBECONFIG_VALID_S, inline=True)
+            for user, group in ((node_user(node.name), NODES_GROUP), (ingress_user(node.name), INGRESS_GROUP)):
+                self.controlplane.kubeconfig(user, [group], KUBECONFIG_VALID_S, inline=True)
         self._register()
         cgroups.spawn(
             [sys.executable, "-m", "lab.kubelet", self.names.prefix, str(len(self.nodes))],
@@ -322,18 +324,28 @@ class Lab:
         return Capture(netns, device, expression, pcap, cgroups.members(cgroup))
 
     def write_inventory(self, path: Path) -> None:
-        """The inventory, with a kubeconfig for each node if there is a control plane."""
+        """The inventory, with kubeconfigs for each node if there is a control plane."""
         kubeconfigs = {}
         if self.source == "kubernetes":
+            user = self.controlplane.user
             kubeconfigs = {
-                node.name: self.controlplane.user(node_user(node.name)) / "kubeconfig" for node in self.nodes
+                node.name: {
+                    "netstack_kubeconfig_source": user(node_user(node.name)) / "kubeconfig",
+                    "netstack_ingress_kubeconfig_source": user(ingress_user(node.name)) / "kubeconfig",
+                }
+                for node in self.nodes
             }
         inventory.write(self.names, self.nodes, kubeconfigs, path)
 
 
 def node_user(node: str) -> str:
-    """The user as which a node's daemons read the API."""
+    """The user as which a node's agent and announcer read the API."""
     return f"netstack:node:{node}"
+
+
+def ingress_user(node: str) -> str:
+    """The user as which its ingress does."""
+    return f"netstack:ingress:{node}"
 
 
 def labs() -> Sequence[Lab]:

@@ -21,15 +21,10 @@ from netstack.core.unit import Unit, log_to_journal, run
 from netstack.ingress import endpoint
 from netstack.ingress.controller import Controller
 from netstack.ingress.settings import IngressSettings
+from netstack.ingress.wants import wants
 from netstack.source import choice
 from netstack.source.choice import Choice
-from netstack.source.resources import Want
 
-WANTS = (
-    *map(Want, ("Service", "EndpointSlice", "IngressClass")),
-    Want("Ingress", status=True),
-    Want("Secret", fields="type=kubernetes.io/tls"),
-)
 CHECK_S = 1.0
 """How often HAProxy is looked at: a new process is compared with the wanted state, a dead one leaves the slice."""
 
@@ -38,7 +33,7 @@ async def serve(unit: Unit, settings: IngressSettings) -> None:
     kept = settings.state / "last-good"
     source, statuses = Choice(
         settings.source, settings.kubeconfig, settings.node, settings.manifests, settings.status, kept
-    ).open(WANTS)
+    ).open(wants(settings.secrets))
     controller = Controller(settings, source.snapshot(), statuses)
 
     def status(request: dict[str, Any]) -> dict[str, Any]:

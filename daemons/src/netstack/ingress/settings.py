@@ -6,8 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from netstack.source.choice import KUBECONFIG, check
+from netstack.source.choice import check
 
+KUBECONFIG = "/etc/netstack/ingress.kubeconfig"
+"""Not that of the other daemons: those may not read Secrets."""
+SCOPE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(/[a-z0-9]([-a-z0-9.]*[a-z0-9])?)?")
 NAMESPACED = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/-]+")
 
@@ -90,8 +93,12 @@ class IngressSettings:
     `kubernetes` (the API server, and statuses to its objects)."""
 
     kubeconfig: str = KUBECONFIG
-    """File with the API server's address and this node's certificate or token. "" = the files of a pod's service
+    """File with the API server's address and the ingress's certificate or token. "" = the files of a pod's service
     account. Read again when it, or a file that it names, changes."""
+
+    secrets: tuple[str, ...] = ()
+    """Namespaces, or namespace/name, of the TLS Secrets that it asks the API server for: as many as it may read. Empty:
+    those of the whole cluster."""
 
     manifests: Path = Path("/etc/netstack/manifests")
     """Folder of the directory source; the EndpointSlice of this node is written there."""
@@ -120,6 +127,8 @@ class IngressSettings:
             _require(bool(NAMESPACED.fullmatch(service) and port), "default_backend", "must be namespace/service:port")
         if self.default_certificate:
             _require(bool(NAMESPACED.fullmatch(self.default_certificate)), "default_certificate", "no namespace/name")
+        for scope in self.secrets:
+            _require(bool(SCOPE.fullmatch(scope)), "secrets", f"{scope!r} is neither a namespace nor namespace/name")
         for name in ("connect", "read", "tunnel", "client", "keepalive"):
             _require(0.001 <= getattr(self, f"{name}_timeout_s") <= 86400, f"{name}_timeout_s", "not 0.001 to 86400")
         for name in ("http_port", "https_port"):

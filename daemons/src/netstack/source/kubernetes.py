@@ -46,7 +46,7 @@ class KubernetesSource:
         self.credentials = Credentials(kubeconfig)
         self._lock = threading.Lock()
         self._lastgood = LastGood(keep)
-        self._replicas = {want.kind: Replica(want) for want in wants}
+        self._replicas = {want.key: Replica(want) for want in wants}
         self._reflectors = [
             Reflector(replica, self.credentials, self._lock, self._wake, draw) for replica in self._replicas.values()
         ]
@@ -57,8 +57,10 @@ class KubernetesSource:
         self._keeper = threading.Thread(target=self._keep, name="last good", daemon=True)
         self._unkept: Problem | None = None
         self._spoilt: set[str] = set()
-        """Kinds whose folder was found damaged."""
+        """Wants whose folder was found damaged."""
         self._snapshot = Snapshot()
+        with contextlib.suppress(OSError):
+            self._lastgood.clear_others(self._replicas)
         for replica in self._replicas.values():
             self._load(replica)
         self._compose()
@@ -73,17 +75,20 @@ class KubernetesSource:
     def said(self, ref: Ref) -> Said | None:
         """An object's version and `status` as the API server has them; None if it has not shown it. Any thread."""
         with self._lock:
-            return self._replicas[ref.kind].statuses.get(ref) if ref.kind in self._replicas else None
+            return next((replica.statuses[ref] for replica in self._of(ref.kind) if ref in replica.statuses), None)
 
     def all_said(self, kind: str) -> dict[Ref, Said]:
         """The same for a whole kind."""
         with self._lock:
-            return dict(self._replicas[kind].statuses) if kind in self._replicas else {}
+            return {ref: said for replica in self._of(kind) for ref, said in replica.statuses.items()}
 
     def shown(self, ref: Ref) -> Object | None:
         """The object as it is known. Any thread."""
         with self._lock:
-            return self._replicas[ref.kind].objects.get(ref) if ref.kind in self._replicas else None
+            return next((replica.objects[ref] for replica in self._of(ref.kind) if ref in replica.objects), None)
+
+    def _of(self, kind: str) -> list[Replica]:
+        return [replica for replica in self._replicas.values() if replica.want.kind == kind]
 
     async def watch(self) -> AsyncIterator[Snapshot]:
         self._loop = asyncio.get_running_loop()
@@ -116,7 +121,7 @@ class KubernetesSource:
     def report(self) -> dict[str, Any]:
         """For the daemons' `status`. `problems`: each kind that is not in step, why and since when."""
         problems = [
-            {"kind": reflector.replica.want.kind, "reason": problem.reason, "since": problem.since}
+            {"kind": str(reflector.replica.want), "reason": problem.reason, "since": problem.since}
             for reflector in self._reflectors
             if (problem := reflector.problem) is not None
         ]
@@ -157,16 +162,16 @@ class KubernetesSource:
                 self._loop.call_soon_threadsafe(self._changed.set)
 
     def _load(self, replica: Replica) -> None:
-        kind = replica.want.kind
+        key = replica.want.key
         try:
-            documents = self._lastgood.load(kind)
+            documents = self._lastgood.load(key)
             if documents is not None:
                 replica.load(documents)
         except (OSError, ValueError, BadObject) as error:
-            log.error("the last-known-good folder of %s is not usable: %s", kind, error)
+            log.error("the last-known-good folder of %s is not usable: %s", replica.want, error)
             replica.objects.clear()
             with contextlib.suppress(OSError):
-                self._lastgood.clear(kind)
+                self._lastgood.clear(key)
 
     def _keep(self) -> None:
         """Thread: save what changed, at most every SAVE_S; what could not be saved is tried again."""
@@ -187,22 +192,22 @@ class KubernetesSource:
     def _save(self) -> str:
         """What could not be saved, or ""."""
         failure = ""
-        for kind, replica in self._replicas.items():
+        for key, replica in self._replicas.items():
             with self._lock:
                 unsaved, replica.unsaved = replica.unsaved, {}
-            if kind in self._spoilt or not replica.known or not (unsaved or not self._lastgood.complete(kind)):
+            if key in self._spoilt or not replica.known or not (unsaved or not self._lastgood.complete(key)):
                 continue
             try:
-                self._lastgood.save(kind, unsaved)
+                self._lastgood.save(key, unsaved)
             except OSError as error:
-                failure = f"{kind}: {error}"
+                failure = f"{replica.want}: {error}"
                 with self._lock:
                     replica.unsaved = {**unsaved, **replica.unsaved}
             except ValueError as error:  # not ours to mend: the next process lists everything anew
-                log.error("the last-known-good folder of %s is damaged and given up: %s", kind, error)
-                self._spoilt.add(kind)
+                log.error("the last-known-good folder of %s is damaged and given up: %s", replica.want, error)
+                self._spoilt.add(key)
                 with contextlib.suppress(OSError):
-                    self._lastgood.clear(kind)
+                    self._lastgood.clear(key)
         return failure
 
 

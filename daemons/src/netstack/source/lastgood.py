@@ -1,11 +1,12 @@
 """The last-known-good folder: what was in force last, in the directory source's form, so that a daemon starts without
 its API server from what it knew.
 
-`<folder>/<kind>/<00..3f>.json`, each a `kind: List` of the objects whose name hashes to that number. A change
-rewrites one such part, about 80 KB of 10,000 pods: a file an object would need 10,000 fsyncs after a first list
-(minutes on an SD card), a file a kind 5 MB for every pod that comes or goes. Parts change over in one rename, so a
-killed process leaves the old or the new one. `.complete` is written after the first whole list: a folder without it
-says nothing about what is absent and is not used. 0700 and 0600: there may be Secrets in it.
+`<folder>/<want>/<00..3f>.json` (resources.Want.key: a kind, or what is wanted of it), each a `kind: List` of the
+objects whose name hashes to that number. A change rewrites one such part, about 80 KB of 10,000 pods: a file an object
+would need 10,000 fsyncs after a first list (minutes on an SD card), a file a kind 5 MB for every pod that comes or
+goes. Parts change over in one rename, so a killed process leaves the old or the new one. `.complete` is written after
+the first whole list: a folder without it says nothing about what is absent and is not used. 0700 and 0600: there may
+be Secrets in it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ class LastGood:
         for path in folder.glob("*.json"):
             path.unlink(missing_ok=True)
 
+    def clear_others(self, kinds: Collection[str]) -> None:
+        """Keep nothing of what is not wanted any more."""
+        for folder in self.folder.iterdir() if self.folder.exists() else ():
+            if folder.name not in kinds:
+                self.clear(folder.name)
+                folder.rmdir()
+
     def save(self, kind: str, unsaved: Unsaved) -> None:
         """Take in changes that follow what was saved before. Repeating it does no harm."""
         folder = self._folder(kind)
@@ -75,7 +83,7 @@ class LastGood:
         write_atomic(path, f'{{"apiVersion":"v1","kind":"List","items":[\n{lines}\n]}}\n', mode=0o600)
 
     def _folder(self, kind: str) -> Path:
-        return self.folder / kind.lower()
+        return self.folder / kind
 
 
 def _read(path: Path) -> dict[Ref, Mapping[str, Any]]:

@@ -88,6 +88,7 @@ class Reflector:
         self.connected = False
         self.requests = 0
         self._resource = replica.want.resource
+        self._path = self._resource.path(replica.want.namespace)
         self._credentials = credentials
         self._client = Client(credentials)
         self._lock = lock
@@ -102,7 +103,7 @@ class Reflector:
         """The last watch could not be resumed."""
         self._regular = False
         """The last watch ended when it should, so the server has been there throughout: its history is the same."""
-        self._thread = threading.Thread(target=self._run, name=f"watch {self._resource.kind}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"watch {replica.want}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -133,7 +134,7 @@ class Reflector:
             except ApiFailure as error:
                 failure = error
             except Exception as error:  # an answer that nobody thought of must not end the thread unseen
-                log.exception("%s: cannot be taken in", self._resource.kind)
+                log.exception("%s: cannot be taken in", self.replica.want)
                 failure = Garbage(f"cannot be taken in: {type(error).__name__}: {error}")
             if isinstance(failure, Garbage):
                 self._client.close()
@@ -166,7 +167,7 @@ class Reflector:
         if self.problem is None or self.problem.reason != reason:
             since = self.problem.since if self.problem else now()
             self.problem = Problem(reason, since)
-            log.warning("%s: %s", self._resource.kind, reason)
+            log.warning("%s: %s", self.replica.want, reason)
         if missing:
             with self._lock:
                 self.replica.known = True
@@ -198,7 +199,7 @@ class Reflector:
         listing, version = Listing(), ""
         query = {"limit": str(PAGE), **self.replica.want.selectors}
         while True:
-            answer = self._get(self._resource.path(), query)
+            answer = self._get(self._path, query)
             items = answer.get("items", ())
             if not str(answer.get("kind", "")).endswith("List") or not isinstance(items, list | tuple | None):
                 raise Garbage(f"no list of {self._resource.plural}, but kind {answer.get('kind')!r}")
@@ -225,7 +226,7 @@ class Reflector:
             **self.replica.want.selectors,
         }
         self.requests += 1
-        for line in self._client.lines(self._resource.path(), query, SILENCE_S):
+        for line in self._client.lines(self._path, query, SILENCE_S):
             if self._stop.is_set():
                 return
             if line:
@@ -238,7 +239,7 @@ class Reflector:
         """The server serves this kind, from the version that we have."""
         self.connected = True
         if self.problem is not None:
-            log.info("%s: in step with the API server again", self._resource.kind)
+            log.info("%s: in step with the API server again", self.replica.want)
             self.problem = None
         self._changed()
 

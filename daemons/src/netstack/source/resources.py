@@ -65,12 +65,23 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """A kind that a daemon needs, and which objects of it. `status`: it also writes their status."""
+    """A kind that a daemon needs, and which objects of it: of one namespace, of one name in it. `status`: it also
+    writes their status."""
 
     kind: str
     fields: str = ""
     labels: str = ""
     status: bool = False
+    namespace: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name or '*'}" if self.namespace else self.kind
+
+    @property
+    def key(self) -> str:
+        """What tells it from others, as the name of a folder."""
+        return ".".join(filter(None, (self.kind.lower(), self.namespace, self.name)))
 
     @property
     def resource(self) -> Resource:
@@ -79,9 +90,9 @@ class Want:
     @property
     def selectors(self) -> dict[str, str]:
         """As query parameters."""
-        return ({"fieldSelector": self.fields} if self.fields else {}) | (
-            {"labelSelector": self.labels} if self.labels else {}
-        )
+        name = f"metadata.name={self.name}" if self.name else ""
+        selectors = {"fieldSelector": ",".join(filter(None, (name, self.fields))), "labelSelector": self.labels}
+        return {parameter: text for parameter, text in selectors.items() if text}
 
 
 def _some(data: Any, *names: str) -> dict[str, Any]:

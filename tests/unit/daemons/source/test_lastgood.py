@@ -41,10 +41,19 @@ def test_one_change_writes_one_part(tmp_path: Path) -> None:
     assert sum(before[path] != after[path] for path in before) == 1
 
 
+def test_what_is_not_wanted_any_more_is_not_kept(tmp_path: Path) -> None:
+    good = LastGood(tmp_path)
+    for want in ("secret", "secret.home.tls", "service"):
+        good.save(want, changes(service("a")))
+    good.clear_others(["service", "secret.home.tls", "secret.web"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.home.tls", "service"]
+    assert names(good, "secret.home.tls") == ["a"]
+
+
 def test_without_a_whole_list_nothing_is_said_of_what_is_absent(tmp_path: Path) -> None:
     good = LastGood(tmp_path)
     good.save("Service", changes(service("a")))
-    (tmp_path / "service" / ".complete").unlink()  # as after a kill within the first list
+    (tmp_path / "Service" / ".complete").unlink()  # as after a kill within the first list
     assert good.load("Service") is None
     good.save("Service", {})
     assert names(good) == ["a"]

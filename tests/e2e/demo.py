@@ -31,7 +31,7 @@ from lab.shell import wait_until  # noqa: E402
 VIP = "192.168.86.18"
 LISTED = "https://api.anthropic.com/"
 MANIFESTS = Path(__file__).with_name("manifests")
-DAEMONS = "netstack-agent netstack-dns.socket netstack-dns netstack-ingress netstack-announcer"
+DAEMONS = "netstack-agent netstack-dns.socket netstack-dns netstack-ingress netstack-observer netstack-announcer"
 
 
 class Refuted(Exception):
@@ -180,6 +180,17 @@ def show_policy(show: Show, home: Home) -> None:
         expect(not any("evil" in line for line in wire.lines()), wire.lines())
         return f"{answer.error}; the name never reached the home's name server"
 
+    def observed() -> str:
+        said = (
+            lab.node(agent.node).run(f"netstack observe --json --last 500 --pod {agent.namespace}/{agent.name}").stdout
+        )
+        flows = [json.loads(text) for text in said.splitlines()]
+        (denied, *_) = [flow for flow in flows if flow["destination"]["address"] == ATTACKER]
+        expect(denied["verdict"] == "DEFAULT_DENY" and denied["policies"] and denied["why"], denied)
+        named = [flow for flow in flows if "api.anthropic.com" in flow["destination"]["names"]]
+        expect(named and named[0]["verdict"] == "FORWARDED" and named[0]["rule"], flows)
+        return f"{ATTACKER}: no rule of {denied['policies'][0]}; api.anthropic.com: {named[0]['rule']}"
+
     show.claim("the agent reaches a listed name", lambda: reaches(agent, LISTED))
     show.claim("the attacker's name is refused", never_asked)
     show.claim("... and its bare address", lambda: refused(home, agent, LISTED, ATTACKER, to_peer=True))
@@ -188,6 +199,7 @@ def show_policy(show: Show, home: Home) -> None:
     show.claim("... and no other port of that node", lambda: refused(home, agent, ssh, home.assistant))
     show.claim("a pod without that rule reaches neither", lambda: refused(home, scout, ha, home.assistant))
     show.claim("... nor the other", lambda: refused(home, scout, ssh, home.assistant))
+    show.claim("netstack observe tells what was denied and allowed, and by which policy", observed)
 
 
 def show_daemons_down(show: Show, home: Home) -> None:
@@ -202,7 +214,7 @@ def show_daemons_down(show: Show, home: Home) -> None:
         answers = [get_ha(lab) for _ in range(5)]
         return f"5 of 5 requests answered by {answers[0]['name']}, entered by {owner(lab)}"
 
-    show.step(f"agent, dns, ingress and announcer stopped on {' and '.join(sorted({first, agent.node}))}")
+    show.step(f"every daemon but HAProxy stopped on {' and '.join(sorted({first, agent.node}))}")
     show.claim("the same web requests are answered", web)
     show.claim("an address that was learned works", lambda: reaches(agent, LISTED, resolve=learned))
     show.claim("a denied one stays denied", lambda: refused(home, agent, LISTED, ATTACKER, to_peer=True))

@@ -6,7 +6,10 @@ from typing import Any
 
 testinfra_hosts = ["ansible://netstack_nodes"]
 
-DAEMONS = ("netstack-agent", "netstack-announcer", "netstack-dns", "netstack-ingress", "netstack-haproxy")
+DAEMONS = (
+    *("netstack-agent", "netstack-announcer", "netstack-dns"),
+    *("netstack-ingress", "netstack-haproxy", "netstack-observer"),
+)
 # Asks until it is so, for at most thirty seconds.
 UNTIL = "for i in $(seq 300); do {} && exit; sleep 0.1; done; exit 1"
 

@@ -9,7 +9,10 @@ import pytest
 
 testinfra_hosts = ["ansible://netstack_nodes"]
 
-DAEMONS = ("netstack-agent", "netstack-announcer", "netstack-dns", "netstack-ingress", "netstack-haproxy")
+DAEMONS = (
+    *("netstack-agent", "netstack-announcer", "netstack-dns"),
+    *("netstack-ingress", "netstack-haproxy", "netstack-observer"),
+)
 ONESHOTS = ("netstack-loader", "netstack-ingress-endpoint")
 
 # systemd-analyze security: 0 is a closed box, 10 an open door. Each is what the unit has now, rounded up.
@@ -19,6 +22,7 @@ EXPOSURE = {
     "netstack-dns": 2.5,
     "netstack-ingress": 1.5,
     "netstack-haproxy": 2.0,
+    "netstack-observer": 1.5,
 }
 
 
@@ -51,7 +55,7 @@ def test_daemons_are_sandboxed(host: Any) -> None:
 def test_the_node_says_that_it_is_ready(host: Any) -> None:
     status = json.loads(host.run("/opt/netstack/current/bin/netstack status --json").stdout)
     assert status["ready"], status["reasons"]
-    assert set(status["daemons"]) == {"agent", "announcer", "dns", "ingress"}
+    assert set(status["daemons"]) == {"agent", "announcer", "dns", "ingress", "observer"}
     assert host.file("/opt/netstack/current").linked_to == f"/opt/netstack/releases/{status['release']}"
 
 

@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parents[4]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
-DAEMONS = ("agent", "announcer", "dns", "ingress")
+DAEMONS = ("agent", "announcer", "dns", "ingress", "observer")
 
 
 def read(role: str, path: str) -> dict[str, Any]:

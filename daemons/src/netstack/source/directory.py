@@ -31,12 +31,11 @@ from netstack.core.files import write_atomic
 from netstack.core.ref import Ref
 from netstack.source.inotify import Inotify
 from netstack.source.models import Object
+from netstack.source.pace import Pace
 from netstack.source.parse import parse, reference
 from netstack.source.snapshot import Broken, Snapshot
 
 SUFFIXES = (".yaml", ".yml", ".json")
-QUIET_S = 0.02
-"""After a change, wait this long for more of them, so that a burst of files is one snapshot."""
 RESCAN_S = 30.0
 """Look again this often even without an event: some file systems have none."""
 ABSENT_S = 1.0
@@ -130,7 +129,7 @@ class DirectorySource:
 
     async def watch(self) -> AsyncIterator[Snapshot]:
         roots = (self._manifests,) if self._status is None else (self._manifests, self._status)
-        inotify = Inotify(roots)
+        inotify, pace = Inotify(roots), Pace()
         try:
             inotify.watch_tree()
             self.refresh()
@@ -140,7 +139,7 @@ class DirectorySource:
                     # not wait_for, which in Python 3.11 can swallow a cancellation
                     async with asyncio.timeout(ABSENT_S if self._unreadable else RESCAN_S):
                         await inotify.changed.wait()
-                    await asyncio.sleep(QUIET_S)
+                    await pace.turn()
                 except TimeoutError:
                     log.debug("no event for a while, looking anyway")
                 inotify.changed.clear()

@@ -24,13 +24,12 @@ from netstack.source.backoff import Draw
 from netstack.source.credentials import Credentials
 from netstack.source.lastgood import LastGood
 from netstack.source.models import Object
+from netstack.source.pace import Pace
 from netstack.source.reflector import Problem, Reflector, now
 from netstack.source.replica import Replica, Said
 from netstack.source.resources import Want
 from netstack.source.snapshot import Broken, Snapshot
 
-QUIET_S = 0.02
-"""After a change, wait this long for more of them, so that a burst is one snapshot."""
 SAVE_S = 5.0
 """Between two rounds of writing the last-known-good folder: bounds what churn costs the disk."""
 RETRY_S = 30.0
@@ -95,7 +94,7 @@ class KubernetesSource:
         self._keeper.start()
         for reflector in self._reflectors:
             reflector.start()
-        given: Snapshot | None = None
+        given, pace = None, Pace()
         try:
             while True:
                 self._changed.clear()
@@ -104,7 +103,7 @@ class KubernetesSource:
                     given = self._snapshot
                     yield given
                 await self._changed.wait()
-                await asyncio.sleep(QUIET_S)
+                await pace.turn()
         finally:
             await asyncio.to_thread(self.close)
 

@@ -24,3 +24,24 @@ def test_a_write_a_move_and_a_removal_wake_it(tmp_path: Path) -> None:
         return wakes
 
     assert asyncio.run(main()) == 4
+
+
+def test_a_new_file_wakes_it_when_it_is_closed_and_a_link_soon(tmp_path: Path) -> None:
+    async def main() -> None:
+        inotify = Inotify((tmp_path,))
+        inotify.watch_tree()
+        async with asyncio.timeout(5):
+            with (tmp_path / "a").open("w") as file:
+                file.write("half")
+                file.flush()
+                await asyncio.sleep(0)
+                assert not inotify.changed.is_set()
+                await inotify.changed.wait()  # who never closes it is heard all the same
+                inotify.changed.clear()
+            await inotify.changed.wait()
+            inotify.changed.clear()
+            (tmp_path / "b").symlink_to("a")
+            await inotify.changed.wait()
+        inotify.close()
+
+    asyncio.run(main())

@@ -17,12 +17,7 @@ author:
 extends_documentation_fragment:
   - kubelab.netstack.attributes
   - kubelab.netstack.attributes.info_module
-options:
-  root:
-    description:
-      - The folder that the releases are in.
-    type: path
-    default: /opt/netstack
+  - kubelab.netstack.releases
 """
 
 EXAMPLES = r"""

@@ -17,6 +17,8 @@ author:
   - The netstack developers (@kubelab)
 extends_documentation_fragment:
   - kubelab.netstack.attributes
+  - kubelab.netstack.releases
+  - kubelab.netstack.releases.python
 attributes:
   check_mode:
     support: full
@@ -55,21 +57,10 @@ options:
       - How many releases stay on the disk. The current and the previous one always do.
     type: int
     default: 3
-  root:
-    description:
-      - The folder that the releases are in.
-    type: path
-    default: /opt/netstack
   command:
     description:
       - With O(state=active), a link to make, to the command C(netstack) of whatever release is current.
     type: path
-  python:
-    description:
-      - The interpreter that the virtual environment is made from. Its site packages stay visible, because bcc is only
-        packaged by the distribution.
-    type: path
-    default: /usr/bin/python3
 """
 
 EXAMPLES = r"""

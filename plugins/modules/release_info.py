@@ -16,17 +16,8 @@ author:
 extends_documentation_fragment:
   - kubelab.netstack.attributes
   - kubelab.netstack.attributes.info_module
-options:
-  root:
-    description:
-      - The folder that the releases are in.
-    type: path
-    default: /opt/netstack
-  python:
-    description:
-      - The interpreter that releases are made from.
-    type: path
-    default: /usr/bin/python3
+  - kubelab.netstack.releases
+  - kubelab.netstack.releases.python
 """
 
 EXAMPLES = r"""

@@ -2,7 +2,8 @@
 
 Every node that is booted and not frozen renews its Lease from its own network, so a pulled cable silences it as it
 would a kubelet. A node that the API server does not know (its data was wiped) registers again, and one that was taken
-for lost says that it is ready, and its pods with it. Else pods are not this process's business: pods.py.
+for lost says that it is ready, and its pods with it. Else pods are not this process's business (pods.py), nor are nodes
+with a real kubelet (containers.py).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Kubelet:
         if boot != self._boot:
             self._hang_up()
             self._boot = boot
-        if boot is None or not boot.ready or cgroups.frozen(self._node.payload):
+        if boot is None or not boot.ready or cgroups.frozen(self._node.payload) or self._node.own_kubelet.exists():
             return
         if self._client is None:
             self._client = self._connect()

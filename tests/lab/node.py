@@ -111,6 +111,11 @@ class Node:
         """The cgroup that is the node's root cgroup, /sys/fs/cgroup in it."""
         return f"{self.cgroup}/payload"
 
+    @property
+    def own_kubelet(self) -> Path:
+        """Is there while a real kubelet runs in the node (containers.py)."""
+        return self.folder / "kubelet"
+
     def boot_state(self) -> Boot | None:
         """The current boot; None while the node is off."""
         try:
@@ -203,6 +208,7 @@ class Node:
     def forget_boot(self) -> None:
         """Destroy what lives as long as a boot. The node's processes are gone already."""
         (self.folder / "boot.json").unlink(missing_ok=True)
+        self.own_kubelet.unlink(missing_ok=True)
         network.unplug(self.names, self.port)
         while run(["umount", str(self.folder / "bpf")], check=False).returncode == 0:
             continue

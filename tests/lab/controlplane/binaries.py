@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from lab.image import cache
@@ -30,6 +31,9 @@ PACKAGES = {
     SCHEDULER: "k8s.io/kubernetes/cmd/kube-scheduler",
 }
 OLDEST_GO = (1, 21)  # the first that fetches the newer toolchain that a go.mod asks for
+KUBELET = "kubelet"
+NODE_PACKAGES = {KUBELET: "k8s.io/kubernetes/cmd/kubelet"}
+"""Built apart, by the one lane that needs them."""
 VERSION_VARIABLES = "k8s.io/component-base/version"
 BUILD_TIMEOUT_S = 3600
 
@@ -54,9 +58,9 @@ def flags() -> list[str]:
     return ["-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {told}"]
 
 
-def kept() -> Path:
+def kept(packages: Mapping[str, str] = PACKAGES) -> Path:
     """The folder of the built programs, whether they have been built or not."""
-    texts = [(MODULE / "go.mod").read_text(), (MODULE / "go.sum").read_text(), *flags(), *PACKAGES.values()]
+    texts = [(MODULE / "go.mod").read_text(), (MODULE / "go.sum").read_text(), *flags(), *packages.values()]
     return cache() / f"controlplane-{hashlib.sha256(''.join(texts).encode()).hexdigest()[:12]}"
 
 
@@ -97,17 +101,26 @@ def programs() -> Path:
     assets = _assets()
     if assets is not None:
         return assets
-    target = kept()
-    if target.exists():
-        return target
     why_not = missing()
     if why_not is not None:
         raise Unavailable(why_not)
+    return _built(PACKAGES)
+
+
+def kubelet() -> Path:
+    """The kubelet, built if it is missing. Raises CommandFailed."""
+    return _built(NODE_PACKAGES) / KUBELET
+
+
+def _built(packages: Mapping[str, str]) -> Path:
+    target = kept(packages)
+    if target.exists():
+        return target
     cache().mkdir(parents=True, exist_ok=True)
     with (cache() / "controlplane.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():  # or else another process was faster
-            _build(target)
+            _build(target, packages)
     return target
 
 
@@ -118,13 +131,13 @@ def _assets() -> Path | None:
     return Path(folder)
 
 
-def _build(target: Path) -> None:
+def _build(target: Path, packages: Mapping[str, str]) -> None:
     for abandoned in cache().glob("controlplane-*.new"):
         shutil.rmtree(abandoned)
     unfinished = target.with_suffix(".new")
     unfinished.mkdir()
     environment = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off"}
-    for name, package in PACKAGES.items():
+    for name, package in packages.items():
         build = ["nice", "-n", "5", "go", "build", "-C", str(MODULE), "-o", str(unfinished / name), *flags(), package]
         run(build, timeout_s=BUILD_TIMEOUT_S, env=environment)
     unfinished.rename(target)

@@ -127,6 +127,8 @@ class IngressSettings:
             _require(bool(NAMESPACED.fullmatch(service) and port), "default_backend", "must be namespace/service:port")
         if self.default_certificate:
             _require(bool(NAMESPACED.fullmatch(self.default_certificate)), "default_certificate", "no namespace/name")
+            known = {self.default_certificate, self.default_certificate.partition("/")[0]}
+            _require(not self.secrets or bool(known & {*self.secrets}), "default_certificate", "is not in secrets")
         for scope in self.secrets:
             _require(bool(SCOPE.fullmatch(scope)), "secrets", f"{scope!r} is neither a namespace nor namespace/name")
         for name in ("connect", "read", "tunnel", "client", "keepalive"):

@@ -20,6 +20,7 @@ def test_a_node_name_is_enough() -> None:
         ("service", "ingress-nginx", "service: must be namespace/name"),
         ("default_backend", "a/b", "default_backend: must be namespace/service:port"),
         ("default_certificate", "b", "default_certificate: no namespace/name"),
+        ("secrets", ["web", "A/b"], "secrets: 'A/b' is neither a namespace nor namespace/name"),
         ("connect_timeout_s", 0, "connect_timeout_s: not 0.001 to 86400"),
         ("https_port", 70000, "https_port: must be a port number"),
         ("threads", 0, "threads: must be 1 to 64"),
@@ -33,3 +34,11 @@ def test_what_would_not_work_is_refused_by_name(field: str, value: Any, message:
     with pytest.raises(BadConfig) as refused:
         parse(IngressSettings, {"node": "n1", field: value})
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("secrets", [[], ["web"], ["home", "web/tls"]])
+def test_the_default_certificate_is_among_the_secrets_that_are_asked_for(secrets: list[str]) -> None:
+    chosen = {"node": "n1", "default_certificate": "web/tls"}
+    assert parse(IngressSettings, {**chosen, "secrets": secrets}).secrets == tuple(secrets)
+    with pytest.raises(BadConfig, match="default_certificate: is not in secrets"):
+        parse(IngressSettings, {**chosen, "secrets": ["home", "web/other"]})

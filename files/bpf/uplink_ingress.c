@@ -22,6 +22,7 @@
 #include "lib/service.h"
 
 #define PACKET_OTHERHOST 3	/* linux/if_packet.h */
+#define VLAN_NUMBER	0xfff
 
 INLINE struct vip *vip_here(__u32 ifindex, const struct addr *addr)
 {
@@ -170,21 +171,39 @@ INLINE int from_lan(struct __sk_buff *skb, struct packet *p)
 	return verdict ? verdict : VERDICT_FORWARDED;
 }
 
+/* CONTINUE for what the kernel takes for a frame without a tag. A tag with number 0 says a priority and no more (IEEE
+ * 802.1Q, priority-tagged), and the kernel strips one after the other: one such is as none, two are nobody's honest work.
+ * Any other number is another device's, which has its own rules.
+ */
+INLINE int tagged(struct __sk_buff *skb)
+{
+	__be16 inner;
+
+	if (skb->vlan_present && skb->vlan_tci & VLAN_NUMBER)
+		return VERDICT_FORWARDED;
+	if (skb->protocol != be16(ETH_P_8021Q) && skb->protocol != be16(ETH_P_8021AD))
+		return CONTINUE;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &inner, sizeof(inner)))
+		return VERDICT_MALFORMED;
+	return be16(inner) & VLAN_NUMBER ? VERDICT_FORWARDED : VERDICT_UNSUPPORTED;
+}
+
 int uplink_ingress(struct __sk_buff *skb)
 {
 	struct packet *p = packet_begin(skb);
-	int verdict = VERDICT_FORWARDED;
+	int verdict;
 
 	if (!p)
 		return finish_blind();
-	/* Another device's, which has its own rules; or another host's, which a bridge floods while it looks for a dead
-	 * node's port: every node would serve it.
-	 */
-	if (skb->vlan_present || skb->pkt_type == PACKET_OTHERHOST)
+	/* Another host's, which a bridge floods while it looks for a dead node's port: every node would serve it. */
+	if (skb->pkt_type == PACKET_OTHERHOST)
+		return finish(p, VERDICT_FORWARDED);
+	verdict = tagged(skb);
+	if (verdict)
 		return finish(p, verdict);
 	if (skb->protocol == be16(ETH_P_ARP))
-		verdict = vip_arp(skb, p);
-	else if (skb->protocol == be16(ETH_P_IP) || skb->protocol == be16(ETH_P_IPV6))
-		verdict = from_lan(skb, p);
-	return finish(p, verdict);
+		return finish(p, vip_arp(skb, p));
+	if (skb->protocol == be16(ETH_P_IP) || skb->protocol == be16(ETH_P_IPV6))
+		return finish(p, from_lan(skb, p));
+	return finish(p, VERDICT_FORWARDED);
 }

@@ -100,7 +100,7 @@ class Board:
         self._holder: subprocess.Popen[bytes] | None = None
         unified = Path("/sys/fs/cgroup/unified")
         self.cgroup = (unified if unified.is_dir() else Path("/sys/fs/cgroup")) / self.name
-        for part in ("manifests", "status", "state", "run", "bpf", "bin"):
+        for part in ("manifests", "status", "state", "run", "bpf", "bin", "net.d"):
             (folder / part).mkdir()
         self._config(settings)
 
@@ -112,6 +112,7 @@ class Board:
             "manifests": str(self.folder / "manifests"),
             "status": str(self.folder / "status"),
             "state": str(self.folder / "state"),
+            "conflist": str(self.folder / "net.d/05-netstack.conflist"),
             "pod_wait_s": 0.5,
             "audit_s": 0.2,
             "datapath": {

@@ -58,6 +58,17 @@ def test_the_audit_gives_a_device_its_programs_back_and_takes_strangers_down(boa
     wait_for("the audit", lambda: "state DOWN" in ip("-n", board.node, "link", "show", "nst0123456789ab"))
 
 
+def test_another_plugins_configuration_is_moved_aside(board: Board) -> None:
+    folder = board.folder / "net.d"
+    for name in ("00-other.conflist", "05-netstack.conflist", "99-loopback.conf", "README"):
+        (folder / name).write_text("{}")
+    aside = {"00-other.conflist.netstack-disabled", "99-loopback.conf.netstack-disabled"}
+    wait_for(
+        "the audit", lambda: {path.name for path in folder.iterdir()} == aside | {"05-netstack.conflist", "README"}
+    )
+    assert "00-other.conflist would have pods wired around every policy" in board.log()
+
+
 def test_the_ingress_endpoint_has_its_own_address_and_its_services_labels(board: Board) -> None:
     metadata = {"name": "ingress-nginx-controller", "namespace": "ingress-nginx"}
     spec = {"selector": {"app": "ingress-nginx"}, "ports": [{"port": 80}]}

@@ -38,6 +38,8 @@ TRY_AGAIN, FULL, NO_DATAPATH, NOT_RESERVED = 11, 100, 101, 102
 UNUSED_AUDITS = 60
 """A reservation whose interface never came is given back after so many audits (5 minutes by default)."""
 DEFAULT_MTU = 1500
+CONFIGURATIONS = (".conf", ".conflist", ".json")
+"""What runtimes read (libcni)."""
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 log = logging.getLogger("agent")
@@ -196,7 +198,9 @@ class Cni:
         log.info("endpoint %d: %s/%s gave back %s", record.id, record.namespace, record.pod, record.address)
 
     def audit(self) -> None:
-        """Endpoints whose device is gone are released; a device without our programs gets them back or goes down."""
+        """No other plugin is in force. Endpoints whose device is gone are released; a device without our programs gets
+        them back or goes down."""
+        self.alone()
         links = {link.name: link for link in self._traffic.links() if link.kind == "veth"}
         records = {record.device: record for record in self.register.records}
         for record in self.register.records:
@@ -214,6 +218,20 @@ class Cni:
             if is_pod_device(name) and links[name].up:
                 log.error("device %s is no endpoint of this node: taken down", name)
                 self._traffic.set_up(links[name].index, False)
+
+    def alone(self) -> None:
+        """Move other plugins' configurations aside, as the role does: a runtime takes the first by name."""
+        try:
+            others = sorted(self._settings.conflist.parent.iterdir())
+        except OSError:  # no runtime is installed
+            return
+        for path in others:
+            if path.suffix in CONFIGURATIONS and path.name != self._settings.conflist.name:
+                log.error("%s would have pods wired around every policy: moved aside", path)
+                try:
+                    path.rename(path.with_name(f"{path.name}.netstack-disabled"))
+                except OSError as error:
+                    log.error("%s stays: %s", path, error.strerror)
 
     def _guard(self, record: Record) -> None:
         try:

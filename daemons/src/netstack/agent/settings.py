@@ -58,6 +58,9 @@ class AgentSettings:
     `nodes` or both. Neither is Cilium's default, whose option of that name knows `nodes`; Kubernetes leaves it to the
     network. `netstack check` lists what this would open and deny."""
 
+    conflist: Path = Path("/etc/cni/net.d/05-netstack.conflist")
+    """Our configuration of the CNI. Others beside it are moved aside: a pod that another plugin wires has no policy."""
+
     pod_wait_s: float = 10.0
     """How long ADD waits for the Pod object, seconds. The API server has usually sent it before the runtime asks; a
     kubelet gives up on a sandbox after minutes and tries again anyway."""

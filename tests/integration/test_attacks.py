@@ -1,0 +1,386 @@
+"""A pod with raw sockets under policies that deny it nearly everything, and a LAN that lies: what arrives is looked at.
+
+One node with the real loader, agent and CNI plugin. `attacker` may reach `friend` at one port; `victim` accepts
+`friend` alone, and pods like it on the other node, which is there in name only; a service in all its forms stands for
+the victim. After each set of frames (tests/instruments/attacks.py) one that is allowed goes the same way: when it has
+arrived, so would have the others.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+
+from instruments import attacks
+from instruments.attacks import ALLOWED, DENIED, FROM_A_POD, FROM_THE_LAN, MARK, NODE_PORT, SERVICE, Scene
+from instruments.board import LAN, NODE, ROOT, Board, Pod, ip, wait_for
+from instruments.watch import Watch, inside, mac_of, sender
+from netstack.core.verdict import Verdict
+
+pytestmark = pytest.mark.root
+OTHER_NODE, REMOTE, CLUSTER_IP, VIP = "192.168.86.22", "10.244.2.3", "10.96.0.10", "192.168.86.18"
+PROOF = b"this-may-pass-by"
+ENDS = """
+endpointSelector: {matchLabels: {app: attacker}}
+ingress: [{fromEndpoints: [{matchLabels: {app: friend}}]}]
+egress: [{toEndpoints: [{matchLabels: {app: friend}}], toPorts: [{ports: [{port: "8080"}]}]}]
+"""
+VICTIM = """
+endpointSelector: {matchLabels: {app: victim}}
+ingress: [{fromEndpoints: [{matchLabels: {app: friend}}]}]
+"""
+
+
+def policy(name: str, spec: str) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "default"}
+    kind = {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy"}
+    return {**kind, "metadata": metadata, "spec": yaml.safe_load(spec)}
+
+
+def service(address: str) -> list[dict[str, Any]]:
+    metadata = {"name": "web", "namespace": "default"}
+    ports = [
+        {"name": p.lower(), "port": SERVICE, "targetPort": ALLOWED, "protocol": p, "nodePort": NODE_PORT}
+        for p in ("TCP", "UDP")
+    ]
+    spec = {"type": "LoadBalancer", "clusterIP": CLUSTER_IP, "ports": ports}
+    status = {"loadBalancer": {"ingress": [{"ip": VIP}]}}
+    piece = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {**metadata, "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "ports": [{"name": p.lower(), "port": ALLOWED, "protocol": p} for p in ("TCP", "UDP")],
+        "endpoints": [{"addresses": [address], "nodeName": "n1"}],
+    }
+    return [{"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec, "status": status}, piece]
+
+
+class Field:
+    """The board with its pods, who watches where, and the scene as each attacker sees it."""
+
+    def __init__(self, board: Board, stack: ExitStack) -> None:
+        self.board = board
+        node = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": "n2"},
+            "spec": {"podCIDRs": ["10.244.2.0/24"]},
+            "status": {"addresses": [{"type": "InternalIP", "address": OTHER_NODE}]},
+        }
+        far = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "far", "namespace": "default", "labels": {"app": "friend"}},
+            "spec": {"nodeName": "n2"},
+            "status": {"phase": "Running", "podIPs": [{"ip": REMOTE}]},
+        }
+        board.put("n2", node, far)
+        board.put("attacker", policy("attacker", ENDS))
+        board.put("victim", policy("victim", VICTIM))
+        names = ("attacker", "friend", "victim")
+        self.attacker, self.friend, self.victim = (board.add(f"default/{name}", {"app": name}) for name in names)
+        board.put("web", *service(self.victim.address))
+        wait_for("the policies", lambda: len(board.ask("status")["policies"]) == 2)
+        ip("-n", board.node, "neigh", "replace", OTHER_NODE, "lladdr", "02:00:00:00:00:22", "dev", "eth0")
+        self.stack = stack
+        with inside(self.friend.netns):
+            silent = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        silent.bind(("0.0.0.0", ALLOWED))  # so that no port is said to be unreachable
+        self.watches = {
+            "friend": self.watch(self.friend.netns),
+            "victim": self.watch(self.victim.netns),
+            "lan": self.watch(board.lan),
+            "host": self.watch(board.node, ""),
+            "attacker": self.watch(self.attacker.netns),
+        }
+        wait_for("the service", lambda: self.asks(self.friend, CLUSTER_IP, SERVICE, self.victim))
+
+    def watch(self, namespace: str, device: str = "eth0") -> Watch:
+        made = Watch(namespace, device)
+        self.stack.callback(made.close)
+        return made
+
+    def scene(self, mac: str, gateway_mac: str) -> Scene:
+        addresses = (self.attacker.address, self.friend.address, self.victim.address)
+        return Scene(mac, gateway_mac, *addresses, REMOTE, NODE, OTHER_NODE, LAN, CLUSTER_IP, VIP)
+
+    def of_a_pod(self, pod: Pod) -> Scene:
+        return self.scene(mac_of(pod.netns), mac_of(self.board.node, pod.device))
+
+    def of_the_lan(self) -> Scene:
+        return self.scene(mac_of(self.board.lan), mac_of(self.board.node))
+
+    def send(self, namespace: str, frames: list[bytes]) -> None:
+        with closing(sender(namespace)) as raw:
+            for frame in frames:
+                raw.send(frame)
+
+    def asks(self, source: Pod, address: str, port: int, target: Pod) -> bool:
+        """A datagram of a raw socket that arrives."""
+        scene, watch = self.of_a_pod(source), self.watches[target.name]
+        packet = IP(src=source.address, dst=address) / UDP(sport=4444, dport=port) / Raw(PROOF)
+        self.send(source.netns, [scene.frame(packet)])
+        return arrives(watch)
+
+    def quiet(self) -> None:
+        for watch in self.watches.values():
+            watch.seen()
+
+
+def arrives(watch: Watch, mark: bytes = PROOF) -> bool:
+    try:
+        wait_for("the mark", lambda: watch.marked(mark), 0.3)
+    except AssertionError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    with ExitStack() as stack:
+        board = stack.enter_context(Board(tmp_path_factory.mktemp("board"), 7))
+        board.load()
+        board.start()
+        yield Field(board, stack)
+
+
+def proof(scene: Scene, source: str, destination: str) -> bytes:
+    return scene.frame(IP(src=source, dst=destination) / UDP(sport=4001, dport=ALLOWED) / Raw(PROOF))
+
+
+def proven(watch: Watch) -> list[bytes]:
+    """What came until the proof did."""
+    seen: list[bytes] = []
+
+    def here() -> bool:
+        seen.extend(watch.seen())
+        return any(PROOF in data for data in seen)
+
+    wait_for("what is allowed", here)
+    return seen
+
+
+def test_the_watchers_see(field: Field) -> None:
+    """Every one of them: a test of what does not arrive is worth what its eyes are."""
+    field.quiet()
+    scene = field.of_a_pod(field.friend)
+    seen_by = {field.victim.address: "victim", LAN: "lan", NODE: "host", field.attacker.address: "attacker"}
+    for to, watch in seen_by.items():
+        field.send(field.friend.netns, [proof(scene, field.friend.address, to)])
+        assert proven(field.watches[watch])
+    scene = field.of_a_pod(field.attacker)
+    field.send(field.attacker.netns, [proof(scene, field.attacker.address, field.friend.address)])
+    assert proven(field.watches["friend"])
+
+
+@pytest.mark.parametrize("name", FROM_A_POD)
+def test_a_pod_gets_nothing_through(field: Field, name: str) -> None:
+    scene = field.of_a_pod(field.attacker)
+    frames = FROM_A_POD[name](scene)
+    assert len(frames) > 2
+    field.quiet()
+    neighbours = ip("-n", field.board.node, "neigh")
+    field.send(field.attacker.netns, [*frames, proof(scene, field.attacker.address, field.friend.address)])
+    seen = {"friend": proven(field.watches["friend"])}
+    seen |= {where: watch.seen() for where, watch in field.watches.items() if where != "friend"}
+    for where, found in seen.items():
+        assert [data.hex() for data in found if MARK[:8] in data] == [], where
+    answers = [data for data in seen["attacker"] if Ether(data).type != 0x0806]
+    assert answers == [], "nobody answers, not even with an error"
+    assert {line for line in ip("-n", field.board.node, "neigh").splitlines() if "PERMANENT" in line} == {
+        line for line in neighbours.splitlines() if "PERMANENT" in line
+    }
+
+
+@pytest.mark.parametrize("name", FROM_THE_LAN)
+def test_the_lan_gets_nothing_through_to_a_pod_that_denies_it(field: Field, name: str) -> None:
+    scene = field.of_the_lan()
+    frames = FROM_THE_LAN[name](scene)
+    assert len(frames) > 2
+    field.quiet()
+    field.send(field.board.lan, [*frames, proof(scene, LAN, field.friend.address)])
+    proven(field.watches["friend"])
+    for where in ("victim", "attacker"):
+        assert [data.hex() for data in field.watches[where].marked(MARK[:8])] == [], where
+
+
+def test_a_connection_that_ends_is_no_way_back(field: Field) -> None:
+    """friend may call the attacker, who may not call back from that port, not in the middle of the end either."""
+    scene, other = field.of_a_pod(field.attacker), field.of_a_pod(field.friend)
+    here, there = field.attacker.address, field.friend.address
+
+    def call(flags: str, payload: bytes = b"") -> None:
+        packet = IP(src=there, dst=here) / TCP(sport=5000, dport=80, flags=flags) / Raw(payload or PROOF)
+        field.send(field.friend.netns, [other.frame(packet)])
+        proven(field.watches["attacker"])
+
+    def answer(flags: str, *, arriving: bool) -> None:
+        field.quiet()
+        data = PROOF if arriving else MARK
+        packet = IP(src=here, dst=there) / TCP(sport=80, dport=5000, flags=flags) / Raw(data)
+        field.send(field.attacker.netns, [scene.frame(packet), proof(scene, here, there)])
+        assert any(MARK in frame for frame in proven(field.watches["friend"])) is False
+
+    answer("SA", arriving=False)
+    call("S")
+    answer("S", arriving=False)
+    answer("SA", arriving=True)
+    call("A")
+    answer("S", arriving=False)
+    call("FA")
+    answer("S", arriving=False)
+    answer("FA", arriving=True)
+    answer("S", arriving=False)
+    call("A")
+    answer("S", arriving=False)
+    call("R")
+    answer("S", arriving=False)
+
+
+# ---- while something happens ----
+
+
+@contextmanager
+def probing(field: Field) -> Iterator[Callable[[], int]]:
+    """The attacker sends what is denied, round and round; the result says how many rounds so far."""
+    scene = field.of_a_pod(field.attacker)
+    frames = [frame for name in ("denied_peers", "services_of_a_denied_pod") for frame in FROM_A_POD[name](scene)]
+    frames += attacks.spoofed_source(scene)[:20]
+    stop, rounds = threading.Event(), 0
+
+    def run() -> None:
+        nonlocal rounds
+        with closing(sender(field.attacker.netns)) as raw:
+            while not stop.is_set():
+                for frame in frames:
+                    raw.send(frame)
+                rounds += 1
+                stop.wait(0.005)
+
+    thread = threading.Thread(target=run)
+    field.quiet()
+    thread.start()
+    try:
+        yield lambda: rounds
+    finally:
+        stop.set()
+        thread.join()
+    assert rounds > 3
+    for where in ("victim", "lan", "host"):
+        assert field.watches[where].marked(MARK) == [], where
+    assert all(int.from_bytes(frame[36:38]) != DENIED for frame in field.watches["friend"].marked(MARK))
+
+
+def further(rounds: Callable[[], int], more: int = 3) -> None:
+    start = rounds()
+    wait_for("the probes", lambda: rounds() >= start + more)
+
+
+def test_killing_the_agent_opens_nothing(field: Field) -> None:
+    with probing(field) as rounds:
+        for _ in range(3):
+            field.board.stop(signal.SIGKILL)
+            further(rounds)
+            field.board.start()
+            further(rounds)
+
+
+def test_another_set_of_programs_takes_over_under_fire(field: Field, tmp_path: Path) -> None:
+    config = field.board.folder / "agent.yaml"
+    text = config.read_text()
+    settings = yaml.safe_load(text)
+    source = tmp_path / "bpf"
+    (source / "lib").mkdir(parents=True)
+    for path in (ROOT / "files/bpf").rglob("*.[ch]"):
+        (source / path.relative_to(ROOT / "files/bpf")).write_bytes(path.read_bytes())
+    conntrack = source / "lib" / "conntrack.h"
+    changed = conntrack.read_text().replace("(60 * NANOSECONDS)", "(61 * NANOSECONDS)")
+    assert changed != conntrack.read_text()
+    conntrack.write_text(changed)
+    try:
+        with probing(field) as rounds:
+            for chosen in (source, ROOT / "files/bpf", source, ROOT / "files/bpf"):
+                settings["datapath"]["bpf_source"] = str(chosen)
+                config.write_text(yaml.safe_dump(settings))
+                assert "pod_ingress" in field.board.load(), "it is another program"
+                further(rounds)
+    finally:
+        config.write_text(text)
+
+
+def test_ten_thousand_policy_edits_open_nothing(field: Field) -> None:
+    """Each turns what is allowed beside what is denied; none allows what the probes try."""
+    beside = """
+    endpointSelector: {{matchLabels: {{app: {who}}}}}
+    ingress: [{{fromEndpoints: [{{}}], toPorts: [{{ports: [{{port: "{port}"}}]}}]}}]
+    """
+    before = field.board.ask("status")["generation"]
+    with probing(field) as rounds:
+        for number in range(10_000):
+            spec = beside.format(who=("victim", "attacker")[number % 2], port=20_000 + number % 1000)
+            field.board.put("edits", policy("edits", spec))
+        further(rounds)
+    last = f"{20_000 + 9_999 % 1000}"
+    wait_for("the last edit", lambda: any("edits" in str(rule) for rule in field.board.ask("rules").values()), 120)
+    assert field.board.ask("status")["generation"] > before + 20, last
+    (field.board.folder / "manifests" / "edits.yaml").unlink()
+
+
+def test_the_next_pod_with_an_address_inherits_nothing(tmp_path: Path) -> None:
+    with Board(tmp_path, 8, pod_cidr="10.244.1.0/29") as board, ExitStack() as stack:
+        board.load()
+        board.start()
+        board.put("shut", policy("shut", "{endpointSelector: {matchLabels: {app: shut}}, ingress: [{}], egress: [{}]}"))
+        pods = [board.add(f"default/p{number}") for number in range(4)]
+        first = pods[1]
+        lan = mac_of(board.lan)
+        opened = IP(src=first.address, dst=LAN) / UDP(sport=4001, dport=ALLOWED) / Raw(PROOF)
+        watch = Watch(board.lan)
+        stack.callback(watch.close)
+        with closing(sender(first.netns)) as raw:
+            raw.send(bytes(Ether(src=mac_of(first.netns), dst=mac_of(board.node, first.device)) / opened))
+        asked = next(IP(data[14:]) for data in proven(watch) if PROOF in data)
+        board.cni("DEL", first)
+        second = board.add("default/next", {"app": "shut"})
+        assert second.address == first.address
+        inside = Watch(second.netns)
+        stack.callback(inside.close)
+        answers = [
+            IP(src=LAN, dst=asked.src)
+            / UDP(sport=ALLOWED, dport=asked.sport)
+            / Raw(MARK),  # by the masquerade's memory
+            IP(src=LAN, dst=second.address) / UDP(sport=ALLOWED, dport=4001) / Raw(MARK),  # straight
+            IP(src=LAN, dst=second.address) / ICMP(type=3, code=3) / opened / Raw(MARK),
+        ]
+        ip("-n", board.lan, "route", "replace", "10.244.1.0/24", "via", NODE)
+        before = board.counter(Verdict.DEFAULT_DENY)
+        with closing(sender(board.lan)) as raw:
+            for packet in answers:
+                raw.send(bytes(Ether(src=lan, dst=mac_of(board.node)) / packet))
+        wait_for("the denials", lambda: board.counter(Verdict.DEFAULT_DENY) >= before + len(answers))
+        assert inside.marked(MARK) == []
+
+
+def test_a_pod_device_without_programs_is_given_them_back(field: Field) -> None:
+    """Whoever takes them away (only root can) opens the pod until the next audit, and no longer."""
+    field.board.run("tc", "qdisc", "del", "dev", field.attacker.device, "clsact", check=True)
+
+    def guarded(direction: str) -> bool:
+        shown = field.board.run("tc", "filter", "show", "dev", field.attacker.device, direction)
+        return "netstack/" in shown.stdout
+
+    wait_for("the audit", lambda: guarded("ingress") and guarded("egress"))
+    with probing(field) as rounds:
+        further(rounds)

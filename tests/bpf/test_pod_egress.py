@@ -206,9 +206,27 @@ def test_another_generation_is_judged_in_the_first_packets_direction(node: Packe
     node.maps["policy"].delete(key.pack())
     node.set_generation(3)
     run = {"reply": lambda: node.from_pod(out()), "forward": lambda: node.to_pod(syn(flags="A"))}
-    assert run[first]().verdict is Verdict.DEFAULT_DENY
-    assert not node.flows()
-    assert node.from_pod(out()).verdict is Verdict.DEFAULT_DENY
+    for _ in range(2):
+        assert run[first]().verdict is Verdict.DEFAULT_DENY
+        assert node.from_pod(out()).verdict is Verdict.DEFAULT_DENY
+        assert node.to_pod(syn(flags="A")).verdict is Verdict.DEFAULT_DENY
+
+
+def test_a_flow_that_a_policy_ended_does_not_begin_again_from_its_other_side(node: Packet) -> None:
+    """The server's next packet is not denied by its egress: it must not make the connection the server's own."""
+    enforce(node, l.ENFORCE_INGRESS)
+    allow(node, l.IDENTITY_WORLD)
+    node.to_pod(syn())
+    node.from_pod(out(flags="SA"))
+    node.maps["policy"].delete(
+        l.PolicyKey(l.POLICY_BITS_PORT, c.POD_ID, l.IDENTITY_WORLD, l.DIRECTION_INGRESS, 6, 80).pack()
+    )
+    node.set_generation(2)
+    for _ in range(3):
+        assert node.from_pod(out(flags="A")).verdict is Verdict.DEFAULT_DENY
+        assert node.to_pod(syn(flags="A")).verdict is Verdict.DEFAULT_DENY
+    assert node.to_pod(syn()).verdict is Verdict.DEFAULT_DENY
+    assert node.from_pod(out(flags="S")).verdict is Verdict.FORWARDED  # a connection of its own, with the same ports
 
 
 def test_the_next_pod_with_an_address_inherits_nothing(node: Packet) -> None:

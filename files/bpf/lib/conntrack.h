@@ -105,10 +105,10 @@ INLINE int flow_rejudge(struct endpoint *ep, struct packet *p, struct flow *flow
 	verdict = judge(ep, p->flow_made.direction, &who, &p->flow.peer, p->flow.proto,
 			flow_port(&p->flow, p->flow_made.direction), p->now, &d);
 	flow_say(p, &who, &d);
-	if (verdict < VERDICT_DROPS)
-		return flow_remember(p, &d, verdict, generation);
-	flow_forget(&p->flow);
-	return verdict;
+	/* A flow that is denied stays as it is, to be judged at each packet: forgotten, it would begin again with the next
+	 * packet of its other side, in the other direction.
+	 */
+	return verdict < VERDICT_DROPS ? flow_remember(p, &d, verdict, generation) : verdict;
 }
 
 /* The first packet of a flow. */

@@ -171,14 +171,6 @@ INLINE int flow_put(struct flow_key *key, struct flow *value)
 	return table ? bpf_map_update_elem(table, key, value, BPF_ANY) : -1;
 }
 
-INLINE void flow_forget(struct flow_key *key)
-{
-	void *table = flow_table(key->endpoint);
-
-	if (table)
-		bpf_map_delete_elem(table, key);
-}
-
 INLINE struct vip *vip_get(struct vip_key *key)
 {
 	return vips.lookup(key);

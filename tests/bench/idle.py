@@ -21,6 +21,7 @@ UNITS = {
     "ingress": "netstack-ingress.service",
     "dns": "netstack-dns.service",
     "haproxy": "netstack-haproxy.service",
+    "observer": "netstack-observer.service",
 }
 PODS, SERVICES = 50, 100
 WINDOWS = 20

@@ -197,6 +197,8 @@ class Netstack(Rig):
 
     def __init__(self, stack: ExitStack) -> None:
         super().__init__(stack)
+        self.policies: list[dict[str, Any]] = []
+        """More objects that the compiler gets: policies, and the pods that they name."""
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netstack-bench-")))
         self.home: Home = stack.enter_context(home(folder, self.node))
 
@@ -221,7 +223,7 @@ class Netstack(Rig):
         )
         kernel = Kernel(self.home.pins, self.home.settings.definition("flows"))
         before = Before(kernel.read())
-        desired = compile_all(snapshot(wanted), endpoints, place, before, kernel.sizes)
+        desired = compile_all(snapshot(wanted, self.policies), endpoints, place, before, kernel.sizes)
         if desired.problems:
             raise RuntimeError("; ".join(desired.problems[:3]))
         kernel.write(plan(before.tables, desired.tables))
@@ -302,8 +304,8 @@ def objects(wanted: Sequence[Balanced]) -> Iterator[dict[str, Any]]:
         }
 
 
-def snapshot(wanted: Sequence[Balanced]) -> Snapshot:
-    parsed = [one for one in map(parse, objects(wanted)) if one is not None]
+def snapshot(wanted: Sequence[Balanced], more: Sequence[dict[str, Any]] = ()) -> Snapshot:
+    parsed = [one for one in map(parse, (*objects(wanted), *more)) if one is not None]
     return Snapshot({one.meta.ref: one for one in parsed})
 
 

@@ -18,6 +18,7 @@ from netstack.agent.desired import Before, Desired, Memory, Place, compile_all
 from netstack.agent.good import GoodPolicies
 from netstack.agent.order import plan
 from netstack.agent.policy.accept import READERS
+from netstack.agent.policy.tables import DnsEndpoint
 from netstack.agent.settings import AgentSettings
 from netstack.core import settings
 from netstack.core.address import Prefix, pack
@@ -59,6 +60,8 @@ class Agent:
         self.before = Before(self.kernel.read(), self.good.read())
         self.memory = Memory()
         self.desired: Desired | None = None
+        self.dns: tuple[DnsEndpoint, ...] | None = None
+        """What the rules file for the DNS proxy holds."""
         self.revision = 0
         """Of `desired`: rises whenever something else is in force."""
         self.said: dict[Ref, tuple[str, dict[str, Any]]] = {}
@@ -98,7 +101,9 @@ class Agent:
         changes = plan(self.before.tables, desired.tables)
         try:
             self.good.write(desired.accepted.good)  # before it is in force: it must outlive us
-            write_atomic(self.chosen.state / "dns-rules.json", desired.dns_rules())
+            if self.dns != desired.policy.dns:
+                write_atomic(self.chosen.state / "dns-rules.json", desired.dns_rules())
+                self.dns = desired.policy.dns
         except OSError as error:
             self.failure = f"the disk refused a change, so nothing was changed: {error}"
             log.error("%s", self.failure)

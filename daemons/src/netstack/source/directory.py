@@ -71,7 +71,10 @@ class DirectorySource:
         self._parsed: dict[Ref, tuple[Mapping[str, Any], Object | None]] = {}
         self._unreadable: tuple[Broken, ...] = ()
         self._snapshot = Snapshot()
+        self._unsaved: set[str] = set()
+        """Names of files that changed since `remember`."""
         self.refresh()
+        self.remember()
 
     @property
     def ready(self) -> bool:
@@ -100,10 +103,14 @@ class DirectorySource:
         for broken in self._snapshot.broken:
             if broken not in before.broken:
                 log.error("%s", broken)
-        if self._keep is not None:
-            for name in changed:
-                self._remember(name, _kept(self._keep, name))
+        self._unsaved |= changed
         return self._snapshot != before
+
+    def remember(self) -> None:
+        """Keep what is good of every file that changed, as it is in force, for a later process."""
+        while self._keep is not None and self._unsaved:
+            name = self._unsaved.pop()
+            self._remember(name, _kept(self._keep, name))
 
     def _look(self) -> set[str]:
         """Names of the manifest files that are new, changed or gone."""
@@ -120,7 +127,6 @@ class DirectorySource:
         return changed
 
     def _remember(self, name: str, path: Path) -> None:
-        """Keep the good objects of a file, as they are in force, for a later process."""
         if name not in self._files:
             path.unlink(missing_ok=True)
         elif self._files[name].fallback:
@@ -134,6 +140,7 @@ class DirectorySource:
             inotify.watch_tree()
             self.refresh()
             yield self._snapshot
+            self.remember()
             while True:
                 try:
                     # not wait_for, which in Python 3.11 can swallow a cancellation
@@ -146,6 +153,7 @@ class DirectorySource:
                 inotify.watch_tree()
                 if self.refresh():
                     yield self._snapshot
+                self.remember()  # now that it is in force: a disk takes its time
         finally:
             inotify.close()
 
@@ -180,7 +188,9 @@ class DirectorySource:
         if isinstance(status, Mapping):
             document = {**raw, "status": {**(raw.get("status") or {}), **status}}
         before = self._parsed.get(ref)
-        return before if before is not None and before[0] == document else (document, parse(document))
+        if before is not None and (before[0] is document or before[0] == document):
+            return before
+        return document, parse(document)
 
 
 def _scan(root: Path, files: dict[str, File], keep: Path | None) -> set[str]:
@@ -193,15 +203,15 @@ def _scan(root: Path, files: dict[str, File], keep: Path | None) -> set[str]:
     seen: dict[str, Stamp] = {}
     for folder, folders, names in os.walk(root, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        prefix = f"{folder}/"[len(f"{root}/") :]
         for name in names:
             if name.startswith(".") or not name.endswith(SUFFIXES):
                 continue
-            path = os.path.join(folder, name)
             try:
-                stat = os.stat(path)
+                stat = os.stat(f"{folder}/{name}")
             except FileNotFoundError:  # removed since the walk listed it
                 continue
-            seen[os.path.relpath(path, root)] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            seen[prefix + name] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
     changed = files.keys() - seen.keys()
     for name in changed:
         del files[name]

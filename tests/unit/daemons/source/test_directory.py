@@ -82,6 +82,7 @@ def test_a_restart_in_front_of_a_broken_file_falls_back_on_what_was_kept(tmp_pat
     assert names(source.snapshot()) == {"a": "1", "b": "7"} and source.snapshot().broken[0].kept
     (manifests / "a.yaml").unlink()
     source.refresh()
+    source.remember()
     assert names(source.snapshot()) == {} and list(keep.iterdir()) == []
 
 

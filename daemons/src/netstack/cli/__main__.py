@@ -36,6 +36,9 @@ def main() -> None:
     observe.add_argument("--protocol", action="append", help="TCP, UDP, ICMP, ICMPv6, SCTP")
     observe.add_argument("--verdict", action="append", help="allowed, dropped, audited, or one that `status` counts")
     observe.add_argument("--json", action="store_true", help="an object a line, for programs")
+    dns = commands.add_parser("dns", help="which addresses pods have learned for which names, and what was refused")
+    dns.add_argument("pod", nargs="?", default="", help="NAMESPACE/NAME, or how it begins")
+    dns.add_argument("--json", action="store_true", help="for programs")
     check = commands.add_parser("check", help="what the daemons would say of a folder of manifests")
     check.add_argument("folder", type=Path)
     config = commands.add_parser("check-config", help="whether a daemon would start with a configuration file")
@@ -46,6 +49,7 @@ def main() -> None:
         "status": _status,
         "explain": _explain,
         "observe": _observe,
+        "dns": _dns,
         "check": _check,
         "check-config": _check_config,
     }
@@ -106,6 +110,24 @@ def _observe(arguments: argparse.Namespace) -> int:
         return 2
     except KeyboardInterrupt:
         return 0
+    return 0
+
+
+def _dns(arguments: argparse.Namespace) -> int:
+    from netstack.cli import learned
+    from netstack.core.unit import ask
+
+    try:
+        names, status = (ask("dns", {"command": command}) for command in ("names", "status"))
+        pods = {view["id"]: view for view in ask("agent", {"command": "status"})["endpoints"]}
+    except (RuntimeError, OSError) as error:
+        print(f"netstack-dns or netstack-agent does not answer: {error}", file=sys.stderr)
+        return 2
+    rows, refused = learned.rows(names, pods, arguments.pod), learned.refusals(status, pods, arguments.pod)
+    if arguments.json:
+        sys.stdout.write(json.dumps({"learned": rows, "refused": refused}) + "\n")
+    else:
+        sys.stdout.write(learned.render(rows, refused))
     return 0
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,12 +56,13 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One learned address for people. `names` are those seen since the start of the daemon."""
+    """One learned address for people. `names` are those seen since the start of the daemon, with the server that last
+    said so."""
 
     endpoint: int
     address: bytes
     expiries_s: dict[int, int]
-    names: tuple[Name, ...]
+    names: Mapping[Name, bytes]
 
 
 class Learned:
@@ -73,7 +74,7 @@ class Learned:
         self._max_per_pod = max_per_pod
         self._of_endpoint = Counter(FqdnKey.unpack(key).endpoint for key, _ in table.items())
         self._gone_since: dict[int, float] = {}
-        self._names: dict[bytes, dict[Name, None]] = {}
+        self._names: dict[bytes, dict[Name, bytes]] = {}
 
     def __len__(self) -> int:
         return self._of_endpoint.total()
@@ -99,7 +100,7 @@ class Learned:
             self._of_endpoint[credit.endpoint] += 1
         names = self._names.setdefault(key, {})
         names.pop(credit.name, None)
-        names[credit.name] = None
+        names[credit.name] = credit.server
         if len(names) > FQDN_SELECTORS:
             del names[next(iter(names))]
 
@@ -153,7 +154,7 @@ class Learned:
         for key, value in self._table.items():
             place = FqdnKey.unpack(key)
             if live := _live(Fqdn.unpack(value), now):
-                yield Entry(place.endpoint, place.address, live, tuple(self._names.get(key, ())))
+                yield Entry(place.endpoint, place.address, live, dict(self._names.get(key, {})))
 
 
 def _live(entry: Fqdn, now: float) -> dict[int, int]:

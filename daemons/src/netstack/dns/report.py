@@ -46,6 +46,7 @@ def names(
             "pod": sorted(pods.get(entry.endpoint, ())),
             "address": unpack(entry.address),
             "names": [text(name) for name in entry.names],
+            "from": {text(name): unpack(server) for name, server in entry.names.items()},
             "selectors": [
                 {"selector": selector, "rule": rule_texts.get((entry.endpoint, selector)), "for_s": round(at - now)}
                 for selector, at in sorted(entry.expiries_s.items())

@@ -96,6 +96,8 @@ class Credit:
     selectors: tuple[int, ...]
     until_s: float
     name: Name
+    server: bytes
+    """Who said so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +245,8 @@ class Session:
         if guarded := len(addresses) - len(opened):
             self.counters[Reason.ADDRESS_GUARDED] += guarded
         chosen = tuple(sorted(selectors))
-        return tuple(Credit(pending.endpoint, address, chosen, until_s, pending.query.name) for address in opened)
+        name, server = pending.query.name, pending.client.server
+        return tuple(Credit(pending.endpoint, address, chosen, until_s, name, server) for address in opened)
 
     def _is_guarded(self, address: int) -> bool:
         return any(address >> shift == network for shift, network in self._guarded)

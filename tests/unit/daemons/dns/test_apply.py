@@ -13,6 +13,7 @@ from netstack.kernel.layout import Fqdn, FqdnKey, Instant
 
 A, B = pack("192.0.2.1"), pack("192.0.2.2")
 NAME = (b"x", b"io")
+SERVER = pack("10.96.0.10")
 
 
 class FakeTable(dict[bytes, bytes]):
@@ -52,7 +53,7 @@ def learned(table: FakeTable, used: FakeTable) -> Learned:
 
 
 def credit(*selectors: int, address: bytes = A, until_s: float = 100.0, endpoint: int = 12) -> Credit:
-    return Credit(endpoint, address, selectors, until_s, NAME)
+    return Credit(endpoint, address, selectors, until_s, NAME, SERVER)
 
 
 def sweep(learned: Learned, endpoints: frozenset[int] | None, now: float) -> None:
@@ -106,7 +107,7 @@ def test_what_was_learned_before_a_restart_is_there(table: FakeTable, used: Fake
     with pytest.raises(Refused):
         again.credit([credit(1, address=B)], now=0)
     (entry,) = again.entries(now=0)
-    assert (entry.endpoint, entry.address, entry.expiries_s, entry.names) == (12, A, {1: 100}, ())
+    assert (entry.endpoint, entry.address, entry.expiries_s, entry.names) == (12, A, {1: 100}, {})
 
 
 def test_the_sweep_removes_what_has_expired(learned: Learned, table: FakeTable) -> None:
@@ -156,9 +157,10 @@ def test_an_address_credited_during_a_sweep_is_kept(learned: Learned, table: Fak
 
 def test_entries_name_what_led_to_them(learned: Learned) -> None:
     for n in range(10):
-        learned.credit([Credit(12, A, (1,), 100, (b"%d" % n, b"io"))], now=0)
+        learned.credit([Credit(12, A, (1,), 100, (b"%d" % n, b"io"), SERVER)], now=0)
     (entry,) = learned.entries(now=0)
-    assert entry.names == tuple((b"%d" % n, b"io") for n in range(2, 10))
+    assert list(entry.names) == [(b"%d" % n, b"io") for n in range(2, 10)]
+    assert set(entry.names.values()) == {SERVER}
     assert list(learned.entries(now=100)) == []
 
 

@@ -24,8 +24,8 @@ def test_status_counts_by_reason_and_names_the_last_refusals() -> None:
 def test_names_says_by_which_rule_and_for_how_long() -> None:
     rules = Talk(endpoint(12, POD, {3: "x.io", 4: "*.io"})).session.rules
     entries = [
-        Entry(13, pack("192.0.2.9"), {8: 500}, ()),
-        Entry(12, pack("192.0.2.1"), {4: 200, 3: 150, 7: 300}, ((b"x", b"io"),)),
+        Entry(13, pack("192.0.2.9"), {8: 500}, {}),
+        Entry(12, pack("192.0.2.1"), {4: 200, 3: 150, 7: 300}, {(b"x", b"io"): pack("10.96.0.10")}),
     ]
     assert report.names(rules, entries, now=100.4) == [
         {
@@ -33,6 +33,7 @@ def test_names_says_by_which_rule_and_for_how_long() -> None:
             "pod": [POD],
             "address": "192.0.2.1",
             "names": ["x.io."],
+            "from": {"x.io.": "10.96.0.10"},
             "selectors": [
                 {"selector": 3, "rule": "matchName: x.io", "for_s": 50},
                 {"selector": 4, "rule": "matchPattern: *.io", "for_s": 100},
@@ -44,6 +45,7 @@ def test_names_says_by_which_rule_and_for_how_long() -> None:
             "pod": [],
             "address": "192.0.2.9",
             "names": [],
+            "from": {},
             "selectors": [{"selector": 8, "rule": None, "for_s": 400}],
         },
     ]

@@ -1,0 +1,59 @@
+"""`netstack dns`: what each pod has learned from DNS, from whom, until when, by which rule; what was refused. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Pods = Mapping[int, Mapping[str, Any]]
+"""Endpoint id -> its view in the agent's status."""
+
+
+def rows(names: Iterable[Mapping[str, Any]], pods: Pods, wanted: str = "") -> list[dict[str, Any]]:
+    """Of the DNS proxy's answer to `names`: one row for each address of each pod whose name begins with `wanted`.
+
+    `open` is False where no rule is in force any more: the address is noted, and opens nothing.
+    """
+    found = []
+    for entry in names:
+        pod = pods[entry["endpoint"]]["pod"] if entry["endpoint"] in pods else f"endpoint {entry['endpoint']}, gone"
+        if not pod.startswith(wanted):
+            continue
+        live = [selector for selector in entry["selectors"] if selector["rule"] is not None]
+        found.append(
+            {
+                "pod": pod,
+                "address": entry["address"],
+                "names": [{"name": name.removesuffix("."), "from": entry["from"][name]} for name in entry["names"]],
+                "rules": [selector["rule"] for selector in live],
+                "open": bool(live) and entry["endpoint"] in pods,
+                "for_s": max((selector["for_s"] for selector in live), default=0),
+            }
+        )
+    return sorted(found, key=lambda row: (row["pod"], [item["name"] for item in row["names"]], row["address"]))
+
+
+def refusals(status: Mapping[str, Any], pods: Pods, wanted: str = "") -> list[dict[str, str]]:
+    """The last questions that were refused, oldest first."""
+    of_address = {view["address"]: view["pod"] for view in pods.values()}
+    found = [
+        {"pod": of_address.get(item["pod"], item["pod"]), "name": item["name"], "reason": item["reason"]}
+        for item in status["refused"]
+    ]
+    return [item for item in found if item["pod"].startswith(wanted)]
+
+
+def render(rows: Iterable[Mapping[str, Any]], refused: Iterable[Mapping[str, str]]) -> str:
+    """For people."""
+    lines, pod = [], ""
+    for row in rows:
+        if row["pod"] != pod:
+            pod = row["pod"]
+            lines.append(pod)
+        said = ", ".join(f"{item['name']} (said {item['from']})" for item in row["names"]) or "name not known any more"
+        why = f"open for {row['for_s']} s by {', '.join(row['rules'])}" if row["open"] else "closed: no rule in force"
+        lines.append(f"  {row['address']:<16} {said}; {why}")
+    refused = list(refused)
+    if refused:
+        lines += ["refused of late", *(f"  {item['pod']}: {item['name']}: {item['reason']}" for item in refused)]
+    return "\n".join(lines or ["no pod has learned an address"]) + "\n"

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from typing import Any
+
+from netstack.cli.learned import refusals, render, rows
+
+PODS = {12: {"pod": "shop/cart", "address": "10.244.1.5"}, 13: {"pod": "home/ha", "address": "10.244.1.6"}}
+
+
+def entry(endpoint: int, address: str, name: str, rule: str | None = "matchName: x.io", for_s: int = 50) -> Any:
+    return {
+        "endpoint": endpoint,
+        "pod": [],
+        "address": address,
+        "names": [name],
+        "from": {name: "10.96.0.10"},
+        "selectors": [{"selector": 3, "rule": rule, "for_s": for_s}],
+    }
+
+
+NAMES = [
+    entry(12, "192.0.2.1", "x.io."),
+    entry(13, "192.0.2.9", "y.io.", None),
+    entry(14, "192.0.2.3", "z.io."),
+]
+STATUS = {"refused": [{"pod": "10.244.1.5", "name": "evil.example.", "reason": "name not allowed"}]}
+
+
+def test_each_address_of_each_pod_with_who_said_so_and_why_it_is_open() -> None:
+    found = rows(NAMES, PODS)
+    assert [(row["pod"], row["address"], row["open"], row["for_s"]) for row in found] == [
+        ("endpoint 14, gone", "192.0.2.3", False, 50),
+        ("home/ha", "192.0.2.9", False, 0),
+        ("shop/cart", "192.0.2.1", True, 50),
+    ]
+    assert found[2]["names"] == [{"name": "x.io", "from": "10.96.0.10"}]
+    assert found[2]["rules"] == ["matchName: x.io"]
+
+
+def test_one_pod_or_a_namespace() -> None:
+    assert [row["pod"] for row in rows(NAMES, PODS, "shop/")] == ["shop/cart"]
+    assert refusals(STATUS, PODS, "home/") == []
+    assert refusals(STATUS, PODS)[0]["pod"] == "shop/cart"
+
+
+def test_for_people() -> None:
+    assert render(rows(NAMES[:2], PODS), refusals(STATUS, PODS)).splitlines() == [
+        "home/ha",
+        "  192.0.2.9        y.io (said 10.96.0.10); closed: no rule in force",
+        "shop/cart",
+        "  192.0.2.1        x.io (said 10.96.0.10); open for 50 s by matchName: x.io",
+        "refused of late",
+        "  shop/cart: evil.example.: name not allowed",
+    ]
+    assert render([], []) == "no pod has learned an address\n"

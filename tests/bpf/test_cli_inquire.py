@@ -22,8 +22,9 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "agent": {
         "status": {
             "endpoints": [
-                {"pod": "one/a", "id": 11, "address": A, "policies": ["CiliumNetworkPolicy one/p"]},
-                {"pod": "one/b", "id": 12, "address": B, "policies": []},
+                {"pod": "one/a", "id": 11, "address": A, "policies": ["CiliumNetworkPolicy one/p"],
+                 "on_trial": ["CiliumNetworkPolicy one/t"]},
+                {"pod": "one/b", "id": 12, "address": B, "policies": [], "on_trial": []},
             ]
         },
         "rules": {
@@ -171,3 +172,10 @@ def test_destinations(text: str, expected: tuple[str, int]) -> None:
 def test_what_is_no_destination(text: str) -> None:
     with pytest.raises(ValueError, match=r"port that is none|invalid literal"):
         parse_destination(text)
+
+
+def test_a_policy_on_trial_is_named_and_decides_nothing(node: Home, run: Path) -> None:
+    with node.namespace.entered(), Inquiry(node.settings, run) as inquiry:
+        (found,) = inquiry.explain("pod/one/a", "192.0.2.1", 443, "TCP")
+    assert found.allowed
+    assert "CiliumNetworkPolicy one/t selects pod one/a, but is on trial: it denies and allows nothing" in found.notes

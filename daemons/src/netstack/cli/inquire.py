@@ -142,6 +142,11 @@ class Inquiry:
                 stages.append(self._enter(source, reached, onward, came_by))
             elif reached.node and reached.node != unpack(self._own(reached.address)):
                 notes.append(f"what {reached.name} accepts is for its node {reached.node} to say: ask there")
+        for party in (source, reached):
+            tried = next((view["on_trial"] for view in self._pods.values() if view["id"] == party.endpoint), ())
+            notes += [
+                f"{policy} selects {party.name}, but is on trial: it denies and allows nothing" for policy in tried
+            ]
         names = self._shared(end.address)
         if len(names) > 1:
             notes.append(f"address shared, name not proven: pods have learned it for {', '.join(sorted(names))}")

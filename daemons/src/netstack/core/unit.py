@@ -27,7 +27,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,9 @@ def ask(name: str, request: dict[str, Any], *, run: Path = RUN, timeout_s: float
     raise ConnectionResetError(f"{name} closed its control socket without an answer")
 
 
-def listen(name: str, request: dict[str, Any], *, run: Path = RUN, timeout_s: float | None = None) -> Iterator[Any]:
+def listen(
+    name: str, request: dict[str, Any], *, run: Path = RUN, timeout_s: float | None = None
+) -> Generator[Any, None, None]:
     """Every answer to one control request, as they come. `timeout_s`: the longest silence. Errors as of `ask`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout_s)

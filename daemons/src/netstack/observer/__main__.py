@@ -36,18 +36,18 @@ class Observer:
         """Why the agent's names are those of earlier; "" if they are of now."""
 
     async def drain(self) -> None:
-        """Ring -> history. Readable means: wait a little, that one wake-up may serve many."""
-        loop, readable = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(self.ring.fileno(), readable.set)
-        try:
-            while True:
+        """Ring -> history. Readable means: wait a little without looking, that one wake-up may serve many."""
+        loop = asyncio.get_running_loop()
+        while True:
+            readable = asyncio.Event()
+            loop.add_reader(self.ring.fileno(), readable.set)
+            try:
                 await readable.wait()
-                await asyncio.sleep(self.chosen.pace_s)
-                readable.clear()
-                if records := self.ring.read():
-                    self.history.add(records)
-        finally:
-            loop.remove_reader(self.ring.fileno())
+            finally:
+                loop.remove_reader(self.ring.fileno())
+            await asyncio.sleep(self.chosen.pace_s)
+            if records := self.ring.read():
+                self.history.add(records)
 
     async def refresh(self) -> None:
         while True:

@@ -86,8 +86,14 @@ class Packet:
     def reset(self) -> None:
         """Make the tables as they were at first. The programs stay loaded: that is a walk of the verifier each."""
         for name, table in self.maps.items():
-            if l.MAPS[name].kind not in (l.ARRAY, l.PERCPU_ARRAY, l.RINGBUF):
+            if l.MAPS[name].kind not in (l.ARRAY, l.PERCPU_ARRAY, l.RINGBUF, l.HASH_OF_MAPS):
                 table.delete_batch([key for key, _ in table.items()])
+        for endpoint, flows in self.tables.all():
+            with flows:
+                if endpoint in (POD_ID, NEIGHBOUR_ID):  # emptied: to take one away waits for every processor
+                    flows.delete_batch([key for key, _ in flows.items()])
+                else:
+                    self.tables.remove(endpoint)
         for name, key in self._written:
             self.maps[name].put(key, bytes(l.MAPS[name].value.size()))
         self._written.clear()

@@ -124,7 +124,7 @@ def test_a_device_that_tells_too_much_spends_its_own_share(node: Packet, told: T
 
 def test_tokens_come_back_and_no_more_than_a_burst(node: Packet, told: Told) -> None:
     enforce(node)
-    node.put("event_budget", l.Number(node.pod), l.EventBudget(c.monotonic_ns(-3600), 0, 5))
+    node.put("event_budget", l.Number(node.pod), l.EventBudget(c.monotonic_ns(-1), l.EVENT_BURST - 5, 5))
     node.from_pod(syn())
     assert told.one().port == 443
     budget = node.entries("event_budget")[l.Number(node.pod)]

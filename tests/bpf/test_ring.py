@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import select
+import struct
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 
 import pytest
 from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
 
 from bpf.namespaces import Namespace
-from bpf.packet import POD, Packet
+from bpf.packet import HOST_MAC, POD, POD_MAC, Packet
 from netstack.kernel import layout as l
 from netstack.kernel.bpf import Map
 from netstack.kernel.programs import Compiled
@@ -40,8 +42,10 @@ def ring(node: Packet) -> Iterator[Ring]:
 
 
 def connect(node: Packet, ports: range) -> None:
-    for port in ports:
-        node.from_pod(IP(src=POD, dst="203.0.113.9") / TCP(sport=4000, dport=port, flags="S"))
+    """The first packet of a connection to each port. The checksum is not kept: no program reads it."""
+    frame = bytes(Ether(src=POD_MAC, dst=HOST_MAC) / IP(src=POD, dst="203.0.113.9") / TCP(sport=4000, flags="S"))
+    frames = (frame[:36] + struct.pack("!H", port) + frame[38:] for port in ports)
+    node.send("pod_ingress", frames, node.pod, node.pod)
 
 
 def ports(ring: Ring) -> list[int]:

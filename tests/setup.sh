@@ -132,7 +132,7 @@ step_controlplane() {
 }
 
 step_bench() {
-    install_missing gcc libc6-dev iptables keepalived
+    install_missing gcc libc6-dev iptables keepalived dnsdist dnsperf nsd unbound
 }
 
 for step in "${@:-packages venv headers image kernels controlplane bench}"; do

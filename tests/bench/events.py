@@ -78,19 +78,19 @@ def _round(number: int, observer: int, home: Home) -> float:
         context = bytearray(CONTEXT_BYTES)
         context[36:44] = device.to_bytes(4, "little") * 2
         asked = bytes(context)
-        before, told = _busy_s(observer), _count(home)
+        before, told = busy_s(observer), _count(home)
         for peer in range(EVENTS):
             address = f"203.{number}.{peer >> 8}.{peer & 255}"
             program.test_run(first_packet(Flow(pack(A), pack(address), 80, "TCP"), MAC, HOST_MAC), asked)
         wait_until(lambda: _count(home) - told >= EVENTS, "the events", 20)
-        return (_count(home) - told) / (_busy_s(observer) - before) / 10
+        return (_count(home) - told) / (busy_s(observer) - before) / 10
 
 
 def _count(home: Home) -> int:
     return int(ask("observer", {"command": "status"}, run=home.pins.parents[2] / "run")["events"])
 
 
-def _busy_s(process: int) -> float:
+def busy_s(process: int) -> float:
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 

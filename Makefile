@@ -1,5 +1,6 @@
 # make demo   the whole product on a lab of three nodes, from nothing to a served request
 # make test   everything that is checked
+# LONG=1      with any of these: also what takes many minutes (a board under the playbook, a kubelet, an outage of an hour)
 # make bench  every figure, or ONLY=those whose names begin so; BENCH="--rounds 5" for a shorter look
 # Each target does its own set-up (tests/setup.sh: Debian packages, virtual environment, node image; all cached).
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
 
 PATH = "/apis/events.k8s.io/v1/namespaces/{}/events"
@@ -40,6 +41,11 @@ def faults(ref: Ref, version: str, status: Mapping[str, Any]) -> tuple[Fault, ..
         for item in status.get("conditions") or ()
         if item.get("status") == "False"
     )
+
+
+def refusal(error: BadObject, version: str) -> Fault:
+    """Of an object that cannot be taken, in the words of a condition that says so."""
+    return Fault(error.ref, version, "Valid", "Refused", str(error))
 
 
 def namespace(ref: Ref) -> str:

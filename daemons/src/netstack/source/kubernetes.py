@@ -14,7 +14,7 @@ import ctypes
 import logging
 import random
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ SAVE_S = 5.0
 RETRY_S = 30.0
 """Before what could not be written is tried again."""
 STOP_S = 2.0
+Listener = Callable[[Sequence[Broken]], None]
 log = logging.getLogger("source")
 
 
@@ -58,6 +59,7 @@ class KubernetesSource:
         self._spoilt: set[str] = set()
         """Wants whose folder was found damaged."""
         self._snapshot = Snapshot()
+        self._listener: Listener = lambda broken: None
         with contextlib.suppress(OSError):
             self._lastgood.clear_others(self._replicas)
         for replica in self._replicas.values():
@@ -70,6 +72,11 @@ class KubernetesSource:
 
     def snapshot(self) -> Snapshot:
         return self._snapshot
+
+    def listen(self, listener: Listener) -> None:
+        """Hear now, and whenever it changes, which objects cannot be taken. It must not wait."""
+        self._listener = listener
+        listener(self._snapshot.broken)
 
     def said(self, ref: Ref) -> Said | None:
         """An object's version and `status` as the API server has them; None if it has not shown it. Any thread."""
@@ -148,10 +155,12 @@ class KubernetesSource:
         new = Snapshot(objects, tuple(broken))
         if new == self._snapshot:
             return
+        before, self._snapshot = self._snapshot, new
         for item in new.broken:
-            if item not in self._snapshot.broken:
+            if item not in before.broken:
                 log.error("%s", item)
-        self._snapshot = new
+        if new.broken != before.broken:
+            self._listener(new.broken)
 
     def _wake(self) -> None:
         """From a reflector's thread."""

@@ -6,7 +6,8 @@ them: each waits its turn and looks again before it writes. What is written over
 again after pauses that double, so that two releases which judge a policy differently do not fight. What the server
 does not keep (a field that a peer's definition lacks) is not said twice.
 
-A condition that is False is told in an Event as well (netstack.source.events): NetworkPolicy has no status to show.
+What is wrong is told in Events as well (netstack.source.events): each condition that is False, and whatever the source
+could not take. NetworkPolicy has no status, and who wrote an object looks at `kubectl describe` first.
 
 Objects of our own are of two kinds: `place`d ones (the ingress's EndpointSlice), which are watched and mended, and
 ServiceL2Status, one for each node and Service, which only its node writes and removes.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic
@@ -32,11 +33,13 @@ from netstack.source.parse import parse, reference
 from netstack.source.reflector import Problem, now
 from netstack.source.replica import Said
 from netstack.source.resources import RESOURCES
+from netstack.source.snapshot import Broken
 
 MADE = ("ServiceL2Status",)
 """Kinds whose objects exist only as our status."""
 EVENT = "Event"
-"""Kind of what stands for the Events of an object: `kind/name` of that."""
+"""Kind of what stands for the Events of an object: `kind/name` of that, and BROKEN if it cannot be taken."""
+BROKEN = "/broken"
 SETTLE_S = 3.0
 """A fault that has gone after this is not told."""
 NODE_LABEL = "metallb.io/node"
@@ -80,15 +83,16 @@ class StatusApi:
         self._looked = 0.0
         self._busy: Ref | None = None
         """What is on its way to the server."""
+        source.listen(self._hear)
 
     # called by the daemon: never waits -------------------------------------------------------------------------------
 
     def put(self, ref: Ref, api_version: str, status: Mapping[str, Any]) -> bool:
-        self._find(ref, events.faults(ref, api_version, status))
+        self._find(_events_of(ref), events.faults(ref, api_version, status))
         return self._want(ref, status) if ref.kind in OWNED else False
 
     def delete(self, ref: Ref) -> bool:
-        self._find(ref, ())
+        self._find(_events_of(ref), ())
         with self._wake:
             known = bool(self._wanted.get(ref))
         if known and ref.kind in OWNED:
@@ -99,7 +103,7 @@ class StatusApi:
         with self._wake:
             for ref in {fault.ref for found in self._faults.values() for fault in found} - set(refs):
                 if ref.kind == kind:
-                    self._faults.pop(_events_of(ref))
+                    self._faults.pop(_events_of(ref), None)
         if kind not in OWNED:
             return
         said = {ref for ref, (_, status) in self._source.all_said(kind).items() if ours(kind, status)}
@@ -138,8 +142,20 @@ class StatusApi:
         self._start()
         return news
 
-    def _find(self, ref: Ref, found: tuple[events.Fault, ...]) -> None:
-        key = _events_of(ref)
+    def _hear(self, broken: Sequence[Broken]) -> None:
+        """What the source cannot take. Every daemon that reads the kind finds the same, and gives it the same name."""
+        found = {
+            _events_of(item.error.ref, BROKEN): events.refusal(item.error, RESOURCES[item.error.ref.kind].version)
+            for item in broken
+        }
+        with self._wake:
+            mended = [key for key in self._faults if key.name.endswith(BROKEN) and key not in found]
+        for key in mended:
+            self._find(key, ())
+        for key, fault in found.items():
+            self._find(key, (fault,))
+
+    def _find(self, key: Ref, found: tuple[events.Fault, ...]) -> None:
         with self._wake:
             if not found:
                 self._faults.pop(key, None)
@@ -360,8 +376,8 @@ def _own(ref: Ref, wanted: Mapping[str, Any]) -> bool:
     return ref.kind in MADE or "metadata" in wanted
 
 
-def _events_of(ref: Ref) -> Ref:
-    return Ref(EVENT, ref.namespace, f"{ref.kind}/{ref.name}")
+def _events_of(ref: Ref, part: str = "") -> Ref:
+    return Ref(EVENT, ref.namespace, f"{ref.kind}/{ref.name}{part}")
 
 
 def _path(ref: Ref, part: str = "") -> str:

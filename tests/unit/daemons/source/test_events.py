@@ -4,8 +4,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
-from netstack.source.events import Budget, Fault, again, event, faults
+from netstack.source.events import Budget, Fault, again, event, faults, refusal
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, 250, tzinfo=UTC)
 POLICY = Ref("NetworkPolicy", "home", "deny")
@@ -25,6 +26,12 @@ def test_conditions_that_are_false_are_faults() -> None:
     assert faults(POLICY, "networking.k8s.io/v1", status) == (FAULT,)
     assert faults(POLICY, "v1", {}) == faults(POLICY, "v1", {"conditions": None}) == ()
     assert faults(POLICY, "v1", {"conditions": [condition("Valid", "False")]})[0].reason == "Valid"
+
+
+def test_what_cannot_be_taken_is_a_fault_with_its_field() -> None:
+    fault = refusal(BadObject(POLICY, "spec.egress[0]", "is no list"), "networking.k8s.io/v1")
+    assert (fault.condition, fault.reason) == (FAULT.condition, FAULT.reason)
+    assert fault.message == "NetworkPolicy home/deny: spec.egress[0]: is no list"
 
 
 def test_an_event_names_its_object_so_that_describe_finds_it() -> None:

@@ -253,6 +253,16 @@ def test_a_kind_without_a_status_has_events_all_the_same(server: ApiServer, writ
     wait_for(lambda: told(server) == ["spec: is wrong"])
 
 
+def test_what_cannot_be_taken_is_told_until_it_is_mended(server: ApiServer, writer: Writer) -> None:
+    server.put(service("b", "nonsense"))
+    wait_for(lambda: told(server))
+    (note,) = told(server)
+    assert note.startswith("Service ns/b: spec.clusterIP")
+    server.put(service("b"))
+    wait_for(lambda: not writer.source.snapshot().broken)
+    wait_for(lambda: not writer.api._faults)
+
+
 def test_a_fault_that_lasts_is_one_more_of_a_series(
     server: ApiServer, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,18 +31,15 @@ def made(version: str, kind: str, namespace: str, spec: dict[str, Any], **annota
     return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
 
 
+FAR = {"metallb.universe.tf/loadBalancerIPs": "10.9.9.9"}
+CILIUM = "cilium.io/v2"
 REFUSED = {
     "addresses": made("metallb.io/v1beta1", "IPAddressPool", "metallb-system", {"addresses": ["192.168.86.300/32"]}),
-    "10.9.9.9": made(
-        "v1", "Service", "home", {"type": "LoadBalancer", "ports": [{"port": 80}]},
-        **{"metallb.universe.tf/loadBalancerIPs": "10.9.9.9"},
-    ),
-    "ingress[0].toPorts[0].rules": made("cilium.io/v2", "CiliumNetworkPolicy", "home", {"endpointSelector": NOBODY, "ingress": HTTP}),
-    "egress[0].toPorts[0].rules": made("cilium.io/v2", "CiliumClusterwideNetworkPolicy", "", {
-        "endpointSelector": NOBODY, "egress": HTTP,
-    }),
+    "10.9.9.9": made("v1", "Service", "home", {"type": "LoadBalancer", "ports": [{"port": 80}]}, **FAR),
+    "spec.ingress[0]": made(CILIUM, "CiliumNetworkPolicy", "home", {"endpointSelector": NOBODY, "ingress": HTTP}),
+    "spec.egress[0]": made(CILIUM, "CiliumClusterwideNetworkPolicy", "", {"endpointSelector": NOBODY, "egress": HTTP}),
     "nowhere": {**ingress("refused.home.lab"), "spec": {"ingressClassName": "nginx", "defaultBackend": NOWHERE}},
-}  # fmt: skip
+}
 """A word of the reason -> an object that is wrong there."""
 
 

@@ -34,7 +34,8 @@ SAVE_S = 5.0
 """Between two rounds of writing the last-known-good folder: bounds what churn costs the disk."""
 RETRY_S = 30.0
 """Before what could not be written is tried again."""
-STOP_S = 2.0
+STOP_S, SAVED_S = 2.0, 10.0
+"""How long the end waits for a watch, and for the disk."""
 Listener = Callable[[Sequence[Broken]], None]
 log = logging.getLogger("source")
 
@@ -116,13 +117,13 @@ class KubernetesSource:
 
     def close(self) -> None:
         """End the threads; what is not saved yet is saved."""
-        self._stopping.set()
-        self._dirty.set()
         for reflector in self._reflectors:
             reflector.stop()
         for reflector in self._reflectors:
             reflector.join(STOP_S)
-        self._keeper.join(STOP_S)
+        self._stopping.set()
+        self._dirty.set()
+        self._keeper.join(SAVED_S)
 
     def report(self) -> dict[str, Any]:
         """For the daemons' `status`. `problems`: each kind that is not in step, why and since when."""
@@ -196,6 +197,7 @@ class KubernetesSource:
                 log.error("last-known-good folder: %s", failure)
             if failure and not self._stopping.wait(RETRY_S):
                 self._dirty.set()
+        self._save()  # what came while the last round was being written
 
     def _save(self) -> str:
         """What could not be saved, or ""."""

@@ -300,7 +300,7 @@ def test_four_nodes_tell_of_a_refused_object_once(cluster: Cluster, tmp_path: Pa
         "apiVersion": "metallb.io/v1beta1",
         "kind": "IPAddressPool",
         "metadata": {"name": "pool", "namespace": "ns"},
-        "spec": {"addresses": ["nonsense"]},
+        "spec": {"addresses": ["10.0.0.5-10.0.0.9"]},
     }
     cluster.put(policy("p"), everywhere, {**old, "spec": {"podSelector": {}}}, pool)
     told = {

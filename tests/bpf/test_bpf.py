@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from netstack.kernel import layout as l
-from netstack.kernel.bpf import EXIST, NOEXIST, SCHED_CLS, BpfError, Map, MapDefinition, Program, possible_cpus
+from netstack.kernel.bpf import EXIST, NOEXIST, SCHED_CLS, BpfError, Map, MapDefinition, Program, SoloMap, possible_cpus
 
 pytestmark = pytest.mark.root
 MOVE_ONE, EXIT = bytes.fromhex("b700000001000000"), bytes.fromhex("9500000000000000")
@@ -123,3 +124,13 @@ def test_closing_twice_is_once(table: Map) -> None:
     table.close()
     table.close()
     assert table.fd == -1
+
+
+def test_a_map_of_one_thread_answers_as_any_other(table: Map) -> None:
+    with SoloMap(os.dup(table.fd), "table") as solo:
+        table.put(number(1), number(10))
+        assert (solo.get(number(1)), solo.get(number(2))) == (number(10), None)
+        table.put(number(2), number(20))
+        assert (solo.get(number(2)), solo.get(number(1))) == (number(20), number(10))
+        with pytest.raises(ValueError, match="a key has 4 bytes"):
+            solo.get(b"x")

@@ -17,7 +17,7 @@ from netstack.dns.proxy import Proxy
 from netstack.dns.rulesfile import RulesFile
 from netstack.dns.session import Session
 from netstack.dns.settings import DnsSettings
-from netstack.kernel.bpf import Map
+from netstack.kernel.bpf import SoloMap
 
 
 async def serve(chosen: DnsSettings, unit: Unit) -> None:
@@ -25,8 +25,8 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     rules = RulesFile(Path(chosen.rules), Path(chosen.state, "rules.json"))
     rules.refresh()
     maps = Path(chosen.maps)
-    learned = Learned(Map.open(maps / "fqdn"), Map.open(maps / "fqdn_use"), chosen.max_addresses_per_pod)
-    identities = Identities(Map.open(maps / "identities"))
+    learned = Learned(SoloMap.open(maps / "fqdn"), SoloMap.open(maps / "fqdn_use"), chosen.max_addresses_per_pod)
+    identities = Identities(SoloMap.open(maps / "identities"))
     session = Session(chosen, rules.rules, functools.partial(secrets.randbelow, 1 << 16), identities)
     proxy = Proxy(chosen, session, learned, rules, unit.spawn)
     unit.command("status", lambda _: report.status(session, len(learned), rules.error))

@@ -94,13 +94,18 @@ class _Node:
     """Selectors of every name with at least one more label."""
 
 
-class Matcher:
-    """The compiled rules of one endpoint."""
+KEPT = 512
+"""Answers of one matcher: a pod that asks for ever new names costs no more than this."""
 
-    __slots__ = ("_root",)
+
+class Matcher:
+    """The compiled rules of one endpoint. Programs ask for the same few names again and again: answers are kept."""
+
+    __slots__ = ("_known", "_root")
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self._root = _Node()
+        self._known: dict[Name, frozenset[int]] = {}
         for rule in rules:
             self._add(rule)
 
@@ -122,6 +127,14 @@ class Matcher:
 
     def __call__(self, name: Name) -> frozenset[int]:
         """Selectors that `name` (lower case) satisfies; empty if none."""
+        found = self._known.get(name)
+        if found is None:
+            if len(self._known) == KEPT:
+                self._known.clear()
+            found = self._known[name] = self._find(name)
+        return found
+
+    def _find(self, name: Name) -> frozenset[int]:
         if not all(map(_PLAIN.fullmatch, name)):
             return frozenset()
         found: set[int] = set()

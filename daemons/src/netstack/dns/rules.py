@@ -44,8 +44,11 @@ class Endpoint:
 
     def may_ask(self, name: Name, identity: int, port: int) -> bool:
         """Whether the rules let the pod ask a server of this identity, at this port, for `name`."""
-        places = ((identity, port), (identity, ANY), (ANY, port), (ANY, ANY))
-        return any((found := self.queries.get(place)) is not None and found(name) for place in places)
+        for place in ((identity, port), (identity, ANY), (ANY, port), (ANY, ANY)):
+            matcher = self.queries.get(place)
+            if matcher is not None and matcher(name):
+                return True
+        return False
 
     def selectors(self, name: Name) -> frozenset[int]:
         """Selectors to which the addresses of `name` are credited, maybe none."""

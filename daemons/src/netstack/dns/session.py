@@ -40,7 +40,7 @@ from netstack.dns.message import (
     reply,
 )
 from netstack.dns.names import Name
-from netstack.dns.rules import Endpoint, Rules
+from netstack.dns.rules import Rules
 from netstack.dns.settings import DnsSettings
 
 REMEMBERED_REFUSALS = 32
@@ -145,6 +145,8 @@ class _Pending:
     client: Client
     query: Query
     ident: int
+    server: int
+    """Identity of the server that was asked."""
     endpoint: int
     deadline_s: float
 
@@ -187,25 +189,23 @@ class Session:
             return [self._refuse(client, query, Reason.POD_UNKNOWN, Explained.PROHIBITED)]
         if not query.is_lookup:
             return [self._refuse(client, query, Reason.KIND_NOT_ALLOWED, Explained.PROHIBITED)]
-        if not self._may_ask(endpoint, client, query):
+        server = self._identify(client.server)
+        if not endpoint.may_ask(query.name, server, client.server_port):
             return [self._refuse(client, query, Reason.NAME_NOT_ALLOWED, Explained.BLOCKED)]
         if self._of_endpoint[endpoint.id] >= self._settings.max_in_flight_per_pod:
             return [self._fail(client, query, Reason.POD_BUSY, Explained.OTHER)]
         if len(self._pending) >= self._settings.max_in_flight:
             return [self._fail(client, query, Reason.PROXY_BUSY, Explained.OTHER)]
-        return [self._forward(client, query, payload, endpoint, now)]
-
-    def _may_ask(self, endpoint: Endpoint, client: Client, query: Query) -> bool:
-        return endpoint.may_ask(query.name, self._identify(client.server), client.server_port)
-
-    def _forward(self, client: Client, query: Query, payload: bytes, endpoint: Endpoint, now: float) -> Forward:
-        self._next_key += 1
-        ident = self._random_id()
         deadline_s = now + self._settings.upstream_timeout_s
-        self._pending[self._next_key] = _Pending(client, query, ident, endpoint.id, deadline_s)
-        self._of_endpoint[endpoint.id] += 1
+        pending = _Pending(client, query, self._random_id(), server, endpoint.id, deadline_s)
+        return [self._forward(pending, payload)]
+
+    def _forward(self, pending: _Pending, payload: bytes) -> Forward:
+        self._next_key += 1
+        self._pending[self._next_key] = pending
+        self._of_endpoint[pending.endpoint] += 1
         self.counters[Reason.FORWARDED] += 1
-        return Forward(self._next_key, client, renamed(payload, ident, query.question))
+        return Forward(self._next_key, pending.client, renamed(payload, pending.ident, pending.query.question))
 
     def answer(self, key: int, payload: bytes, now: float) -> list[Command]:
         """A message that arrived at the socket of `key`."""
@@ -217,7 +217,12 @@ class Session:
             return [self._drop(Reason.ANSWER_FOREIGN)]
         self._forget(key)
         endpoint = self.rules.endpoints.get(client.address)
-        if endpoint is None or endpoint.id != pending.endpoint or not self._may_ask(endpoint, client, query):
+        allowed = (
+            endpoint is not None
+            and endpoint.id == pending.endpoint
+            and endpoint.may_ask(query.name, pending.server, client.server_port)
+        )
+        if endpoint is None or not allowed:
             return [Close(key), self._fail(client, query, Reason.ANSWER_STALE, Explained.PROHIBITED)]
         try:
             answer = read_answer(payload)

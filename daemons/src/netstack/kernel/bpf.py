@@ -285,6 +285,27 @@ class Map(Object):
         return True
 
 
+class SoloMap(Map):
+    """A map that one thread alone asks, and often: the buffers of `get` are made once."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        super().__init__(fd, name)
+        self._asked = ctypes.create_string_buffer(self.definition.key_size)
+        self._answer = ctypes.create_string_buffer(self._value_bytes)
+        attr = struct.pack("=IIQQQ", fd, 0, _address(self._asked), _address(self._answer), 0)
+        self._attr = ctypes.create_string_buffer(attr, len(attr))
+
+    def get(self, key: bytes) -> bytes | None:
+        self._asked.raw = self._key(key)
+        try:
+            _bpf(_LOOKUP, self._attr, "look up in", self.name)
+        except BpfError as error:
+            if error.errno == errnos.ENOENT:
+                return None
+            raise
+        return self._answer.raw
+
+
 class Program(Object):
     """A loaded program. `tag` is the kernel's hash of its instructions without map numbers."""
 

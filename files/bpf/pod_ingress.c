@@ -11,6 +11,7 @@
 #include "lib/conntrack.h"
 #include "lib/ethernet.h"
 #include "lib/finish.h"
+#include "lib/host.h"
 #include "lib/identity.h"
 #include "lib/lb.h"
 #include "lib/maps.h"
@@ -100,6 +101,8 @@ INLINE int from_pod(struct __sk_buff *skb, struct packet *p)
 	if (verdict)
 		return verdict;
 	verdict = flow_pass(config, ep, p, DIRECTION_EGRESS, NULL);
+	if (verdict == VERDICT_FORWARDED)
+		verdict = host_from_pod(skb, config, ep, p);
 	return verdict == VERDICT_REDIRECTED_DNS ? proxy_redirect(skb, p) : verdict;
 }
 

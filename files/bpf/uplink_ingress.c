@@ -6,12 +6,15 @@
  * Service addresses sit on no interface, so what no service port takes is dropped here: the kernel would route it,
  * send redirects or answer "unreachable" for an address that another node serves.
  */
+#define WITHOUT_NAMES
+
 #include "lib/abi.h"
 #include "lib/address.h"
 #include "lib/arp.h"
 #include "lib/compat.h"
 #include "lib/finish.h"
 #include "lib/hash.h"
+#include "lib/host.h"
 #include "lib/identity.h"
 #include "lib/lb.h"
 #include "lib/maps.h"
@@ -58,6 +61,8 @@ INLINE int vip_arp(struct __sk_buff *skb, struct packet *p)
  */
 INLINE int before_it_is_known(struct config *config, struct packet *p, const struct who *who)
 {
+	if (config->host)
+		return VERDICT_NO_NEIGHBOUR;	/* policies tell nodes apart here too, and the agent that says so asks for MACs */
 	if (!addr_equal(&p->src, &who->node) || !addr_equal(&p->dst, &family(config, p->v6)->node))
 		return VERDICT_NO_NEIGHBOUR;
 	if (service_find(config, &p->service, &p->t.dst, p->t.dport, p->t.proto, SCOPE_WORLD))
@@ -156,7 +161,7 @@ INLINE int serve(struct __sk_buff *skb, struct config *config, struct packet *p)
 INLINE int from_lan(struct __sk_buff *skb, struct packet *p)
 {
 	struct config *config = config_get();
-	int verdict;
+	int verdict, judged;
 
 	if (!config || parse(skb, p))
 		return VERDICT_FORWARDED;	/* the kernel refuses what has no proper IP header */
@@ -164,11 +169,13 @@ INLINE int from_lan(struct __sk_buff *skb, struct packet *p)
 	if (verdict)
 		return verdict;
 	verdict = serve(skb, config, p);
-	if (verdict)
-		return verdict;
-	if (!p->opaque && addr_equal(&p->dst, &family(config, p->v6)->node))
+	if (!verdict && !p->opaque && addr_equal(&p->dst, &family(config, p->v6)->node))
 		verdict = masquerade_answer(skb, p);
-	return verdict ? verdict : VERDICT_FORWARDED;
+	/* A service may have its backend in the node's own network, and then it was translated to the node's address. */
+	if (verdict && (verdict != VERDICT_TRANSLATED || !addr_equal(&p->t.dst, &family(config, p->v6)->node)))
+		return verdict;
+	judged = host_enter(skb, config, p);
+	return judged >= VERDICT_DROPS || !verdict ? judged : verdict;
 }
 
 /* CONTINUE for what the kernel takes for a frame without a tag. A tag with number 0 says a priority and no more (IEEE

@@ -135,11 +135,18 @@ class Packet:
         assert table is not None
         return table
 
-    def set_generation(self, generation: int) -> None:
+    def set_generation(self, generation: int, *, host: bool = False) -> None:
         self.generation = generation
         self.put("config", l.Number(0), l.Config(
-            pack(NODE), pack("10.244.1.0"), 120, pack("fd00::21"), pack("fd00:1::"), 64, self.uplink, generation
+            pack(NODE), pack("10.244.1.0"), 120, pack("fd00::21"), pack("fd00:1::"), 64, self.uplink, generation, host
         ))  # fmt: skip
+
+    def guard(self, enforce: int) -> None:
+        """Policies select the node itself."""
+        self.tables.add(l.HOST_ENDPOINT)
+        itself = l.Endpoint(l.HOST_ENDPOINT, 0, l.IDENTITY_HOST, enforce, bytes(6), bytes(6))
+        self.put("endpoints", l.AddressKey(pack(NODE)), itself)
+        self.set_generation(self.generation, host=True)
 
     def endpoint(self, address: str, number: int, identity: int, *, enforce: int = 0, device: int = 0) -> None:
         self.tables.add(number)

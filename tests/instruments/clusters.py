@@ -108,8 +108,14 @@ KUBERNETES_PORTS = port_lists(["TCP", "UDP", "SCTP"], [{"protocol": "SCTP"}, {}]
 )
 
 
+NODE_PORTS = CILIUM_PORTS.map(
+    lambda ports: [item | {"port": {"web": "22", "dns": "10250"}.get(item["port"], item["port"])} for item in ports]
+)
+"""Without names, which nodes' ports do not have."""
+
+
 @st.composite
-def cilium_rules(draw: st.DrawFn, side: str, denies: bool) -> Raw:
+def cilium_rules(draw: st.DrawFn, side: str, ports: st.SearchStrategy[list[Raw]] = CILIUM_PORTS) -> Raw:
     kinds: list[tuple[str, st.SearchStrategy[list[Any]] | None]] = [
         ("Endpoints", st.lists(endpoint_peers, max_size=2)),
         ("Entities", entities),
@@ -125,19 +131,29 @@ def cilium_rules(draw: st.DrawFn, side: str, denies: bool) -> Raw:
         rule[f"{side}Requires"] = draw(st.lists(selectors, min_size=1, max_size=2))
     what = draw(st.sampled_from(["", "ports", "ports", "icmps"]))
     if what == "ports":
-        rule["toPorts"] = [{"ports": draw(CILIUM_PORTS)}]
+        rule["toPorts"] = [{"ports": draw(ports)}]
     elif what == "icmps":
         rule["icmps"] = [{"fields": draw(st.lists(icmp_fields, min_size=1, max_size=1))}]
     return rule
 
 
+PODS_SUBJECT: dict[str, st.SearchStrategy[Raw]] = {"endpointSelector": selectors}
+NODES_SUBJECT: dict[str, st.SearchStrategy[Raw]] = {
+    "nodeSelector": st.sampled_from([{}, {"matchLabels": {"role": "board"}}, {"matchLabels": {"role": "other"}}])
+}
+
+
 @st.composite
-def cilium_specs(draw: st.DrawFn) -> Raw:
+def cilium_specs(
+    draw: st.DrawFn,
+    subject: dict[str, st.SearchStrategy[Raw]] = PODS_SUBJECT,
+    ports: st.SearchStrategy[list[Raw]] = CILIUM_PORTS,
+) -> Raw:
     sections = {
-        name: st.lists(cilium_rules("from" if name.startswith("in") else "to", name.endswith("Deny")), max_size=2)
+        name: st.lists(cilium_rules("from" if name.startswith("in") else "to", ports), max_size=2)
         for name in ("ingress", "ingressDeny", "egress", "egressDeny")
     }
-    spec: Raw = draw(st.fixed_dictionaries({"endpointSelector": selectors}, optional=sections))
+    spec: Raw = draw(st.fixed_dictionaries(subject, optional=sections))
     if draw(st.integers(0, 4)) == 0:
         spec["enableDefaultDeny"] = {draw(st.sampled_from(["ingress", "egress"])): draw(st.booleans())}
     return spec
@@ -153,6 +169,13 @@ def cilium_policies(draw: st.DrawFn) -> Raw:
     content = {"specs": draw(st.lists(cilium_specs(), min_size=2, max_size=2))} if several else {}
     content = content or {"spec": draw(cilium_specs())}
     return {"apiVersion": "cilium.io/v2", "kind": kind, "metadata": metadata} | content
+
+
+@st.composite
+def node_policies(draw: st.DrawFn) -> Raw:
+    spec = draw(cilium_specs(NODES_SUBJECT, NODE_PORTS))
+    metadata = {"name": draw(st.sampled_from("no"))}
+    return {"apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy", "metadata": metadata, "spec": spec}
 
 
 @st.composite
@@ -203,7 +226,7 @@ def node(number: int) -> Raw:
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": f"n{number}"},
+        "metadata": {"name": f"n{number}", "labels": {"role": "board"}},
         "spec": {"podCIDR": f"10.244.{number}.0/24"},
         "status": {"addresses": [{"type": "InternalIP", "address": f"192.168.86.2{number}"}]},
     }
@@ -267,5 +290,6 @@ def worlds(draw: st.DrawFn, most: int = 3) -> list[Raw]:
     ]
     web = service("two/web", [], {"app": draw(st.sampled_from("ab"))})
     drawn = draw(st.lists(st.one_of(cilium_policies(), kubernetes_policies()), min_size=1, max_size=most))
+    drawn += draw(st.lists(node_policies(), max_size=2))
     policies = {(item["kind"], *item["metadata"].values()): item for item in drawn}
     return [*FIXED, *web, *pods, *policies.values()]

@@ -15,7 +15,7 @@ Who is asked about: a pod as "namespace/name", anything else as an address. A po
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,17 @@ NAMESPACE = "io.kubernetes.pod.namespace"
 NAMESPACE_LABEL = "io.cilium.k8s.namespace.labels."
 DERIVED = ("io.kubernetes.pod.", "io.cilium.", "netstack.io/")
 """No pod can give itself labels that begin so."""
+KEPT = (
+    ("ingress", "TCP", 22, ""),
+    ("ingress", "TCP", 6443, ""),
+    ("ingress", "TCP", 10250, "kube-apiserver"),
+    ("ingress", "UDP", 68, ""),
+    ("ingress", "UDP", 546, ""),
+    ("egress", "TCP", 6443, ""),
+    ("egress", "UDP", 67, ""),
+    ("egress", "UDP", 547, ""),
+)
+"""What no policy cuts a node off from: (direction, protocol, port, the entity that the peer must be or "")."""
 FAMILIES = {"ICMP": "IPv4", "ICMPv6": "IPv6"}
 ECHO_REQUEST = {"ICMP": 8, "ICMPv6": 128}
 
@@ -51,11 +62,29 @@ class World:
         if direction == "ingress" and "host" in self._kinds(peer):  # a node reaches its own pods
             return "allowed"
         packet = (peer, pod if direction == "ingress" else peer, protocol, port)
+        return self._said(
+            direction, packet, lambda policy, spec: "nodeSelector" not in spec and self._selected(policy, spec, pod)
+        )
+
+    def judge_node(self, direction: str, peer: str, protocol: str, port: int) -> str:
+        """The same of the node itself and the policies that select nodes."""
+        peer = self._owner(peer)
+        for way, its, number, entity in KEPT:
+            if (way, its, number) == (direction, protocol, port) and (not entity or entity in self._kinds(peer)):
+                return "allowed"
+        (labels,) = (n["metadata"].get("labels") for n in self._kind("Node") if n["metadata"]["name"] == self.node)
+        return self._said(
+            direction,
+            (peer, peer, protocol, port),
+            lambda _, spec: "nodeSelector" in spec and matches(spec["nodeSelector"], labels or {}),
+        )
+
+    def _said(self, direction: str, packet: Packet, selects: Callable[[Raw, Raw], bool]) -> str:
         isolated = allowed = False
         for policy in self._kind(*READERS):
             reader = READERS[policy["kind"]]
             for spec in [policy["spec"]] if policy.get("spec") is not None else policy["specs"]:
-                if not self._selected(policy, spec, pod):
+                if not selects(policy, spec):
                     continue
                 isolates, allows, denies = reader(self, policy, spec, direction, packet)
                 if denies:

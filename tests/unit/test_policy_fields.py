@@ -18,6 +18,7 @@ Raw = dict[str, Any]
 TABLE: dict[str, Raw] = yaml.safe_load((Path(__file__).parents[1] / "instruments/policy_fields.yaml").read_text())
 REFS = {
     "CiliumClusterwideNetworkPolicy": Ref("CiliumClusterwideNetworkPolicy", "", "p"),
+    "CiliumClusterwideNetworkPolicy of nodes": Ref("CiliumClusterwideNetworkPolicy", "", "p"),
     "NetworkPolicy": Ref("NetworkPolicy", "one", "p"),
 }
 

@@ -26,7 +26,11 @@ struct config {
 	struct family_config v4, v6;
 	__u32 uplink;		/* ifindex towards the other nodes */
 	__u32 generation;	/* of the policy; flows of another generation are judged again */
+	__u32 host;		/* 1 = policies select this node: HOST_ENDPOINT is in `endpoints` under its address */
+	__u32 pad;
 };
+
+#define HOST_ENDPOINT	0xffffffff	/* id of the node itself; pods' count from 1 */
 
 /* ---- services and their backends, written by the agent ---- */
 

@@ -42,6 +42,7 @@ INLINE void consult(struct policy_key *key, __u32 peer, __u8 named, struct decis
 
 INLINE void consult_names(struct policy_key *key, const struct addr *peer, __u64 now, struct decision *d)
 {
+#ifndef WITHOUT_NAMES	/* a program that judges the node alone: it learns no names, and its program stays small */
 	struct fqdn_key fqdn_key = { .endpoint = key->endpoint, .addr = *peer };
 	struct fqdn *names = fqdn_get(&fqdn_key);
 	__u32 now_s = now / NANOSECONDS;
@@ -55,6 +56,7 @@ INLINE void consult_names(struct policy_key *key, const struct addr *peer, __u64
 		if (learned.selector && now_s < learned.expires_s)
 			consult(key, learned.selector, 1, d);
 	}
+#endif
 }
 
 /* Everything that may have a word, in turn. */

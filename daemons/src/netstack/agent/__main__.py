@@ -18,6 +18,7 @@ from netstack.agent.desired import Before, Desired, Memory, Place, compile_all
 from netstack.agent.good import GoodPolicies
 from netstack.agent.order import plan
 from netstack.agent.policy.accept import READERS
+from netstack.agent.policy.host import Kept
 from netstack.agent.policy.tables import DnsEndpoint
 from netstack.agent.settings import AgentSettings
 from netstack.core import settings
@@ -83,6 +84,7 @@ class Agent:
             ingress_services=self.chosen.services("ingress_services"),
             dns_services=self.chosen.services("dns_services"),
             ranges_match=frozenset(self.chosen.policy_cidr_match_mode),
+            kept=Kept(self.chosen.host_ssh_ports, self.chosen.host_api_port, self.chosen.host_protection),
         )
 
     def reconcile(self) -> bool:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from netstack.agent.identities import Identities, LocalEndpoint, View, compile_identities
 from netstack.agent.order import NAMES, Tables
 from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, Readings, accept, on_trial
 from netstack.agent.policy.entries import Server
+from netstack.agent.policy.host import Kept
 from netstack.agent.policy.references import Referred, resolve
 from netstack.agent.policy.rules import Spec
 from netstack.agent.policy.tables import Compiler, PolicyTables
@@ -45,6 +46,18 @@ class Place:
     dns_services: tuple[Ref, ...] = ()
     ranges_match: frozenset[str] = frozenset()
     """What ranges in policies mean beside the world (identities.RANGES_MATCH)."""
+    kept: Kept = field(default_factory=Kept)
+    """What policies for nodes leave reachable."""
+
+    def own(self, *, v4: bool) -> bytes:
+        """This node's address of a family; ANY if it has none."""
+        return next((address for address in self.addresses if is_v4(address) == v4), ANY)
+
+    @property
+    def host(self) -> LocalEndpoint:
+        """The node as an endpoint (files/bpf/lib/host.h)."""
+        address = self.own(v4=True) if self.own(v4=True) != ANY else self.own(v4=False)
+        return LocalEndpoint(layout.HOST_ENDPOINT, address, Ref("Node", "", self.node), 0, bytes(6), bytes(6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,8 @@ class Desired:
     overflows: tuple[str, ...]
     """Maps that are too small; what depends on them was left as it is."""
     generation: int
+    kept: Kept = field(default_factory=Kept)
+    """What policies for nodes leave reachable."""
 
     def dns_rules(self) -> str:
         """The DNS proxy's rules file (netstack.dns.rules has the form)."""
@@ -126,11 +141,12 @@ def compile_all(
         **{table.name: table for table in (services.services, services.slots, services.backends)},
         "policy": policy.policy,
         "identities": identities.table,
-        "endpoints": _endpoints(endpoints, identities, policy),
+        "endpoints": _endpoints((*endpoints, place.host), identities, policy),
     }
     tables, overflows = _fitting(tables, before.tables, sizes)
     generation = _generation(before.tables, tables)
-    tables["config"] = Table("config", {layout.Number(0).pack(): _config(place, generation).pack()})
+    config = _config(place, generation, tables["endpoints"])
+    tables["config"] = Table("config", {layout.Number(0).pack(): config.pack()})
     return Desired(
         tables=tables,
         routes=compile_routes(nodes, place.node, place.ranges),
@@ -141,6 +157,7 @@ def compile_all(
         problems=(*map(str, services.problems), *identities.problems, *lacking, *overflows),
         overflows=tuple(overflows),
         generation=generation,
+        kept=place.kept,
     )
 
 
@@ -173,7 +190,14 @@ def who_may(
     )
     identities = compile_identities(view)
     servers = {Server(identities.at(address), port) for address, port in dns}
-    return identities, compiler.compile(specs, identities, endpoints, servers)
+    node = snapshot.get(Node, "Node", "", place.node)
+    labels = node.meta.labels if node else {}
+    if any(spec.nodes and spec.subject is not None and spec.subject.matches(labels) for spec in specs):
+        host = next(peer for peer in identities.peers if peer.number == layout.IDENTITY_HOST)
+        itself = {layout.HOST_ENDPOINT: replace(host, labels=labels)}
+        identities = replace(identities, of_endpoint={**identities.of_endpoint, **itself})
+        endpoints = (*endpoints, place.host)
+    return identities, compiler.compile(specs, identities, endpoints, servers, place.kept)
 
 
 def _selector(snapshot: Snapshot, ref: Ref) -> Mapping[str, str]:
@@ -208,6 +232,7 @@ def _endpoints(endpoints: tuple[LocalEndpoint, ...], identities: Identities, pol
                 endpoint.host_mac,
             ).pack()
             for endpoint in endpoints
+            if endpoint.id in policy.enforce
         },
     )
 
@@ -241,10 +266,12 @@ def _generation(old: Tables, new: Tables) -> int:
     return (generation + changed) % (1 << 32) if generation else 1
 
 
-def _config(place: Place, generation: int) -> layout.Config:
-    node4 = next((address for address in place.addresses if is_v4(address)), ANY)
-    node6 = next((address for address in place.addresses if not is_v4(address)), ANY)
+def _config(place: Place, generation: int, endpoints: Table) -> layout.Config:
+    node4, node6 = place.own(v4=True), place.own(v4=False)
+    host = place.host.address in endpoints.entries
     nowhere = Prefix(ANY, 0)
     pods4 = next((cidr for cidr in place.pod_cidrs if is_v4(cidr.address)), nowhere)
     pods6 = next((cidr for cidr in place.pod_cidrs if not is_v4(cidr.address)), nowhere)
-    return layout.Config(node4, pods4.address, pods4.bits, node6, pods6.address, pods6.bits, place.uplink, generation)
+    return layout.Config(
+        node4, pods4.address, pods4.bits, node6, pods6.address, pods6.bits, place.uplink, generation, host
+    )

@@ -14,14 +14,14 @@ from functools import cache
 
 from netstack.agent.desired import Place, who_may
 from netstack.agent.identities import NODES, PODS, LocalEndpoint
-from netstack.agent.policy.accept import accept
+from netstack.agent.policy.accept import accept, on_trial
 from netstack.agent.policy.references import Referred, resolve
 from netstack.agent.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP, Spec
 from netstack.agent.policy.tables import Compiler
 from netstack.core.address import is_v4, unpack
 from netstack.core.ref import Ref
 from netstack.kernel import layout
-from netstack.source.models import CIDRGroup, EndpointSlice, Node, Pod, Policy, Service
+from netstack.source.models import CIDRGroup, EndpointSlice, Namespace, Node, Pod, Policy, Service
 from netstack.source.snapshot import Snapshot
 
 PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP, "ICMP": ICMP, "ICMPv6": ICMPV6}
@@ -106,7 +106,8 @@ class State:
     """The tables of all nodes."""
 
     def __init__(self, snapshot: Snapshot, everyone: Iterable[Party], ranges_match: frozenset[str]) -> None:
-        accepted = accept(snapshot.all(Policy), {})
+        trials = {item.meta.name for item in snapshot.all(Namespace) if on_trial(item.meta)}
+        accepted = accept(snapshot.all(Policy), {}, trials=trials)
         objects = Referred(snapshot.all(Service), snapshot.all(EndpointSlice), snapshot.all(CIDRGroup))
         specs, _ = resolve(accepted.specs, objects)
         self.side = cache(self._side)
@@ -115,11 +116,16 @@ class State:
             here = [party for party in everyone if party.endpoint and party.node == node.meta.name]
             self._nodes[node.meta.name] = _Node(snapshot, node, ranges_match, specs, here)
 
-    def between(self, pod: Party, direction: int, peer: Party) -> Side:
-        if direction == INGRESS and not peer.endpoint and peer.node == pod.node:
+    def between(self, party: Party, direction: int, peer: Party) -> Side:
+        """What `party` has to say of flows to (EGRESS) or from `peer`."""
+        sender, receiver = (peer, party) if direction == INGRESS else (party, peer)
+        its = self._nodes[party.node]
+        if not sender.endpoint and receiver.endpoint and sender.node == receiver.node:
             return Side(enforced=False)  # a node reaches its own pods
-        identity = self._nodes[pod.node].identities.of_address[peer.address]
-        return self.side(pod.node, pod.endpoint, direction, identity)
+        endpoint = party.endpoint or layout.HOST_ENDPOINT
+        if endpoint not in its.enforce:
+            return Side(enforced=False)  # a node that no policy selects
+        return self.side(party.node, endpoint, direction, its.identities.of_address[peer.address])
 
     def _side(self, node: str, endpoint: int, direction: int, identity: int) -> Side:
         its = self._nodes[node]
@@ -171,14 +177,13 @@ def effects(before: State, after: State, everyone: Iterable[Party]) -> Iterator[
     """Everything that is open in one state and not in the other, pair by pair."""
     compared = cache(_compare)
     for source, destination in itertools.permutations(everyone, 2):
-        if not (source.endpoint or destination.endpoint) or is_v4(source.address) != is_v4(destination.address):
+        if is_v4(source.address) != is_v4(destination.address) or source.name == destination.name:
             continue
-        sides = []
-        for state in (before, after):
-            out = state.between(source, EGRESS, destination) if source.endpoint else Side(enforced=False)
-            into = state.between(destination, INGRESS, source) if destination.endpoint else Side(enforced=False)
-            sides.append((out, into))
-        for protocol, ports, opens, rules in compared(*sides):
+        was, will = (
+            (state.between(source, EGRESS, destination), state.between(destination, INGRESS, source))
+            for state in (before, after)
+        )
+        for protocol, ports, opens, rules in compared(was, will):
             if protocol != ("ICMPv6" if is_v4(source.address) else "ICMP"):
                 yield Effect(source, destination, protocol, ports, opens, rules)
 

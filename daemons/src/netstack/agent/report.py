@@ -29,6 +29,7 @@ def status(
         "summary": f"{len(endpoints)} endpoints, {len(desired.owners)} service ports, generation {desired.generation}",
         "generation": desired.generation,
         "endpoints": endpoints,
+        "host": host_view(desired),
         "policies": list(policies(desired, snapshot)),
         "broken": [*map(str, snapshot.broken), *desired.problems, *map(str, desired.accepted.refused.values())],
         "unready": [],
@@ -44,6 +45,7 @@ def waiting(node: str, release: str, unready: list[str]) -> dict[str, Any]:
         "summary": "waiting for the first objects",
         "generation": 0,
         "endpoints": [],
+        "host": {},
         "policies": [],
         "broken": [],
         "unready": unready or ["the agent is still starting"],
@@ -54,13 +56,27 @@ def waiting(node: str, release: str, unready: list[str]) -> dict[str, Any]:
 def endpoint_view(desired: Desired, register: Register, number: int) -> dict[str, Any]:
     record = next(record for record in register.records if record.id == number)
     peer = desired.identities.of_endpoint.get(number)
-    enforce, tried = desired.policy.enforce.get(number, 0), desired.policy.on_trial.get(number, ())
     return {
         "id": number,
         "pod": f"{record.namespace}/{record.pod}",
         "address": record.address,
         "device": record.device,
         "identity": peer.number if peer else 0,
+        **_enforced(desired, number),
+    }
+
+
+def host_view(desired: Desired) -> dict[str, Any]:
+    """What policies for nodes do to this one; empty if none selects it."""
+    if layout.HOST_ENDPOINT not in desired.policy.enforce:
+        return {}
+    return {"id": layout.HOST_ENDPOINT, **_enforced(desired, layout.HOST_ENDPOINT), "kept": str(desired.kept)}
+
+
+def _enforced(desired: Desired, number: int) -> dict[str, list[str]]:
+    """Of one endpoint: the directions, and the policies."""
+    enforce, tried = desired.policy.enforce.get(number, 0), desired.policy.on_trial.get(number, ())
+    return {
         "enforces": [
             name
             for name, bit in (("ingress", layout.ENFORCE_INGRESS), ("egress", layout.ENFORCE_EGRESS))
@@ -95,6 +111,8 @@ def out_of_reach(desired: Desired, snapshot: Snapshot) -> dict[Ref, list[str]]:
     ]
     found: dict[Ref, list[str]] = {}
     for spec in desired.accepted.specs if pods else ():
+        if spec.nodes:
+            continue
         names = [name for name, labels in pods if spec.subject is not None and spec.subject.matches(labels)]
         if names:
             found[spec.ref] = sorted({*found.get(spec.ref, ()), *names})
@@ -107,6 +125,7 @@ def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str
     It says the same on every node, so that nodes do not contest it: which version a node enforces is in `policies`.
     """
     statuses, beyond, tried = {}, out_of_reach(desired, snapshot), on_trial(desired)
+    for_nodes = {spec.ref for spec in desired.accepted.specs if spec.nodes}
     for ref in {policy.meta.ref for policy in snapshot.all(Policy)} | desired.accepted.refused.keys():
         refusal = desired.accepted.refused.get(ref)
         condition = {
@@ -117,6 +136,8 @@ def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str
         }
         if ref in tried and not refusal:
             condition |= {"reason": "OnTrial", "message": "what it would deny is reported, not denied"}
+        elif ref in for_nodes and not refusal:
+            condition["message"] = str(desired.kept)
         elif ref in beyond and not refusal:
             condition["message"] = f"not on pods that use the node's network: {', '.join(beyond[ref])}"
         statuses[ref] = (API_VERSIONS.get(ref.kind, CILIUM), {"conditions": [condition]})
@@ -139,6 +160,7 @@ def names(desired: Desired, snapshot: Snapshot, register: Register, revision: st
             for record in register.records
             if record.attached
         ],
+        "host": host_view(desired),
         "rules": rules(desired),
         "pods": {unpack(address): pod.meta.ref.key for address, pod in pods.items()},
         "nodes": {unpack(address): node.meta.name for address, node in nodes.items()},

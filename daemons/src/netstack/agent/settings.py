@@ -61,6 +61,16 @@ class AgentSettings:
     conflist: Path = Path("/etc/cni/net.d/05-netstack.conflist")
     """Our configuration of the CNI. Others beside it are moved aside: a pod that another plugin wires has no policy."""
 
+    host_protection: bool = True
+    """Whether SSH, the API server and the kubelet stay reachable whatever policies for nodes (nodeSelector) deny. False
+    lets a policy lock everybody out of its nodes."""
+
+    host_ssh_ports: tuple[int, ...] = (22,)
+    """TCP ports of SSH servers on nodes, for `host_protection`."""
+
+    host_api_port: int = 6443
+    """TCP port of API servers, for `host_protection`; kubeadm's default."""
+
     pod_wait_s: float = 10.0
     """How long ADD waits for the Pod object, seconds. The API server has usually sent it before the runtime asks; a
     kubelet gives up on a sandbox after minutes and tries again anyway."""
@@ -87,6 +97,9 @@ class AgentSettings:
         for mode in self.policy_cidr_match_mode:
             if mode not in RANGES_MATCH:
                 raise ValueError(f"policy_cidr_match_mode: {mode!r} must be one of {', '.join(RANGES_MATCH)}")
+        for port in (*self.host_ssh_ports, self.host_api_port):
+            if not 0 < port < 65536:
+                raise ValueError(f"host_ssh_ports and host_api_port must be from 1 to 65535, not {port}")
         for name in ("pod_wait_s", "audit_s"):
             if not 0 < getattr(self, name) <= 600:
                 raise ValueError(f"{name} must be above 0 and at most 600, not {getattr(self, name)}")

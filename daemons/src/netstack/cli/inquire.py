@@ -91,7 +91,7 @@ class Inquiry:
             address=address,
             identity=known.identity,
             labels=self._labels.get(known.identity, {}),
-            endpoint=own.id if own else 0,
+            endpoint=own.id if own and own.id != layout.HOST_ENDPOINT else 0,
             node="" if known.node == ANY else unpack(known.node),
             policies=tuple(self._pods[pod]["policies"]) if pod else (),
         )
@@ -131,7 +131,8 @@ class Inquiry:
         notes = list(self._stale())
         onward, came_by, reached = flow, 0, end
         if source.identity == layout.IDENTITY_HOST:
-            notes.append("this node itself may send everything; its sockets translate service addresses")
+            may = "policies for nodes judge what leaves by the LAN" if self._config.host else "may send everything"
+            notes.append(f"this node itself: {may}; its sockets translate service addresses")
         else:
             stage, onward, came_by = self._leave(source, end, flow)
             stages.append(stage)

@@ -57,6 +57,9 @@ class Names:
                 for item in told["endpoints"]
             },
         )
+        its = told.get("host")  # the node itself, while policies select it; an older agent says nothing of it
+        if its:
+            _merge(self.endpoints, {its["id"]: Endpoint("", "", tuple(its["policies"]), tuple(its["on_trial"]))})
         _merge(self._rules, {int(number): text for number, text in told["rules"].items()})
         self._devices = {item["ifindex"]: item["id"] for item in told["endpoints"]}
         self._pods, self._nodes = dict(told["pods"]), dict(told["nodes"])

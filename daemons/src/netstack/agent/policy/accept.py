@@ -4,7 +4,7 @@ A policy that reads well is in force and is remembered. One that does not is ref
 1. its last good version stays in force; if there is none,
 2. the pods that its selector selects deny everything in the directions that it has rules for; where the directions
    cannot be told, in both; where the selector cannot be read, every pod of its namespace (of a cluster-wide policy:
-   every pod).
+   every pod). One that selects nodes denies nothing: a mistake must not lock its author out.
 
 A policy on trial (annotation, of itself or of its namespace) is read in the same way, and only says what it would deny.
 """
@@ -54,10 +54,12 @@ class Refusal:
 
     error: BadObject
     kept: bool
+    denies: bool = True
+    """False: it is for nodes, and a mistake must not lock anybody out of these."""
 
     def __str__(self) -> str:
-        instead = "its last good version stays in force" if self.kept else "the pods that it selects deny instead"
-        return f"{self.error}; {instead}"
+        instead = "the pods that it selects deny instead" if self.denies else "nothing of it is in force"
+        return f"{self.error}; {'its last good version stays in force' if self.kept else instead}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,9 @@ def accept(
                 specs.extend(_tried(read_policy(ref, good[ref]), ref in tried))
                 kept[ref] = good[ref]
             else:
-                specs.extend(_tried(_deny(ref, raw), ref in tried))
+                instead = _deny(ref, raw)
+                refused[ref] = Refusal(error, kept=False, denies=bool(instead))
+                specs.extend(_tried(instead, ref in tried))
     return Accepted(tuple(specs), refused, kept)
 
 

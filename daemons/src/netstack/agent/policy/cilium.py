@@ -58,6 +58,7 @@ MAX_PORTS = 40
 def read_cilium(ref: Ref, data: Mapping[str, Any], path: str) -> Spec:
     """One spec. BadObject names the field that makes the policy unusable."""
     spec = Fields(ref, data, path)
+    nodes = "nodeSelector" in spec
     subject = read_subject(spec)
     spec.raw("description")
     spec.raw("labels")
@@ -73,13 +74,21 @@ def read_cilium(ref: Ref, data: Mapping[str, Any], path: str) -> Spec:
     for name, direction, action in SECTIONS:
         for item in sections[name]:
             rules.extend(_rule(ref, item, direction, action))
-    return Spec(ref, subject, default_deny, tuple(rules))
+            if nodes:
+                _check_for_nodes(item, rules)
+    return Spec(ref, subject, default_deny, tuple(rules), nodes=nodes)
 
 
 def read_subject(spec: Fields) -> LabelSelector:
-    """endpointSelector, within the policy's namespace."""
+    """endpointSelector, within the policy's namespace; or nodeSelector."""
     if "nodeSelector" in spec:
-        spec.fail("nodeSelector", "policies for nodes are not enforced")
+        if spec.ref.namespace:
+            spec.fail("nodeSelector", "only a cluster-wide policy can select nodes")
+        if "endpointSelector" in spec:
+            spec.fail("nodeSelector", "cannot be combined with endpointSelector")
+        if not isinstance(spec.raw("nodeSelector"), Mapping):
+            spec.fail("nodeSelector", "must be a mapping")
+        return _selector(spec.child("nodeSelector"))
     if not isinstance(spec.raw("endpointSelector"), Mapping):
         spec.fail("endpointSelector", "is required")
     selector = _selector(spec.child("endpointSelector"))
@@ -96,6 +105,16 @@ def read_directions(data: Mapping[str, Any]) -> frozenset[Direction]:
     """The directions that a spec, perhaps a broken one, has rules for; both if none can be told."""
     named = frozenset(direction for name, direction, _ in SECTIONS if data.get(name))
     return named or frozenset(Direction)
+
+
+def _check_for_nodes(item: Fields, rules: list[Rule]) -> None:
+    """What rules for pods can say and rules for nodes cannot."""
+    if any(rule.action is Action.REDIRECT_DNS for rule in rules):
+        item.fail("toPorts", "rules.dns is not enforced for nodes")
+    if any(rule.peers and rule.peers.names for rule in rules):
+        item.fail("toFQDNs", "names are not enforced for nodes")
+    if any(rule.direction is Direction.INGRESS and port.name for rule in rules for port in rule.ports):
+        item.fail("toPorts", "a node has no ports with names")
 
 
 def _items(spec: Fields, name: str) -> list[Fields]:

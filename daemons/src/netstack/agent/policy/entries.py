@@ -111,7 +111,7 @@ def _subject(peer: Peer, selecting: Iterable[Spec], resolver: Resolver, servers:
                 _may_ask(queries, Server(match.peer, match.port), rule.queries)
             elif rule.action is Action.ALLOW:
                 plain.append(match)
-    if Direction.INGRESS in denied:
+    if Direction.INGRESS in denied and peer.number != layout.IDENTITY_HOST:
         _put(entries, Match(layout.IDENTITY_HOST, Direction.INGRESS), Action.ALLOW, HOST_RULE)
     named = {rule.ref: rule.peers.names for rule in rules if rule.peers and rule.peers.names}
     names = tuple(sorted(set().union(*named.values())))

@@ -86,6 +86,14 @@ class Resolver:
                 if changed != numbers:
                     self._known[key] = peers, changed
 
+    def everyone(self) -> Iterable[int]:
+        """All identities."""
+        return self._peers
+
+    def of_entity(self, entity: str) -> tuple[int, ...]:
+        """The identities that are this entity."""
+        return tuple(number for number, peer in sorted(self._peers.items()) if entity in peer.entities)
+
     def numbers(self, peers: Peers | None) -> tuple[int, ...]:
         """Identities and name-selectors; the very same tuple as long as it holds the same."""
         if peers is None:

@@ -135,5 +135,7 @@ class Spec:
     subject: LabelSelector | None
     default_deny: frozenset[Direction]
     rules: tuple[Rule, ...] = ()
+    nodes: bool = False
+    """The subject selects nodes, by their labels, and no pods."""
     on_trial: bool = False
     """What it would deny is said, not done; and it allows nothing."""

@@ -14,6 +14,7 @@ from netstack.agent.identities import Identities, LocalEndpoint, Peer
 from netstack.agent.numbers import numbers
 from netstack.agent.policy import names
 from netstack.agent.policy.entries import Queries, Server, Subject, subject
+from netstack.agent.policy.host import Kept, keep
 from netstack.agent.policy.peers import Resolver
 from netstack.agent.policy.rules import Name, Spec
 from netstack.core.ref import Ref, RuleRef
@@ -74,7 +75,9 @@ class Compiler:
         identities: Identities,
         endpoints: Iterable[LocalEndpoint],
         servers: Iterable[Server],
+        kept: Kept,
     ) -> PolicyTables:
+        """`kept`: what policies for this node leave reachable; the node is the endpoint layout.HOST_ENDPOINT."""
         servers = tuple(sorted(set(servers)))
         order = sorted(endpoints, key=lambda endpoint: endpoint.id)
         peers = {endpoint.id: identities.of_endpoint[endpoint.id] for endpoint in order}
@@ -82,7 +85,7 @@ class Compiler:
         self._resolver.update(identities, self._selectors(name for item in used for name in item.names), used)
         subjects = {peer.number: peer for peer in peers.values()}
         selecting = self._selecting(specs, subjects)
-        self._made = {number: self._make(peer, selecting[number], servers) for number, peer in subjects.items()}
+        self._made = {number: self._make(peer, selecting[number], servers, kept) for number, peer in subjects.items()}
         self._number()
         made = {number: self._made[peer.number] for number, peer in peers.items()}
         table: dict[bytes, bytes] = {}
@@ -121,16 +124,19 @@ class Compiler:
         self._selected, self._asked = selected, dict(subjects)
         return {number: tuple(items) for number, items in found.items()}
 
-    def _make(self, peer: Peer, specs: tuple[Spec, ...], servers: tuple[Server, ...]) -> _Made:
+    def _make(self, peer: Peer, specs: tuple[Spec, ...], servers: tuple[Server, ...], kept: Kept) -> _Made:
         """What was made before, if nothing of what it was made of has changed."""
         rules = [rule for spec in specs for rule in spec.rules]
         by_name = any(port.name for rule in rules for port in rule.ports)
         depends: tuple[object, ...] = tuple(self._resolver.numbers(rule.peers) for rule in rules)
-        depends += (servers, self._resolver.version if by_name else 0)
+        host = peer.number == layout.IDENTITY_HOST
+        depends += (servers, self._resolver.version if by_name or host else 0, kept if host else None)
         old = self._made.get(peer.number)
         if old is not None and old.peer == peer and _same(old.specs, specs) and old.depends == depends:
             return old
         made = subject(peer, specs, self._resolver, servers)
+        if host:
+            made = keep(made, kept, self._resolver, servers)
         refs = frozenset(ref for entries in (made.entries, made.trial) for _, ref in entries.values())
         return _Made(peer, specs, depends, made, refs)
 
@@ -161,7 +167,9 @@ class Compiler:
 
 
 def _selects(spec: Spec, peer: Peer) -> bool:
-    return spec.subject is not None and spec.subject.matches(peer.labels)
+    if spec.subject is None or spec.nodes != (peer.number == layout.IDENTITY_HOST):
+        return False
+    return spec.subject.matches(peer.labels)
 
 
 def _same(old: tuple[Spec, ...], new: tuple[Spec, ...]) -> bool:

@@ -393,7 +393,7 @@ def test_a_clusterwide_policy_selects_and_means_pods_of_all_namespaces(cluster: 
          "spec.ingress[0].icmps: cannot be combined with toPorts in one rule"),
         ("{endpointSelector: {}, ingress: [{authentication: {mode: required}}]}",
          "spec.ingress[0].authentication: is not supported, so the whole policy is refused"),
-        ("{nodeSelector: {}, ingress: [{}]}", "spec.nodeSelector: policies for nodes are not enforced"),
+        ("{nodeSelector: {}, ingress: [{}]}", "spec.nodeSelector: only a cluster-wide policy can select nodes"),
         ("{ingress: [{}]}", "spec.endpointSelector: is required"),
         ("{endpointSelector: {}, ingress: [{fromEndpoint: [{}]}]}", "spec.ingress[0].fromEndpoint: unknown field"),
         ("{endpointSelector: {}, ingress: [{fromEntities: [moon]}]}",

@@ -104,6 +104,7 @@ def render(facts: Facts) -> str:
     lines += _section("maps", [f"{name:14} {n:>7} of {size}  ({100 * n / size:.1f} %)" for name, n, size in used])
     lines += _section("addresses", [f"{v.address:16} {v.interface}  {_vip_note(v)}" for v in facts.vips])
     lines += _section("policies", [_policy_line(policy) for policy in shown["policies"]])
+    lines += _section("this node", _host_lines(facts))
     drops = {name: n for name, n in shown["verdicts"].items() if Verdict[name].dropped}
     lines += _section("drops", [f"{name:16} {n:>9}  {REASONS[Verdict[name]]}" for name, n in drops.items()])
     lines += _section("broken objects", shown["broken"])
@@ -135,6 +136,16 @@ def _policy_line(policy: dict[str, Any]) -> str:
     if policy.get("not_enforced"):
         line += f", but not on {', '.join(policy['not_enforced'])}, which use the node's network"
     return f"{line}: {policy['reason']}" if policy.get("reason") else line
+
+
+def _host_lines(facts: Facts) -> list[str]:
+    """What policies for nodes do to this one."""
+    agent = facts.daemons.get("agent")
+    host = (agent.report or {}).get("host") if agent else None
+    if not host:
+        return []
+    names = ", ".join([*host["policies"], *(f"{name} (on trial)" for name in host["on_trial"])])
+    return [f"{' and '.join(host['enforces']) or 'nothing'} enforced: {names}", host["kept"]]
 
 
 def _vip_note(vip: Vip) -> str:

@@ -47,6 +47,13 @@ def test_broken_objects_are_shown_and_do_not_make_it_unready() -> None:
     assert "broken objects\n  a.yaml: Service a/b" in render(shown)
 
 
+def test_a_node_that_policies_select_says_what_stays_open() -> None:
+    host = {"enforces": ["ingress"], "policies": ["P a"], "on_trial": ["P b"], "kept": "always reachable: SSH (TCP 22)"}
+    text = render(facts(daemons={"agent": Daemon({"host": host})}))
+    assert "this node\n  ingress enforced: P a, P b (on trial)\n  always reachable: SSH (TCP 22)\n" in text
+    assert "this node" not in render(facts(daemons={"agent": Daemon({"host": {}})}))
+
+
 def test_an_address_says_whether_it_is_announced_here() -> None:
     vips = (
         Vip("192.168.86.18", "eth0", 0.3, ever=True),

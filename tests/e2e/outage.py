@@ -223,9 +223,9 @@ class Churn:
     def catch_up(self) -> None:
         """Waits until all that was decided is in force; the kubelets are back too."""
         lab = self.home.lab
-        self.pods["late"] = lab.web_pod(self.home.assistant_node, NAMESPACE, "late", {"app": "late"})
         for node in lab.nodes:
             self.wait(lambda node=node: in_step(node), f"{node.name} to be in step")  # type: ignore[misc]
+        self.pods["late"] = lab.web_pod(self.home.assistant_node, NAMESPACE, "late", {"app": "late"})
         self.wait(lambda: self.reached("late"), "the new Service")
         self.wait(lambda: not self.reached("leaves"), "the deleted Service to be gone")
         self.wait(lambda: self.reached("stays", "freed"), "the deleted policy to be gone")

@@ -57,9 +57,11 @@ def test_the_network_stays_as_it_was_under_churn_and_catches_up(churn: Churn) ->
     churn.decide()
     seen["still"] = costs(lab, began)
     lab.plug("ctl")
-    churn.catch_up()
-    seen["caught up"] = costs(lab, began)
-    print(f"\n{churn.rounds} rounds in {OUTAGE_S:.0f} s\n{table(seen)}")
+    try:
+        churn.catch_up()
+    finally:
+        seen["caught up"] = costs(lab, began)
+        print(f"\n{churn.rounds} rounds in {OUTAGE_S:.0f} s\n{table(seen)}", *churn.failures, sep="\n")
     assert churn.failures == []
     for name, cost in seen["caught up"].items():
         assert cost.lines <= LINES_MAX, f"{name}: {cost.lines} lines"

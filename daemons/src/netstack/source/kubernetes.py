@@ -49,7 +49,8 @@ class KubernetesSource:
         self._lastgood = LastGood(keep)
         self._replicas = {want.key: Replica(want) for want in wants}
         self._reflectors = [
-            Reflector(replica, self.credentials, self._lock, self._wake, draw) for replica in self._replicas.values()
+            Reflector(replica, self.credentials, self._lock, self._wake, draw, self._hurry)
+            for replica in self._replicas.values()
         ]
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -169,6 +170,11 @@ class KubernetesSource:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._changed.set)
+
+    def _hurry(self) -> None:
+        """From the reflector that is first to get through."""
+        for reflector in self._reflectors:
+            reflector.hurry()
 
     def _load(self, replica: Replica) -> None:
         key = replica.want.key

@@ -6,6 +6,8 @@
 * A version means something in one history only. Before a watch resumes, the server is asked for the uid of
   kube-system and its present version: another uid, or a version that has gone back, is another history (a wiped or
   restored etcd), in which a watch from our version would wait in silence. Then everything is listed again.
+* Each thread finds out by itself that the server is away. The first that gets through to it again says so to those that
+  are waiting (`hurry`): who was away for an hour is in step within seconds, not when its last thread has slept enough.
 * A kind whose definition is missing (404) is empty; what is in force of it stays. So do objects that vanish because
   their definition is being deleted: an uninstalled CRD opens nothing.
 """
@@ -22,7 +24,7 @@ from time import monotonic
 from typing import Any
 
 from netstack.source.backoff import Backoff, Draw
-from netstack.source.client import ApiFailure, Client, Garbage, Refused
+from netstack.source.client import ApiFailure, Client, Garbage, Refused, Unreachable
 from netstack.source.credentials import Credentials
 from netstack.source.replica import Listing, Replica
 
@@ -38,6 +40,8 @@ LIVED_S = 5.0
 """A watch that lasted this long was a success; one that ends sooner is one more failure."""
 GONE_S = (0.1, 2.0)
 """Pause before the list that a 410 asks for; who came back from an outage has been held apart before."""
+HURRY_S = (0.0, 3.0)
+"""Pause before the attempt of who was told that the server is back: nodes and kinds are held apart."""
 MISSING_CAP_S = 60.0
 """Longest pause between two looks for a kind whose definition is missing."""
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -80,9 +84,10 @@ class Reflector:
         lock: threading.Lock,
         changed: Callable[[], None],
         draw: Draw,
+        back: Callable[[], None] = lambda: None,
     ) -> None:
         """`lock` guards the replica; `changed` is called after each change of it, of a status in it, or of
-        `problem`."""
+        `problem`; `back` when the server answers again."""
         self.replica = replica
         self.problem: Problem | None = None
         self.connected = False
@@ -94,6 +99,10 @@ class Reflector:
         self._lock = lock
         self._changed = changed
         self._draw = draw
+        self._back = back
+        self._away = False
+        """The last attempt had no answer."""
+        self._hurried = threading.Event()
         self._backoff = Backoff(draw)
         self._missing = Backoff(draw, base_s=2.0, cap_s=MISSING_CAP_S)
         self._stop = threading.Event()
@@ -111,7 +120,13 @@ class Reflector:
     def stop(self) -> None:
         """Asks the thread to end; `join` waits for it."""
         self._stop.set()
+        self._hurried.set()
         self._client.abort()
+
+    def hurry(self) -> None:
+        """From another thread: the server that has not answered is back."""
+        if self._away:
+            self._hurried.set()
 
     def join(self, timeout_s: float) -> None:
         while self._thread.is_alive() and timeout_s > 0:
@@ -138,12 +153,18 @@ class Reflector:
                 failure = Garbage(f"cannot be taken in: {type(error).__name__}: {error}")
             if isinstance(failure, Garbage):
                 self._client.close()
-            self._stop.wait(self._after(failure, monotonic() - began))
+            self._rest(self._after(failure, monotonic() - began))
         self._client.close()
+
+    def _rest(self, pause_s: float) -> None:
+        """Until the next turn, or until somebody hurries us; who did so during the last turn was too early."""
+        if not self._stop.is_set() and self._hurried.wait(pause_s):
+            self._hurried.clear()
+            self._stop.wait(self._draw(*HURRY_S))
 
     def _after(self, failure: ApiFailure | None, lived_s: float) -> float:
         """What the end of a turn means; the pause before the next."""
-        self.connected = False
+        self.connected, self._away = False, isinstance(failure, Unreachable)
         if isinstance(failure, Garbage) or (isinstance(failure, Refused) and failure.code in (404, 410)):
             self._version = ""  # not an answer to this kind and version: begin anew
         if failure is not None and not (isinstance(failure, Refused) and failure.code == 410):
@@ -238,6 +259,10 @@ class Reflector:
     def _well(self) -> None:
         """The server serves this kind, from the version that we have."""
         self.connected = True
+        self._hurried.clear()
+        if self._away:
+            self._away = False
+            self._back()
         if self.problem is not None:
             log.info("%s: in step with the API server again", self.replica.want)
             self.problem = None

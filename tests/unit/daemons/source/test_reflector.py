@@ -10,6 +10,7 @@ from instruments.api_objects import namespace, pod, policy, service
 from instruments.apiserver import ApiServer, Request
 from instruments.source_probe import Watched, wait_for
 from netstack.core.ref import Ref
+from netstack.source.backoff import Backoff
 from netstack.source.client import Refused
 from netstack.source.credentials import Credentials
 from netstack.source.reflector import GONE_S, History, Reflector
@@ -269,3 +270,40 @@ def test_a_server_that_only_ever_says_410_is_asked_less_and_less() -> None:
     pauses = [reflector._after(Refused(410, ""), 0.0) for _ in range(4)]
     assert pauses == [GONE_S[1], 0.25, 0.75, 2.25]
     assert reflector._after(Refused(410, ""), 60.0) == GONE_S[1], "after a watch that lived it is a first one again"
+
+
+def test_the_first_that_gets_through_hurries_the_others(server: ApiServer, tmp_path: Path) -> None:
+    """Those sleep for longer than any test waits."""
+    asleep: list[str] = []
+
+    def slow(reflector: Reflector) -> Backoff:
+        def draw(low: float, high: float) -> float:
+            asleep.append(reflector.replica.want.kind)
+            return 1000.0
+
+        return Backoff(draw, cap_s=1000.0)
+
+    kinds = ["Service", "EndpointSlice", "Node", "Pod"]
+    with watched(server, tmp_path, *kinds) as source:
+        source.connected()
+        server.stop()
+        for kind in kinds:
+            source.problem(kind)
+        for reflector in source.source._reflectors[1:]:
+            reflector._backoff = slow(reflector)
+        wait_for(lambda: sorted(asleep) == sorted(kinds[1:]), "the others to be asleep")
+        server.start()
+        source.connected()
+        assert sorted(asleep) == sorted(kinds[1:]), "none had to sleep again"
+
+
+def test_who_was_refused_is_not_hurried(server: ApiServer, tmp_path: Path) -> None:
+    server.forbidden.add("Node")
+    with watched(server, tmp_path, "Service", "Node") as source:
+        source.problem("Node")
+        service_, node = source.source._reflectors
+        node.hurry()
+        assert not node._hurried.is_set()
+        service_._away = True
+        service_.hurry()
+        assert service_._hurried.is_set()

@@ -18,7 +18,6 @@ from netstack.agent.desired import Before, Desired, Memory, Place, compile_all
 from netstack.agent.good import GoodPolicies
 from netstack.agent.order import plan
 from netstack.agent.policy.accept import READERS
-from netstack.agent.policy.host import Kept
 from netstack.agent.policy.tables import DnsEndpoint
 from netstack.agent.settings import AgentSettings
 from netstack.core import settings
@@ -84,7 +83,7 @@ class Agent:
             ingress_services=self.chosen.services("ingress_services"),
             dns_services=self.chosen.services("dns_services"),
             ranges_match=frozenset(self.chosen.policy_cidr_match_mode),
-            kept=Kept(self.chosen.host_ssh_ports, self.chosen.host_api_port, self.chosen.host_protection),
+            kept=self.chosen.kept,
         )
 
     def reconcile(self) -> bool:
@@ -198,6 +197,21 @@ class Agent:
             view["unready"].append(self.failure)
         return view
 
+    def policy(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What has become of a policy, to who waits for it. `generation` 0: nothing has been put in force yet."""
+        name, unready = request["policy"], choice.unready(self.source)
+        if self.desired is None:
+            return {
+                "generation": 0,
+                "policy": None,
+                "unready": [self.failure or "the agent is still starting", *unready],
+            }
+        return {
+            "generation": self.desired.generation,
+            "policy": report.policy(self.desired, self.source.snapshot(), name),
+            "unready": [self.failure] if self.failure else [],
+        }
+
     def names(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """None if who asks knows it all, or nothing is known."""
         if self.desired is None or request.get("known") == self.stamp():
@@ -219,6 +233,7 @@ async def serve(chosen: AgentSettings, unit: Unit) -> None:
     agent.reconcile()
     agent.publish()
     unit.command("status", agent.status)
+    unit.command("policy", agent.policy)
     unit.command("names", agent.names)
     unit.command("rules", agent.answer(report.rules))
     unit.command("identities", agent.answer(report.identities))

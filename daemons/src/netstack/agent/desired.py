@@ -132,10 +132,8 @@ def compile_all(
         ServiceTables(before.tables["services"], before.tables["slots"], before.tables["backends"]),
         sizes["slots"],
     )
-    trials = {item.meta.name for item in snapshot.all(Namespace) if on_trial(item.meta)}
-    accepted = accept(snapshot.all(Policy), before.good, _unreadable(snapshot), memory.readings, trials)
-    referred = Referred(snapshot.all(Service), snapshot.all(EndpointSlice), snapshot.all(CIDRGroup))
-    specs, lacking = resolve(accepted.specs, referred)
+    accepted = accept_all(snapshot, before.good, memory.readings)
+    specs, lacking = resolve(accepted.specs, referred(snapshot))
     identities, policy = who_may(snapshot, endpoints, place, specs, memory.policies)
     tables = {
         **{table.name: table for table in (services.services, services.slots, services.backends)},
@@ -159,6 +157,17 @@ def compile_all(
         generation=generation,
         kept=place.kept,
     )
+
+
+def accept_all(snapshot: Snapshot, good: Mapping[Ref, RawSpecs], readings: Readings | None = None) -> Accepted:
+    """Which version of each policy is in force. `good`: the last good ones."""
+    trials = {item.meta.name for item in snapshot.all(Namespace) if on_trial(item.meta)}
+    return accept(snapshot.all(Policy), good, _unreadable(snapshot), readings, trials)
+
+
+def referred(snapshot: Snapshot) -> Referred:
+    """What rules may name."""
+    return Referred(snapshot.all(Service), snapshot.all(EndpointSlice), snapshot.all(CIDRGroup))
 
 
 def who_may(

@@ -7,6 +7,8 @@ from typing import Any
 
 from netstack.agent.desired import Desired
 from netstack.agent.identities import full_labels
+from netstack.agent.policy.digest import digest
+from netstack.agent.policy.rules import Spec
 from netstack.agent.register import Register
 from netstack.core.address import unpack
 from netstack.core.ref import Ref
@@ -87,18 +89,34 @@ def _enforced(desired: Desired, number: int) -> dict[str, list[str]]:
     }
 
 
-def policies(desired: Desired, snapshot: Snapshot) -> Iterator[dict[str, Any]]:
-    """Every policy, whether it is in force as written, and how many of this node's endpoints it selects."""
+def policies(desired: Desired, snapshot: Snapshot, only: str = "") -> Iterator[dict[str, Any]]:
+    """Every policy (or the one of this name), whether it is in force as written, and how many of this node's endpoints
+    it selects. `digest`: of the version in force; "" while there is none, and where what it selects denies instead."""
     refused, beyond = desired.accepted.refused, out_of_reach(desired, snapshot)
-    tried = on_trial(desired)
-    for ref in sorted({policy.meta.ref for policy in snapshot.all(Policy)} | refused.keys()):
+    tried, specs = on_trial(desired), _specs(desired)
+    known = {policy.meta.ref for policy in snapshot.all(Policy)} | refused.keys() | specs.keys()
+    for ref in sorted(ref for ref in known if only in ("", str(ref))):
         selected = sum(ref in refs for refs in desired.policy.selects.values())
-        state = "on trial" if ref in tried else "enforced"
+        state = "on trial" if ref in tried else "enforced" if ref in specs else "not in force yet"
         view = {"policy": str(ref), "state": state, "selects": selected, "not_enforced": beyond.get(ref, [])}
+        view["digest"] = digest(specs.get(ref, ())) if ref in specs and ref in desired.accepted.good else ""
         if ref in refused:
             instead = f"last good version {state}" if refused[ref].kept else "denying" if state == "enforced" else state
             view |= {"state": f"refused, {instead}", "reason": str(refused[ref].error)}
         yield view
+
+
+def _specs(desired: Desired) -> dict[Ref, list[Spec]]:
+    """What is in force, by policy; nothing while it does not fit into the kernel's tables."""
+    found: dict[Ref, list[Spec]] = {}
+    for spec in desired.accepted.specs if desired.tables["policy"] == desired.policy.policy else ():
+        found.setdefault(spec.ref, []).append(spec)
+    return found
+
+
+def policy(desired: Desired, snapshot: Snapshot, name: str) -> dict[str, Any] | None:
+    """One of `policies`; None if neither the objects nor the tables have it."""
+    return next(policies(desired, snapshot, name), None)
 
 
 def out_of_reach(desired: Desired, snapshot: Snapshot) -> dict[Ref, list[str]]:

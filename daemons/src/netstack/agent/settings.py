@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from netstack.agent.identities import RANGES_MATCH
+from netstack.agent.policy.host import Kept
 from netstack.core.address import Prefix, pack
 from netstack.core.ref import Ref
 from netstack.kernel.loader import LoaderSettings
@@ -107,6 +108,10 @@ class AgentSettings:
     @property
     def pods(self) -> Prefix:
         return Prefix.parse(self.pod_cidr)
+
+    @property
+    def kept(self) -> Kept:
+        return Kept(self.host_ssh_ports, self.host_api_port, self.host_protection)
 
     def services(self, name: str) -> tuple[Ref, ...]:
         """`ingress_services` or `dns_services` as references."""

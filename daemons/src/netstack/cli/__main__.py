@@ -39,6 +39,12 @@ def main() -> None:
     dns = commands.add_parser("dns", help="which addresses pods have learned for which names, and what was refused")
     dns.add_argument("pod", nargs="?", default="", help="NAMESPACE/NAME, or how it begins")
     dns.add_argument("--json", action="store_true", help="for programs")
+    effect = commands.add_parser("effect", help="what a policy would open and deny here, without applying it")
+    effect.add_argument("file", type=Path, help="the policy; - is standard input")
+    effect.add_argument("--absent", action="store_true", help="what taking it away would")
+    effect.add_argument("--json", action="store_true", help="for programs; the form that network_policy returns")
+    identities = commands.add_parser("identities", help="who is who: numbers, labels, addresses, pods of this node")
+    identities.add_argument("--json", action="store_true", help="for programs; the form that identity_info returns")
     check = commands.add_parser("check", help="what the daemons would say of a folder of manifests")
     check.add_argument("folder", type=Path)
     config = commands.add_parser("check-config", help="whether a daemon would start with a configuration file")
@@ -50,6 +56,8 @@ def main() -> None:
         "explain": _explain,
         "observe": _observe,
         "dns": _dns,
+        "effect": _effect,
+        "identities": _identities,
         "check": _check,
         "check-config": _check_config,
     }
@@ -128,6 +136,50 @@ def _dns(arguments: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps({"learned": rows, "refused": refused}) + "\n")
     else:
         sys.stdout.write(learned.render(rows, refused))
+    return 0
+
+
+def _effect(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    from netstack.agent.settings import AgentSettings
+    from netstack.cli import effect
+    from netstack.cli.collect import CONFIG
+    from netstack.cli.proposal import Unanswerable, propose
+    from netstack.core import settings
+    from netstack.core.errors import BadConfig
+
+    file: Path = arguments.file
+    try:
+        text = sys.stdin.read() if file == Path("-") else file.read_text(encoding="utf-8")
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        print(f"{file}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if len(documents) != 1:
+        print(f"{file}: must hold one object, not {len(documents)}", file=sys.stderr)
+        return 2
+    try:
+        (document,) = documents
+        told = propose(document, settings.load(AgentSettings, CONFIG / "agent.yaml"), absent=arguments.absent)
+    except (Unanswerable, BadConfig, OSError) as error:
+        print(f"{CONFIG / 'agent.yaml'}: {error}", file=sys.stderr)
+        return 2
+    sys.stdout.write(json.dumps(effect.report(told)) + "\n" if arguments.json else effect.render(told))
+    return 1 if told.problems else 0
+
+
+def _identities(arguments: argparse.Namespace) -> int:
+    from netstack.cli import identities
+    from netstack.core.unit import ask
+
+    try:
+        known, endpoints = (ask("agent", {"command": command}) for command in ("identities", "status"))
+    except (RuntimeError, OSError) as error:
+        print(f"netstack-agent: {error}", file=sys.stderr)
+        return 2
+    found = identities.joined(known or [], endpoints["endpoints"])
+    sys.stdout.write(json.dumps(found) + "\n" if arguments.json else identities.render(found))
     return 0
 
 

@@ -60,12 +60,16 @@ class File:
 
 
 class DirectorySource:
-    """See the module. `keep` may be None: then only memory remembers the last good text."""
+    """See the module. `keep` may be None: then only memory remembers the last good text. `onlooker`: another process
+    has this folder as its source; what it has kept is read, and nothing is written."""
 
-    def __init__(self, manifests: Path, status: Path | None = None, keep: Path | None = None) -> None:
+    def __init__(
+        self, manifests: Path, status: Path | None = None, keep: Path | None = None, *, onlooker: bool = False
+    ) -> None:
         self._manifests = manifests
         self._status = status
         self._keep = keep
+        self._onlooker = onlooker
         self._files: dict[str, File] = {}
         self._overlay: dict[str, File] = {}
         self._parsed: dict[Ref, tuple[Mapping[str, Any], Object | None]] = {}
@@ -82,6 +86,15 @@ class DirectorySource:
 
     def snapshot(self) -> Snapshot:
         return self._snapshot
+
+    def written(self, ref: Ref) -> dict[str, Mapping[str, Any]]:
+        """The files, by their names below the folder, in which the object stands, and how it stands there."""
+        return {name: file.documents[ref] for name, file in sorted(self._files.items()) if ref in file.documents}
+
+    def beside(self, ref: Ref) -> list[Ref]:
+        """The other objects that stand in the same files."""
+        found = {other for file in self._files.values() if ref in file.documents for other in file.documents}
+        return sorted(found - {ref})
 
     def report(self) -> dict[str, Any]:
         problems = [{"kind": "folder", "reason": str(broken.error), "since": None} for broken in self._unreadable]
@@ -108,7 +121,7 @@ class DirectorySource:
 
     def remember(self) -> None:
         """Keep what is good of every file that changed, as it is in force, for a later process."""
-        while self._keep is not None and self._unsaved:
+        while self._keep is not None and self._unsaved and not self._onlooker:
             name = self._unsaved.pop()
             self._remember(name, _kept(self._keep, name))
 

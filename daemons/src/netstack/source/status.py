@@ -43,7 +43,7 @@ class StatusFolder:
         self._manifests = manifests or path
 
     def file(self, ref: Ref) -> Path:
-        return self.path / _name(ref)
+        return self.path / file_name(ref)
 
     def put(self, ref: Ref, api_version: str, status: Mapping[str, Any]) -> bool:
         metadata = {"name": ref.name} | ({"namespace": ref.namespace} if ref.namespace else {})
@@ -57,7 +57,7 @@ class StatusFolder:
         return existed
 
     def keep(self, kind: str, refs: Collection[Ref]) -> None:
-        names = {_name(ref) for ref in refs if ref.kind == kind}
+        names = {file_name(ref) for ref in refs if ref.kind == kind}
         for path in self.path.glob(f"{kind.lower()}.*.yaml"):
             if path.name not in names:
                 path.unlink(missing_ok=True)
@@ -65,11 +65,11 @@ class StatusFolder:
     def place(self, document: Mapping[str, Any]) -> bool:
         metadata = document["metadata"]
         ref = Ref(document["kind"], metadata.get("namespace", ""), metadata["name"])
-        return write_atomic(self._manifests / _name(ref), yaml.safe_dump(dict(document), sort_keys=False))
+        return write_atomic(self._manifests / file_name(ref), yaml.safe_dump(dict(document), sort_keys=False))
 
     def report(self) -> list[dict[str, Any]]:
         return []
 
 
-def _name(ref: Ref) -> str:
+def file_name(ref: Ref) -> str:
     return f"{ref.kind}.{ref.namespace or '_'}.{ref.name}.yaml".lower()

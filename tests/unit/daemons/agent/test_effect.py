@@ -12,7 +12,10 @@ from instruments import clusters
 from instruments.clusters import PODS, Raw
 from instruments.depth import DEPTH
 from instruments.reference import World
-from netstack.agent.effect import of_ranges
+from netstack.agent.desired import Memory, Place
+from netstack.agent.effect import WORLD, Effect, State, of_change, of_ranges, parties
+from netstack.agent.policy.accept import READERS
+from netstack.core.ref import Ref
 from netstack.source.directory import DirectorySource
 from netstack.source.parse import parse, reference
 from netstack.source.snapshot import Snapshot
@@ -96,6 +99,140 @@ def test_it_is_the_difference_of_the_two_naive_readings(manifests: list[Raw]) ->
             if was != will:
                 wanted[source, destination, protocol, port] = will
     assert found == wanted
+
+
+def changed(before: list[Raw], after: list[Raw], policy: Ref, alike: Place | None = None) -> list[Effect]:
+    alike = alike or Place("", (), ())
+    everyone = parties(snapshot(after), alike.ingress_services)
+    memory = Memory()
+    was, will = (State(snapshot(manifests), everyone, alike, memory=memory) for manifests in (before, after))
+    return list(of_change(was, will, everyone, policy))
+
+
+DENY = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p, namespace: one}
+spec: {podSelector: {}, policyTypes: [Ingress, Egress], egress: [{to: [{podSelector: {}}], ports: [{port: 80}]}]}
+"""
+
+
+def test_a_policy_denies_what_it_does_not_allow_and_is_named_for_it() -> None:
+    found = changed(plain(""), plain(DENY), Ref("NetworkPolicy", "one", "p"))
+    lines = sorted(str(effect) for effect in found if effect.protocol == "TCP" and effect.source.name == "one/a")
+    by = "by NetworkPolicy one/p"
+    assert lines == sorted(
+        [
+            f"denies one/a -> one/c (10.244.2.12) TCP, {by}",
+            f"denies one/a -> two/b (10.244.1.11) TCP, {by}",
+            f"denies one/a -> two/d (10.244.2.130) TCP, {by}",
+            f"denies one/a -> world (0.0.0.0) TCP, {by}",
+            *(f"denies one/a -> node n{n} (192.168.86.2{n}) TCP, {by}" for n in (1, 2, 3)),
+        ]
+    ), "one/c's own ingress denies what one/a's egress allows"
+    came = {effect.source.name for effect in found if effect.destination.name == "one/a"}
+    assert came == {"one/c", "two/b", "two/d", "node n2", "node n3", "world"}, "its own node reaches it"
+    assert not any("two/" in effect.source.name and "two/" in effect.destination.name for effect in found)
+
+
+def test_taking_it_away_opens_the_same() -> None:
+    policy = Ref("NetworkPolicy", "one", "p")
+    there, back = changed(plain(""), plain(DENY), policy), changed(plain(DENY), plain(""), policy)
+    assert [(e.source, e.destination, e.protocol, e.ports) for e in there] == [
+        (e.source, e.destination, e.protocol, e.ports) for e in back
+    ]
+    assert {effect.opens for effect in back} == {True}
+
+
+def test_on_trial_it_opens_and_denies_nothing() -> None:
+    tried = DENY.replace("name: p,", "name: p, annotations: {netstack.kubelab.io/audit: 'true'},")
+    policy = Ref("NetworkPolicy", "one", "p")
+    assert changed(plain(""), plain(tried), policy) == []
+    manifests, everyone = snapshot(plain(tried)), parties(snapshot(plain(tried)))
+    now, enforced = (State(manifests, everyone, Place("", (), ()), {}, refs) for refs in ((), (policy,)))
+    assert list(of_change(now, enforced, everyone, policy)) == changed(plain(""), plain(DENY), policy)
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "one", "annotations": {}}}
+    namespace["metadata"] = {"name": "one", "annotations": {"netstack.kubelab.io/audit": "true"}}
+    assert changed([*plain(""), namespace], [*plain(DENY), namespace], policy) == []
+
+
+def test_the_ingress_of_each_node_is_one_of_the_ends() -> None:
+    service = Ref("Service", "web", "ingress")
+    piece = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": "ingress-1",
+            "namespace": "web",
+            "labels": {
+                "kubernetes.io/service-name": "ingress",
+                "endpointslice.kubernetes.io/managed-by": "netstack-ingress",
+            },
+        },
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": ["10.244.2.2"], "nodeName": "n2"}],
+    }
+    objects = [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "ingress", "namespace": "web"},
+            "spec": {"selector": {"app": "nginx"}},
+        },
+        piece,
+    ]
+    place = Place("", (), (), ingress_services=(service,))
+    policy = Ref("NetworkPolicy", "one", "p")
+    found = changed([*plain(""), *objects], [*plain(DENY), *objects], policy, place)
+    assert any(e.source.name == "web/netstack-ingress of n2" and e.destination.name == "one/a" for e in found)
+    own = DENY.replace("namespace: one", "namespace: web").replace(
+        "podSelector: {},", "podSelector: {matchLabels: {app: nginx}},"
+    )
+    found = changed([*plain(""), *objects], [*plain(own), *objects], Ref("NetworkPolicy", "web", "p"), place)
+    assert any(e.source.name == "web/netstack-ingress of n2" and e.destination.name == "one/a" for e in found)
+
+
+NODE_POLICY = """
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
+metadata: {name: p}
+spec: {nodeSelector: {matchExpressions: [{key: any, operator: DoesNotExist}]}, ingress: [{fromEntities: [world]}]}
+"""
+
+
+def test_a_policy_for_nodes_is_about_them() -> None:
+    policy = Ref("CiliumClusterwideNetworkPolicy", "", "p")
+    found = [effect for effect in changed(plain(""), plain(NODE_POLICY), policy) if effect.protocol == "TCP"]
+    assert {effect.destination.name for effect in found} == set(NODES)
+    assert "node n1" in {effect.source.name for effect in found} and not any(effect.opens for effect in found)
+    assert not any(port in effect.ports for effect in found for port in (22, 6443)), "nobody is locked out"
+
+
+@settings(max_examples=25 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(clusters.worlds())
+def test_a_change_is_the_difference_of_the_two_naive_readings(manifests: list[Raw]) -> None:
+    policies = [item for item in manifests if item["kind"] in READERS]
+    for policy in {reference(item): item for item in (*policies[:1], *policies[-1:])}.values():
+        without = [item for item in manifests if item is not policy]
+        found = {
+            (effect.source.name, effect.destination.name, protocol, port): effect.opens
+            for effect in changed(without, manifests, reference(policy))
+            for protocol, port in SOME
+            if effect.protocol == protocol
+            and port in effect.ports
+            and not {effect.source, effect.destination} & {*WORLD}
+        }
+        assert found == differences(without, manifests)
+
+
+def differences(before: list[Raw], after: list[Raw]) -> dict[tuple[str, str, str, int], bool]:
+    wanted = {}
+    for source, destination in itertools.permutations([*PODS, *NODES], 2):
+        for protocol, port in SOME:
+            was, will = (connects(manifests, (), source, destination, protocol, port) for manifests in (before, after))
+            if was != will:
+                wanted[source, destination, protocol, port] = will
+    return wanted
 
 
 BOTH = ("pods", "nodes")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from instruments.cluster import Cluster
 from netstack.agent import report
+from netstack.agent.policy.digest import digest
 from netstack.agent.register import Register
 from netstack.core.address import Prefix
 from netstack.source.snapshot import Snapshot
@@ -43,17 +44,55 @@ def test_status() -> None:
     assert endpoint["enforces"] == ["egress"]
     assert endpoint["policies"] == ["CiliumNetworkPolicy one/p", "CiliumNetworkPolicy one/q"]
     reason = "CiliumNetworkPolicy one/q: spec.egress[0].toGroups: is not supported, so the whole policy is refused"
+    in_force = digest(spec for spec in made.desired.accepted.specs if spec.ref.name == "p")
     assert view["policies"] == [
-        {"policy": "CiliumNetworkPolicy one/p", "state": "enforced", "selects": 1, "not_enforced": []},
+        {
+            "policy": "CiliumNetworkPolicy one/p",
+            "state": "enforced",
+            "selects": 1,
+            "not_enforced": [],
+            "digest": in_force,
+        },
         {
             "policy": "CiliumNetworkPolicy one/q",
             "state": "refused, denying",
             "selects": 1,
             "not_enforced": [],
+            "digest": "",
             "reason": reason,
         },
     ]
     assert view["broken"] == [f"{reason}; the pods that it selects deny instead"]
+
+
+def test_the_digest_is_of_what_is_in_force() -> None:
+    made = cluster()
+
+    def digests() -> dict[str, str]:
+        assert made.desired is not None
+        return {view["policy"][-1]: view["digest"] for view in report.policies(made.desired, Snapshot(made.objects))}
+
+    good = digests()["p"]
+    made.put(POLICY.replace("[world]", "[wrold]"))
+    made.compile()
+    assert digests() == {"p": good, "q": ""}, "the last good version"
+    made.put(POLICY.replace("[world]", "[cluster]"))
+    assert digests()["p"] == good, "the new one has only been seen"
+    made.put(POLICY.replace("name: p", "name: r"))
+    made.compile()
+    assert len({good, *digests().values()}) == 4
+    made.put(POLICY.replace("name: p", "name: s"))
+    assert made.desired is not None
+    views = {view["policy"][-1]: view for view in report.policies(made.desired, Snapshot(made.objects))}
+    assert (views["s"]["digest"], views["s"]["state"]) == ("", "not in force yet")
+
+
+def test_what_does_not_fit_into_the_tables_is_not_in_force() -> None:
+    made = Cluster(sizes={"policy": 1})
+    made.pod("one/a", {"app": "a"})
+    made.put(POLICY.replace("egress:", "ingress: [{fromEntities: [world]}], egress:"))
+    (view,) = report.policies(made.compile(), Snapshot(made.objects))
+    assert (view["state"], view["digest"]) == ("not in force yet", "")
 
 
 def test_statuses_of_policies() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,48 @@ def test_the_release_is_read_where_the_switch_points(tmp_path: Path) -> None:
     (tmp_path / "releases/one/release").write_text("one\n")
     (tmp_path / "current").symlink_to("releases/one")
     assert _node.current_release(str(tmp_path)) == "one"
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err", "reason"),
+    [
+        (2, "", "agent.yaml: node: is required\n", "netstack effect ended with 2: agent.yaml: node: is required"),
+        (2, "", "", "netstack effect ended with 2: no output"),
+        (0, "nonsense", "", "netstack effect --json: no JSON"),
+    ],
+)
+def test_a_command_that_does_not_answer(code: int, out: str, err: str, reason: str) -> None:
+    with pytest.raises(_node.Silent, match=reason):
+        _node.parse_answer("effect", code, out, err)
+    assert _node.parse_answer("effect", 1, '{"a": 1}', "") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"error": "no such command"}', "netstack-agent does not answer: no such command"),
+        (b"", "netstack-agent does not answer: it hung up"),
+        (b"nonsense", "netstack-agent does not answer: Expecting value"),
+    ],
+)
+def test_a_daemon_that_does_not_answer(
+    line: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_node, "RUN", str(tmp_path))
+    with pytest.raises(_node.Silent, match=r"netstack-agent does not answer: .*No such file"):
+        _node.ask("agent", {"command": "policy"})
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "agent.sock"))
+        server.listen()
+
+        def answer() -> None:
+            connection = server.accept()[0]
+            with connection, connection.makefile("rb") as asked:
+                asked.readline()
+                connection.sendall(line and line + b"\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        with pytest.raises(_node.Silent, match=reason):
+            _node.ask("agent", {"command": "policy"})
+        thread.join(5)

@@ -1,0 +1,111 @@
+"""The modules network_policy and identity_info, by ansible, on all nodes: what they tell, and what packets do then."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from e2e.demo import ROOT, Home, reaches, refused
+from lab import Lab, network
+from lab.pods import Pod
+from lab.shell import run
+
+pytestmark = [pytest.mark.root, pytest.mark.lab]
+
+NAMESPACE, NAME = "modules", "cat"
+POLICY: dict[str, Any] = {
+    "apiVersion": "networking.k8s.io/v1",
+    "kind": "NetworkPolicy",
+    "metadata": {"name": NAME, "namespace": NAMESPACE},
+    "spec": {"podSelector": {"matchLabels": {"app": NAME}}, "policyTypes": ["Egress"]},
+}
+
+
+def play(lab: Lab, tmp_path: Path, module: str, *options: str, **arguments: Any) -> dict[str, dict[str, Any]]:
+    """What the module says, by node, and what ansible prints, in `output`. With an API server, ansible runs where that
+    is reached."""
+    keep = {"content": "{{ said | to_json }}", "dest": f"{tmp_path}/{{{{ inventory_hostname }}}}", "mode": "0600"}
+    book = {
+        "hosts": "netstack_nodes",
+        "gather_facts": False,
+        "tasks": [
+            {f"kubelab.netstack.{module}": arguments, "register": "said", "ignore_errors": True},
+            {"ansible.builtin.copy": keep, "delegate_to": "localhost", "check_mode": False, "diff": False},
+        ],
+    }
+    (tmp_path / "book.yml").write_text(yaml.safe_dump([book]))
+    lab.write_inventory(tmp_path / "hosts.yml")
+    command = [str(ROOT / "tests/playbook.sh"), str(tmp_path / "book.yml"), "-i", str(tmp_path / "hosts.yml"), *options]
+    if lab.source == "kubernetes":
+        netns = lab.names.netns_path(lab.controller.name)
+        command = network.in_netns(netns, ["env", "-C", str(ROOT), *command])
+    (tmp_path / "output").write_text(run(command, timeout_s=300).stdout)
+    return {node.name: json.loads((tmp_path / node.name).read_text()) for node in lab.nodes}
+
+
+@pytest.fixture
+def cat(home: Home) -> Iterator[tuple[Pod, Pod]]:
+    """Who asks, and who is asked, on two nodes."""
+    lab = home.lab
+    pods = (
+        lab.pod(lab.nodes[0].name, NAMESPACE, NAME, {"app": NAME}),
+        lab.web_pod(lab.nodes[1].name, NAMESPACE, "web"),
+    )
+    yield pods
+    for pod in pods:
+        pod.delete()
+    if lab.api.get("NetworkPolicy", NAMESPACE, NAME) is not None:
+        lab.delete("NetworkPolicy", NAMESPACE, NAME)
+
+
+def test_a_policy_by_ansible(home: Home, cat: tuple[Pod, Pod], tmp_path: Path) -> None:
+    lab, (pod, web) = home.lab, cat
+    peer = web.sandbox.address
+    url = f"http://{peer}:8080/"
+    source = {} if lab.source == "directory" else {"kubeconfig": str(lab.controlplane.user("admin") / "kubeconfig")}
+
+    def policy(*options: str, **arguments: Any) -> dict[str, dict[str, Any]]:
+        return play(lab, tmp_path, "network_policy", *options, **source, **arguments)
+
+    reaches(pod, url)
+    would = policy("--check", "--diff", definition=POLICY)
+    assert all(said["changed"] for said in would.values()), would
+    (flow,) = would[pod.node]["effect"]["flows"]
+    assert (flow["opens"], flow["source"], flow["destination"], flow["port"]) == (
+        *(False, f"{NAMESPACE}/{NAME}"),
+        *(f"{NAMESPACE}/web", 8080),
+    )
+    assert f"+#   denies {NAMESPACE}/{NAME} -> {NAMESPACE}/web TCP 8080" in (tmp_path / "output").read_text()
+    (pairs,) = would[web.node]["effect"]["pairs"]
+    assert pairs["sources"] == [f"{NAMESPACE}/{NAME}"] and {"world", f"{NAMESPACE}/web"} <= set(pairs["destinations"])
+    reaches(pod, url)
+
+    done = policy(definition=POLICY)
+    assert any(said["changed"] for said in done.values()), done
+    assert {said["enforced"]["state"] for said in done.values()} == {"enforced"}
+    assert len({said["enforced"]["digest"] for said in done.values()}) == 1
+    refused(home, pod, url, peer)  # at once: the module has waited
+
+    again = policy(definition=POLICY)
+    assert not any(said["changed"] or said["effect"]["pairs"] for said in again.values()), again
+    wrong = policy(definition={**POLICY, "spec": {"podSelector": {}, "egres": []}})
+    assert {said["msg"] for said in wrong.values()} == {wrong[pod.node]["msg"]}
+    assert wrong[pod.node]["msg"].startswith(f"NetworkPolicy {NAMESPACE}/{NAME}: spec.egres: ")
+    refused(home, pod, url, peer)
+
+    identities = play(lab, tmp_path, "identity_info", namespace=NAMESPACE, labels={"app": NAME})
+    found = {name: said["identities"] for name, said in identities.items()}
+    assert {(one["identity"], *one["addresses"]) for ones in found.values() for one in ones} == {
+        (found[pod.node][0]["identity"], pod.sandbox.address)
+    }
+    assert [name for name, (one,) in found.items() if one["endpoints"] == [f"{NAMESPACE}/{NAME}"]] == [pod.node]
+
+    gone = policy(definition=POLICY, state="absent")
+    assert any(said["changed"] for said in gone.values()), gone
+    reaches(pod, url)
+    assert not any(said["changed"] for said in policy(definition=POLICY, state="absent").values())

@@ -11,7 +11,6 @@
 #include "lib/finish.h"
 #include "lib/identity.h"
 #include "lib/maps.h"
-#include "lib/nat.h"
 #include "lib/parse.h"
 #include "lib/service.h"
 
@@ -33,8 +32,8 @@ INLINE int to_pod(struct __sk_buff *skb, struct packet *p)
 	verdict = identify_at_door(config, p->v6, &p->src, p->from_device, &peer);
 	if (verdict)
 		return verdict;
-	verdict = flow_pass(config, ep, p, DIRECTION_INGRESS, &peer);
-	if (verdict >= VERDICT_DROPS)
+	verdict = flow_pass(config, ep, p, DIRECTION_INGRESS, &peer, flow_find(ep, p, DIRECTION_INGRESS));
+	if (verdict >= VERDICT_DROPS || !(p->flow_flags & FLOW_SERVICE))
 		return verdict;
 	answer = service_answer(skb, p, NAT_POD_REPLY);
 	return answer >= VERDICT_DROPS ? answer : verdict;

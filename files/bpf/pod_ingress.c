@@ -53,28 +53,37 @@ INLINE int door(struct __sk_buff *skb, struct packet *p, struct endpoint *ep)
 	return CONTINUE;
 }
 
-/* What no socket hook translated. CONTINUE with p->t towards the backend, or towards what is no service. */
+/* What no socket hook translated. CONTINUE with p->t towards the backend, or towards what is no service. An answer to who
+ * called the pod does not come here: a caller is no service.
+ */
 INLINE int service(struct __sk_buff *skb, struct config *config, struct packet *p)
 {
 	struct service *service = service_find(config, &p->service, &p->t.dst, p->t.dport, p->t.proto, SCOPE_CLUSTER);
 	struct backend *backend;
+	struct addr addr;
 	struct nat *pin;
+	__be16 port;
 	__u32 id = 0;
 	int verdict;
 
 	if (!service)
 		return service_address(&p->service, &p->t.dst, SCOPE_CLUSTER) ? VERDICT_NO_SERVICE : CONTINUE;
+	p->translated = 1;
 	pin = service_pin(config, p, service, NAT_POD);
 	if (pin) {
-		verdict = service_translate(skb, p, NAT_POD, service->id, pin->backend, &pin->addr, pin->port);
+		id = pin->backend;
+		addr = pin->addr;
+		port = pin->port;
 	} else {
 		if (p->quoted)
 			return VERDICT_NO_SERVICE;
 		backend = backend_pick(config, service, p->v6, service_hash(service, &p->t), p->now, &id);
 		if (!backend)
 			return VERDICT_NO_BACKEND;
-		verdict = service_translate(skb, p, NAT_POD, service->id, id, &backend->addr, backend->port);
+		addr = backend->addr;
+		port = backend->port;
 	}
+	verdict = service_translate(skb, p, NAT_POD, service->id, id, &addr, port, pin);
 	return verdict >= VERDICT_DROPS ? verdict : CONTINUE;
 }
 
@@ -82,6 +91,7 @@ INLINE int from_pod(struct __sk_buff *skb, struct packet *p)
 {
 	struct config *config = config_get();
 	struct endpoint *ep;
+	struct flow *flow;
 	int verdict;
 
 	verdict = parse(skb, p);
@@ -97,10 +107,15 @@ INLINE int from_pod(struct __sk_buff *skb, struct packet *p)
 		return p->opaque;
 	if (!addr_equal(&p->src, &p->t.src))
 		return VERDICT_SPOOFED;	/* an error about a packet that was not sent to this pod */
-	verdict = service(skb, config, p);
-	if (verdict)
-		return verdict;
-	verdict = flow_pass(config, ep, p, DIRECTION_EGRESS, NULL);
+	flow = flow_find(ep, p, DIRECTION_EGRESS);
+	if (!flow_answers(p, flow)) {
+		verdict = service(skb, config, p);
+		if (verdict)
+			return verdict;
+		if (p->translated)
+			flow = flow_find(ep, p, DIRECTION_EGRESS);
+	}
+	verdict = flow_pass(config, ep, p, DIRECTION_EGRESS, NULL, flow);
 	if (verdict == VERDICT_FORWARDED)
 		verdict = host_from_pod(skb, config, ep, p);
 	return verdict == VERDICT_REDIRECTED_DNS ? proxy_redirect(skb, p) : verdict;

@@ -2,7 +2,8 @@
  *
  * tc ingress of the uplink: everything that the LAN sends to this node.
  *
- * ARP for LoadBalancer addresses -> door -> services -> answers to masqueraded connections; the kernel gets the rest.
+ * ARP for LoadBalancer addresses -> door -> services -> answers to masqueraded connections -> to a pod of this node,
+ * past the stack; the kernel gets the rest.
  * Service addresses sit on no interface, so what no service port takes is dropped here: the kernel would route it,
  * send redirects or answer "unreachable" for an address that another node serves.
  */
@@ -12,6 +13,7 @@
 #include "lib/address.h"
 #include "lib/arp.h"
 #include "lib/compat.h"
+#include "lib/deliver.h"
 #include "lib/finish.h"
 #include "lib/hash.h"
 #include "lib/host.h"
@@ -88,6 +90,14 @@ INLINE int door(struct __sk_buff *skb, struct config *config, struct packet *p)
 	return verdict == VERDICT_NO_NEIGHBOUR ? before_it_is_known(config, p, &who) : verdict;
 }
 
+/* A backend on this node, or the node of another one. */
+struct target {
+	struct addr addr;
+	__u32 backend;
+	__be16 port;
+	__u8 local;
+};
+
 /* The packet goes on as it is; the node that hosts the backend translates it and answers the client itself. */
 INLINE int forward(struct __sk_buff *skb, struct config *config, struct packet *p, const struct addr *node)
 {
@@ -107,45 +117,32 @@ INLINE int forward(struct __sk_buff *skb, struct config *config, struct packet *
 	return VERDICT_FORWARDED;
 }
 
-INLINE int serve_pinned(struct __sk_buff *skb, struct config *config, struct packet *p, struct nat *pin)
+/* Where a connection goes that begins with p: *to filled, or a drop. */
+INLINE int serve_new(struct config *config, struct packet *p, struct service *service, struct target *to)
 {
-	struct addr node;
-
-	if (pin->kind == NAT_SERVICE)
-		return service_translate(skb, p, NAT_SERVICE, pin->service, pin->backend, &pin->addr, pin->port);
-	node = pin->addr;
-	nat_touch(p, pin, pin);
-	return forward(skb, config, p, &node);
-}
-
-INLINE int serve_new(struct __sk_buff *skb, struct config *config, struct packet *p, struct service *service)
-{
-	__u32 id = 0;
-	struct backend *backend = backend_pick(config, service, p->v6, service_hash(service, &p->t), p->now, &id);
-	struct addr node;
+	struct backend *backend = backend_pick(config, service, p->v6, service_hash(service, &p->t), p->now, &to->backend);
 
 	if (!backend)
 		return VERDICT_NO_BACKEND;
-	node = backend->node;
-	if (addr_none(&node))
+	if (addr_none(&backend->node))
 		return VERDICT_UNSUPPORTED;	/* outside the cluster: its answer would not come back through us */
-	if (addr_equal(&node, &family(config, p->v6)->node)) {
-		if (p->quoted)
-			return VERDICT_NO_SERVICE;	/* an error about a connection that is not here */
-		return service_translate(skb, p, NAT_SERVICE, service->id, id, &backend->addr, backend->port);
-	}
-	if (!p->quoted) {
-		nat_make(p, NAT_FORWARD, &node, 0, service->id, id);
-		if (nat_put(&p->t, &p->made))
-			return VERDICT_MAP_FULL;
-	}
-	return forward(skb, config, p, &node);
+	to->local = addr_equal(&backend->node, &family(config, p->v6)->node);
+	to->addr = to->local ? backend->addr : backend->node;
+	to->port = backend->port;
+	if (p->quoted)
+		return to->local ? VERDICT_NO_SERVICE : CONTINUE;	/* an error about a connection that is not here */
+	if (to->local)
+		return CONTINUE;
+	nat_make(p, NAT_FORWARD, &to->addr, 0, service->id, to->backend);
+	return nat_put(&p->t, &p->made, NAT_FORWARD) ? VERDICT_MAP_FULL : CONTINUE;
 }
 
 INLINE int serve(struct __sk_buff *skb, struct config *config, struct packet *p)
 {
 	struct service *service = NULL;
+	struct target to = {};
 	struct nat *pin;
+	int verdict;
 
 	if (!p->opaque)
 		service = service_find(config, &p->service, &p->t.dst, p->t.dport, p->t.proto, SCOPE_WORLD);
@@ -155,13 +152,27 @@ INLINE int serve(struct __sk_buff *skb, struct config *config, struct packet *p)
 		return CONTINUE;
 	}
 	pin = service_pin(config, p, service, NAT_SERVICE);
-	return pin ? serve_pinned(skb, config, p, pin) : serve_new(skb, config, p, service);
+	if (pin) {
+		to.local = pin->kind == NAT_SERVICE;
+		to.addr = pin->addr;
+		to.port = pin->port;
+		to.backend = pin->backend;
+		if (!to.local)
+			nat_touch(p, NAT_FORWARD, pin, pin);
+	} else {
+		verdict = serve_new(config, p, service, &to);
+		if (verdict)
+			return verdict;
+	}
+	if (!to.local)
+		return forward(skb, config, p, &to.addr);
+	return service_translate(skb, p, NAT_SERVICE, service->id, to.backend, &to.addr, to.port, pin);
 }
 
 INLINE int from_lan(struct __sk_buff *skb, struct packet *p)
 {
 	struct config *config = config_get();
-	int verdict, judged;
+	int verdict, more;
 
 	if (!config || parse(skb, p))
 		return VERDICT_FORWARDED;	/* the kernel refuses what has no proper IP header */
@@ -171,11 +182,16 @@ INLINE int from_lan(struct __sk_buff *skb, struct packet *p)
 	verdict = serve(skb, config, p);
 	if (!verdict && !p->opaque && addr_equal(&p->dst, &family(config, p->v6)->node))
 		verdict = masquerade_answer(skb, p);
-	/* A service may have its backend in the node's own network, and then it was translated to the node's address. */
-	if (verdict && (verdict != VERDICT_TRANSLATED || !addr_equal(&p->t.dst, &family(config, p->v6)->node)))
+	if (verdict && verdict != VERDICT_TRANSLATED)
 		return verdict;
-	judged = host_enter(skb, config, p);
-	return judged >= VERDICT_DROPS || !verdict ? judged : verdict;
+	more = deliver(skb, p);
+	if (more)
+		return more >= VERDICT_DROPS || !verdict ? more : verdict;
+	/* A service may have its backend in the node's own network, and then it was translated to the node's address. */
+	if (verdict && !addr_equal(&p->t.dst, &family(config, p->v6)->node))
+		return verdict;
+	more = host_enter(skb, config, p);
+	return more >= VERDICT_DROPS || !verdict ? more : verdict;
 }
 
 /* CONTINUE for what the kernel takes for a frame without a tag. A tag with number 0 says a priority and no more (IEEE

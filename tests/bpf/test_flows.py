@@ -72,6 +72,19 @@ def test_the_lans_flood_of_a_pod_leaves_its_neighbours_flows_alone(node: Packet)
     assert node.flows(c.NEIGHBOUR_ID) == before
 
 
+def test_the_lans_flood_of_a_service_leaves_what_pods_asked_alone(node: Packet) -> None:
+    node.service(c.VIP, 80, [(POD, 8080, c.NODE), (c.REMOTE, 8080, c.OTHER_NODE)], scope=l.SCOPE_WORLD)
+    asked = IP(src=NEIGHBOUR, dst="203.0.113.9") / TCP(sport=4000, dport=443, flags="S")
+    node.from_pod(asked, device=node.neighbour)
+    assert node.to_lan(asked, came_by=node.neighbour).verdict is Verdict.MASQUERADED
+    before = node.entries("nat_pods")
+    assert len(before) == 2
+    frame = Ether(src=c.CLIENT_MAC, dst=c.NODE_MAC) / IP(src=CLIENT, dst=c.VIP) / TCP(sport=4000, dport=80, flags="S")
+    flood(node, "uplink_ingress", frame, 2 * l.MAPS["nat"].entries, SOURCE_AT, node.uplink, node.uplink)
+    assert len(node.entries("nat")) > l.MAPS["nat"].entries // 2
+    assert node.entries("nat_pods") == before
+
+
 def test_what_is_denied_takes_no_room(node: Packet) -> None:
     node.endpoint(POD, c.POD_ID, c.POD_IDENTITY, enforce=l.ENFORCE_EGRESS)
     frame = Ether(src=c.POD_MAC, dst=c.HOST_MAC) / IP(src=POD, dst=CLIENT) / UDP(sport=4000, dport=53)

@@ -51,7 +51,7 @@ def syn(to: str = WORLD, port: int = 443, sport: int = 4000, src: str = POD) -> 
 )
 def test_what_no_pod_may_send(node: Packet, frame: IP, verdict: Verdict) -> None:
     assert node.from_pod(frame).verdict is verdict
-    assert not node.flows() and not node.entries("nat")
+    assert not node.flows() and not node.entries("nat_pods")
 
 
 def test_without_an_agent_nothing_leaves(node: Packet) -> None:

@@ -13,7 +13,7 @@ from scapy.packet import Packet as Frame
 from scapy.packet import Raw
 
 from bpf import packet as c
-from bpf.packet import CLIENT, OK, POD, REDIRECT, VIP, Packet
+from bpf.packet import CLIENT, OK, POD, REDIRECT, VIP, Packet, Result
 from netstack.core.address import pack
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout as l
@@ -119,7 +119,7 @@ def third(node: Packet) -> Iterator[str]:
     node.namespace.ip("route", "add", "10.244.3.0/24", "via", "192.168.86.23")
     yield "192.168.86.23"
     node.namespace.ip("route", "del", "10.244.3.0/24")
-    node.namespace.ip("neigh", "flush", "to", "192.168.86.23", "dev", "uplink")
+    node.namespace.ip("neigh", "flush", "to", "192.168.86.23", "dev", "uplink", "nud", "all")
 
 
 def test_until_its_mac_is_known_a_node_reaches_this_one_and_nothing_behind_it(node: Packet, third: str) -> None:
@@ -167,7 +167,7 @@ def test_a_frame_for_another_host_is_left_alone(node: Packet) -> None:
     here(node)
     result = node.from_lan(Ether(src=c.CLIENT_MAC, dst="02:00:00:00:00:99") / syn())
     assert (result.verdict, result.action) == (Verdict.FORWARDED, OK)
-    assert node.from_lan(syn()).verdict is Verdict.TRANSLATED
+    assert node.from_lan(syn()).action == REDIRECT
 
 
 def test_other_traffic_is_the_kernels(node: Packet) -> None:
@@ -177,11 +177,44 @@ def test_other_traffic_is_the_kernels(node: Packet) -> None:
         syn(c.NODE, 50000),
         IP(src=CLIENT, dst=c.NODE) / ICMP(),
         IP(src=CLIENT, dst=c.NODE, frag=9) / Raw(b"x" * 9),
-        Ether(src=c.OTHER_NODE_MAC, dst=c.NODE_MAC) / IP(src=c.REMOTE, dst=POD) / TCP(),
+        IP(src=CLIENT, dst="10.244.1.99") / TCP(),  # no pod has it: the kernel says so
         IPv6(src="fd00:9::1", dst="fd00::21") / TCP(),
     ):
         result = node.from_lan(packet)
         assert (result.verdict, result.action) == (Verdict.FORWARDED, OK)
+
+
+# into a pod
+
+
+def assert_delivered(result: Result, verdict: Verdict = Verdict.TRANSLATED) -> None:
+    """To the pod's device, past the stack, as a router would have forwarded it. Its program sees it next."""
+    assert (result.verdict, result.action) == (verdict, REDIRECT)
+    assert (result.frame.src, result.frame.dst) == (c.HOST_MAC, c.POD_MAC)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        Ether(src=c.OTHER_NODE_MAC, dst=c.NODE_MAC) / IP(src=c.REMOTE, dst=POD, ttl=9) / TCP(),
+        Ether(src=c.CLIENT_MAC, dst=c.NODE_MAC) / IP(src=CLIENT, dst=POD, ttl=9) / UDP() / Raw(b"x" * 1400),
+        Ether(src=c.CLIENT_MAC, dst=c.NODE_MAC) / IPv6(src="fd00:9::1", dst="fd00:1::3", hlim=9) / TCP(),
+    ],
+    ids=str,
+)
+def test_what_is_for_a_pod_goes_straight_to_it(node: Packet, packet: Ether) -> None:
+    result = node.from_lan(packet)
+    assert_delivered(result, Verdict.FORWARDED)
+    network = result.frame.payload
+    assert getattr(network, "ttl", None) == 8 or network.hlim == 8
+
+
+@pytest.mark.parametrize(
+    "packet", [IP(src=CLIENT, dst=POD, ttl=1) / TCP(), IP(src=CLIENT, dst=POD) / UDP() / Raw(bytes(1600))]
+)
+def test_what_a_router_has_to_answer_is_the_kernels(node: Packet, packet: IP) -> None:
+    result = node.from_lan(packet)
+    assert (result.verdict, result.action) == (Verdict.FORWARDED, OK)
 
 
 def test_an_empty_node_touches_nothing(node: Packet) -> None:
@@ -227,7 +260,7 @@ def test_a_backend_outside_the_cluster_is_not_served_to_the_lan(node: Packet) ->
 def test_a_backend_here_keeps_the_client_and_answers_as_the_service(node: Packet) -> None:
     here(node)
     result = node.from_lan(syn())
-    assert (result.verdict, result.action) == (Verdict.TRANSLATED, OK)
+    assert_delivered(result)
     assert (result.frame[IP].src, result.frame[IP].dst, result.frame[TCP].dport) == (CLIENT, POD, 8080)
     assert node.to_pod(result.frame.payload).verdict is Verdict.FORWARDED
     answer = IP(src=POD, dst=CLIENT) / TCP(sport=8080, dport=5000, flags="SA")
@@ -338,12 +371,86 @@ def test_when_all_are_dead_one_is_tried(node: Packet) -> None:
     assert node.from_lan(syn()).action == REDIRECT
 
 
-def test_one_client_port_cannot_reach_one_backend_through_two_services(node: Packet) -> None:
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+def test_one_client_port_reaches_one_backend_through_two_services(node: Packet, protocol: type[Frame]) -> None:
+    """To the backend both would look alike, so the second client's port is another one there."""
+    number = 6 if protocol is TCP else 17
+    first, second = VIP, "192.168.86.19"
+    for identifier, address in enumerate((first, second), 1):
+        node.service(address, 80, [(POD, 8080, c.NODE)], scope=l.SCOPE_WORLD, protocol=number, number=identifier)
+    ports = []
+    for address in (first, second, first, second):
+        sent = node.from_lan(IP(src=CLIENT, dst=address) / protocol(sport=5000, dport=80))
+        assert_delivered(sent)
+        node.to_pod(sent.frame.payload)
+        assert (sent.frame[IP].dst, sent.frame[protocol].dport) == (POD, 8080)
+        ports.append(sent.frame[protocol].sport)
+        answer = IP(src=POD, dst=CLIENT) / protocol(sport=8080, dport=ports[-1])
+        if protocol is TCP:
+            answer[TCP].flags = "SA"
+        assert node.from_pod(answer).verdict is Verdict.REPLY
+        leaves = node.to_lan(answer, came_by=node.pod).frame
+        assert (leaves[IP].src, leaves[protocol].sport, leaves[protocol].dport) == (address, 80, 5000)
+    assert ports[0] == ports[2] == 5000 and ports[1] == ports[3] != 5000 and ports[1] >= 1024
+
+
+def test_an_error_finds_the_port_that_was_changed(node: Packet) -> None:
+    for identifier, address in ((1, VIP), (2, "192.168.86.19")):
+        node.service(address, 80, [(POD, 8080, c.NODE)], scope=l.SCOPE_WORLD, number=identifier)
+        given = node.from_lan(syn(address)).frame[TCP].sport
+    assert given != 5000
+    quoted = IP(src="192.168.86.19", dst=CLIENT) / TCP(sport=80, dport=5000, flags="A")
+    result = node.from_lan(IP(src="192.168.86.1", dst="192.168.86.19") / ICMP(type=3, code=4) / quoted)
+    assert_delivered(result)
+    assert (result.frame["TCP in ICMP"].sport, result.frame["TCP in ICMP"].dport) == (8080, given)
+
+
+def test_a_connection_that_is_over_leaves_nothing(node: Packet) -> None:
+    """Its last acknowledgement takes its entries away, those of the pod's flows too; an earlier one does not."""
     here(node)
-    node.service("192.168.86.19", 80, [(POD, 8080, c.NODE)], scope=l.SCOPE_WORLD, number=2)
-    assert where(node, 5000) == POD
-    assert node.from_lan(syn("192.168.86.19")).verdict is Verdict.NO_PORT
-    assert where(node, 5000, flags="A") == POD
+
+    def client(flags: str, seq: int, ack: int = 0, data: bytes = b"") -> None:
+        packet = IP(src=CLIENT, dst=VIP) / TCP(sport=5000, dport=80, flags=flags, seq=seq, ack=ack) / Raw(data)
+        sent = node.from_lan(packet)
+        assert_delivered(sent)
+        assert not node.to_pod(sent.frame.payload).verdict.dropped
+
+    def server(flags: str, seq: int, ack: int, data: bytes = b"") -> None:
+        packet = IP(src=POD, dst=CLIENT) / TCP(sport=8080, dport=5000, flags=flags, seq=seq, ack=ack) / Raw(data)
+        assert not node.from_pod(packet).verdict.dropped
+        assert node.to_lan(packet, came_by=node.pod).frame[IP].src == VIP
+
+    client("S", 100)
+    server("SA", 4294967290, 101)  # its numbers wrap round
+    client("A", 101, 4294967291)
+    client("FPA", 101, 4294967291, b"question")
+    server("A", 4294967291, 110, b"first")
+    server("FPA", 0, 110, b"second")
+    client("A", 110, 0)  # the first part only: the rest was lost
+    assert len(node.entries("nat")) == 2 and len(node.flows()) == 1
+    server("FPA", 0, 110, b"second")
+    client("A", 110, 7)
+    assert node.entries("nat") == {} and node.flows() == {}
+
+
+def test_a_masqueraded_connection_that_is_over_leaves_no_translation(node: Packet) -> None:
+    def pod(flags: str, seq: int, ack: int = 0) -> Frame:
+        packet = IP(src=POD, dst=WORLD) / TCP(sport=4000, dport=443, flags=flags, seq=seq, ack=ack)
+        assert not node.from_pod(packet).verdict.dropped
+        return node.to_lan(packet, came_by=node.pod).frame
+
+    port = pod("S", 10)[TCP].sport
+
+    def world(flags: str, seq: int, ack: int) -> None:
+        packet = IP(src=WORLD, dst=c.NODE) / TCP(sport=443, dport=port, flags=flags, seq=seq, ack=ack)
+        assert_delivered(node.from_lan(packet))
+
+    world("SA", 50, 11)
+    pod("FA", 11, 51)
+    world("FA", 51, 12)
+    assert len(node.entries("nat_pods")) == 2
+    pod("A", 12, 52)
+    assert node.entries("nat_pods") == {}
 
 
 def test_an_error_about_an_answer_finds_the_backend(node: Packet) -> None:
@@ -352,7 +459,7 @@ def test_an_error_about_an_answer_finds_the_backend(node: Packet) -> None:
     quoted = IP(src=VIP, dst=CLIENT) / TCP(sport=80, dport=5000, flags="A")
     error = IP(src="192.168.86.1", dst=VIP) / ICMP(type=3, code=4, nexthopmtu=1400) / quoted
     result = node.from_lan(error)
-    assert result.verdict is Verdict.TRANSLATED
+    assert_delivered(result)
     assert result.frame[IP].dst == POD
     assert (result.frame["IP in ICMP"].src, result.frame["TCP in ICMP"].sport) == (POD, 8080)
     assert node.to_pod(result.frame.payload).verdict is Verdict.DEFAULT_DENY  # its SYN never reached the pod's door
@@ -384,6 +491,7 @@ def test_a_pod_speaks_to_the_world_as_its_node(node: Packet, protocol: str) -> N
         "udp": (IP(src=POD, dst=WORLD) / UDP(sport=4000, dport=443), lambda port: UDP(sport=443, dport=port)),
         "ping": (IP(src=POD, dst=WORLD) / ICMP(type=8, id=4000), lambda port: ICMP(type=0, id=port)),
     }[protocol]
+    assert node.from_pod(sent).verdict is Verdict.FORWARDED
     result = node.to_lan(sent, came_by=node.pod)
     assert (result.verdict, result.frame[IP].src) == (Verdict.MASQUERADED, c.NODE)
     transport = result.frame[IP].payload
@@ -391,7 +499,9 @@ def test_a_pod_speaks_to_the_world_as_its_node(node: Packet, protocol: str) -> N
     assert 49152 <= port <= 65535
     assert bytes(node.to_lan(sent, came_by=node.pod).frame) == bytes(result.frame)  # the same port again
     back = node.from_lan(IP(src=WORLD, dst=c.NODE) / answer(port))
-    assert (back.verdict, back.frame[IP].dst) == (Verdict.TRANSLATED, POD)
+    assert_delivered(back)
+    assert back.frame[IP].dst == POD
+    assert node.to_pod(back.frame.payload).verdict is Verdict.REPLY
     transport = back.frame[IP].payload
     assert (transport.id if protocol == "ping" else transport.dport) == 4000
 
@@ -410,22 +520,22 @@ def test_two_pods_with_the_same_port_get_two(node: Packet) -> None:
 def test_a_port_in_use_is_not_given_twice(node: Packet) -> None:
     first = node.to_lan(syn(WORLD, 443, 4000, src=POD)).frame[TCP].sport
     key = l.Tuple(pack(POD), pack(WORLD), 4000, 443, 6)
-    node.maps["nat"].delete(key.pack())  # evicted; its answer's entry lives
+    node.maps["nat_pods"].delete(key.pack())  # evicted; its answer's entry lives
     assert node.to_lan(syn(WORLD, 443, 4000, src=POD)).frame[TCP].sport == first  # which is this connection's
-    node.maps["nat"].delete(key.pack())
+    node.maps["nat_pods"].delete(key.pack())
     answer = l.Tuple(pack(WORLD), pack(c.NODE), 443, first, 6)
-    taken = node.entries("nat")[answer]
-    node.put("nat", answer, replace(taken, address=pack(c.NEIGHBOUR)))
+    taken = node.entries("nat_pods")[answer]
+    node.put("nat_pods", answer, replace(taken, address=pack(c.NEIGHBOUR)))
     assert node.to_lan(syn(WORLD, 443, 4000, src=POD)).frame[TCP].sport != first
-    assert node.entries("nat")[answer].address == pack(c.NEIGHBOUR)
+    assert node.entries("nat_pods")[answer].address == pack(c.NEIGHBOUR)
 
 
 def test_ports_towards_one_destination_run_out_into_a_drop(node: Packet) -> None:
     node.to_lan(syn(WORLD, 443, 4000, src=POD))
-    (entry,) = [value for value in node.entries("nat").values() if value.kind == l.NAT_SOURCE_REPLY]
+    (entry,) = [value for value in node.entries("nat_pods").values() if value.kind == l.NAT_SOURCE_REPLY]
     other = replace(entry, address=pack(c.NEIGHBOUR), deadline=c.monotonic_ns(600))
     everything = {l.Tuple(pack(WORLD), pack(c.NODE), 443, port, 6).pack(): other.pack() for port in range(49152, 65536)}
-    node.maps["nat"].put_batch(everything)
+    node.maps["nat_pods"].put_batch(everything)
     assert node.to_lan(syn(WORLD, 443, 4001, src=POD)).verdict is Verdict.NO_PORT
     assert node.to_lan(syn(WORLD, 444, 4001, src=POD)).verdict is Verdict.MASQUERADED
 
@@ -440,8 +550,9 @@ def test_an_error_about_a_masqueraded_packet_finds_the_pod(node: Packet) -> None
     sent = node.to_lan(syn(WORLD, 443, 4000, src=POD)).frame[IP]
     error = IP(src="192.168.86.1", dst=c.NODE) / ICMP(type=3, code=4, nexthopmtu=1400) / sent
     result = node.from_lan(error)
-    assert (result.verdict, result.frame[IP].dst) == (Verdict.TRANSLATED, POD)
-    assert (result.frame["IP in ICMP"].src, result.frame["TCP in ICMP"].sport) == (POD, 4000)
+    assert_delivered(result)
+    assert (result.frame[IP].dst, result.frame["IP in ICMP"].src) == (POD, POD)
+    assert result.frame["TCP in ICMP"].sport == 4000
     assert node.to_pod(result.frame.payload).verdict is Verdict.REPLY
 
 
@@ -468,7 +579,7 @@ def test_what_cannot_be_masqueraded_does_not_leave_with_the_pods_address(
 def test_an_ipv6_service_and_its_answer(node: Packet) -> None:
     node.service("fd00:18::1", 80, [("fd00:1::3", 8080, "fd00::21")], scope=l.SCOPE_WORLD)
     result = node.from_lan(IPv6(src="fd00:9::1", dst="fd00:18::1") / TCP(sport=5000, dport=80, flags="S"))
-    assert result.verdict is Verdict.TRANSLATED
+    assert_delivered(result)
     assert (result.frame[IPv6].dst, result.frame[TCP].dport) == ("fd00:1::3", 8080)
     leaves = node.to_lan(IPv6(src="fd00:1::3", dst="fd00:9::1") / TCP(sport=8080, dport=5000, flags="SA"))
     assert (leaves.frame[IPv6].src, leaves.frame[TCP].sport) == ("fd00:18::1", 80)
@@ -493,10 +604,11 @@ def test_ipv6_masquerade_and_errors(node: Packet, sent: Frame, quoted: type[Fram
     assert (result.verdict, result.frame[IPv6].src) == (Verdict.MASQUERADED, "fd00::21")
     error = IPv6(src="fd00:7::7", dst="fd00::21") / ICMPv6PacketTooBig(mtu=1280) / Raw(bytes(result.frame[IPv6]))
     back = node.from_lan(error)
-    assert (back.verdict, back.frame[IPv6].dst) == (Verdict.TRANSLATED, "fd00:1::3")
+    assert_delivered(back)
+    assert back.frame[IPv6].dst == "fd00:1::3"
+    assert node.to_pod(back.frame.payload).verdict is Verdict.REPLY
     inner = IPv6(bytes(back.frame)[14 + 40 + 8 :])
     assert inner.src == "fd00:1::3"
     assert (inner[quoted].id if quoted is ICMPv6EchoRequest else inner[quoted].sport) == sent.fields.get(
         "sport", sent.fields.get("id")
     )
-    assert node.to_pod(back.frame.payload).verdict is Verdict.REPLY

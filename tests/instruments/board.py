@@ -120,7 +120,7 @@ class Board:
                 "cache": str(image.cache() / "programs"),
                 "cgroup": str(self.cgroup),
                 "pins": str(self.folder / "bpf/netstack"),
-                "sizes": dict.fromkeys(("slots", "nat", "policy", "identities"), 4096),
+                "sizes": dict.fromkeys(("slots", "nat", "nat_pods", "policy", "identities"), 4096),
             },
         } | settings
         (self.folder / "agent.yaml").write_text(yaml.safe_dump(config))

@@ -277,7 +277,7 @@ def probing(field: Field) -> Iterator[Callable[[], int]]:
     finally:
         stop.set()
         thread.join()
-    assert rounds > 3
+    assert rounds >= 3
     for where in ("victim", "lan", "host"):
         assert field.watches[where].marked(MARK) == [], where
     assert all(int.from_bytes(frame[36:38]) != DENIED for frame in field.watches["friend"].marked(MARK))

@@ -102,7 +102,9 @@ struct nat {
 	__u8 flags;
 	__u32 service;		/* id; 0 for masquerade */
 	__u32 backend;		/* id; 0 for masquerade */
-	__u32 pad;
+	__u32 end;		/* TCP: the sequence number behind the FIN that came this way */
+	__be16 asker;		/* to a service: what the asker's port becomes; its answer: what it was. 0 = as it is */
+	__u8 pad[6];
 };
 
 /* What a socket was told to talk to -> what it believes to talk to (recvmsg, getpeername). */
@@ -230,6 +232,7 @@ struct flow_key {
 #define FLOW_HOST	8	/* the peer is this node itself, known by the door and not by address */
 #define FLOW_REDIRECT	16	/* goes to the DNS proxy; answers come from this node only */
 #define FLOW_NAMED	32	/* a name-selector allowed it: fqdn_use is kept */
+#define FLOW_SERVICE	64	/* the endpoint asked a service's address, packet by packet: answers bear it again */
 
 struct flow {
 	__u64 deadline;		/* past = absent */
@@ -237,7 +240,8 @@ struct flow {
 	__u32 rule;		/* of the policy_rule that allowed it; 0 = nothing selects that direction */
 	__u8 direction;		/* DIRECTION_* of the first packet, seen from the endpoint */
 	__u8 flags;		/* FLOW_* */
-	__u8 pad[6];
+	__u8 pad[2];
+	__u32 end;		/* TCP: the sequence number behind the endpoint's FIN */
 };
 
 /* ---- events, written by the programs, drained by the observer ---- */

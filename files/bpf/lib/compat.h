@@ -14,6 +14,9 @@
 
 #define INLINE static __always_inline
 
+/* Before a loop that shall stay one: the compiler would write it out. */
+#define LOOP _Pragma("clang loop unroll(disable)")
+
 /* Sizes come from the loader (kernel/layout.py, settings): one entry here keeps the compiler's own copy small. */
 #define MAP(kind, key, value, name)		BPF_TABLE(kind, key, value, name, 1)
 #define MAP_NO_PREALLOC(kind, key, value, name)	BPF_F_TABLE(kind, key, value, name, 1, BPF_F_NO_PREALLOC)

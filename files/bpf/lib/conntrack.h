@@ -10,7 +10,8 @@
  * Only what can start a flow makes an entry. ICMP errors pass as part of the flow that they quote; an echo reply
  * without its request, and a SYN against the direction of a flow, get nothing from it.
  *
- * Lives as Cilium's: 8000 s for TCP that was answered, 10 s once closed both ways, 60 s for all else.
+ * Lives as Cilium's: 8000 s for TCP that was answered, 10 s once closed both ways, 60 s for all else. What was closed both
+ * ways and acknowledged goes at once where this program sees the last acknowledgement.
  */
 #pragma once
 #include "abi.h"
@@ -91,94 +92,116 @@ INLINE void flow_say(struct packet *p, const struct who *who, const struct decis
 	p->audit_rule = d->audit_rule;
 }
 
-/* An entry of another generation: judged as its first packet was. FORWARDED / REDIRECTED_DNS, or a drop. */
-INLINE int flow_rejudge(struct endpoint *ep, struct packet *p, struct flow *flow, __u32 generation)
-{
-	struct decision d;
-	struct who who;
-	int verdict;
-
-	p->flow_made = *flow;
-	identify(&p->flow.peer, &who);
-	if (p->flow_made.flags & FLOW_HOST)
-		who.identity = IDENTITY_HOST;
-	verdict = judge(ep, p->flow_made.direction, &who, &p->flow.peer, p->flow.proto,
-			flow_port(&p->flow, p->flow_made.direction), p->now, &d);
-	flow_say(p, &who, &d);
-	/* A flow that is denied stays as it is, to be judged at each packet: forgotten, it would begin again with the next
-	 * packet of its other side, in the other direction.
-	 */
-	return verdict < VERDICT_DROPS ? flow_remember(p, &d, verdict, generation) : verdict;
-}
-
-/* The first packet of a flow. */
-INLINE int flow_start(struct endpoint *ep, struct packet *p, __u8 direction, const struct who *who, __u32 generation)
+/* What policy says: of a flow that begins with p in `direction` (`old` NULL; `who` its peer as the door proved it or NULL =
+ * by its address), or of `old`, which another generation judged, in the direction of its own first packet. The flow is in
+ * the table as decided, or a drop is returned.
+ *
+ * A flow that is denied now stays as it is, to be judged at each packet: forgotten, it would begin again with the next
+ * packet of its other side, in the other direction.
+ */
+INLINE int flow_judge(struct endpoint *ep, struct packet *p, __u8 direction, const struct who *who,
+		      const struct flow *old, __u32 generation)
 {
 	struct decision d;
 	struct who by_address;
 	int verdict;
 
-	if (!p->starts)
-		return VERDICT_DEFAULT_DENY;
-	if (!who) {
+	if (old || !who) {
 		identify(&p->flow.peer, &by_address);
+		if (old && old->flags & FLOW_HOST)
+			by_address.identity = IDENTITY_HOST;
 		who = &by_address;
+	}
+	if (old) {
+		p->flow_made = *old;
+		direction = old->direction;
 	}
 	verdict = judge(ep, direction, who, &p->flow.peer, p->flow.proto, flow_port(&p->flow, direction), p->now, &d);
 	flow_say(p, who, &d);
 	if (verdict >= VERDICT_DROPS)
 		return verdict;
-	p->first = 1;
-	__builtin_memset(&p->flow_made, 0, sizeof(p->flow_made));
-	p->flow_made.direction = direction;
-	p->flow_made.flags = flow_tcp_flags(p, true);
-	if (direction == DIRECTION_INGRESS && who->identity == IDENTITY_HOST)
-		p->flow_made.flags |= FLOW_HOST;
-	p->flow_made.deadline = p->now + flow_life(p->flow.proto, p->flow_made.flags);
-	if (d.named)
-		flow_use_name(&p->flow, p->now);
+	if (!old) {
+		p->first = 1;
+		__builtin_memset(&p->flow_made, 0, sizeof(p->flow_made));
+		p->flow_made.direction = direction;
+		p->flow_made.flags = flow_tcp_flags(p, true) | (p->translated ? FLOW_SERVICE : 0);
+		if (direction == DIRECTION_INGRESS && who->identity == IDENTITY_HOST)
+			p->flow_made.flags |= FLOW_HOST;
+		p->flow_made.deadline = p->now + flow_life(p->flow.proto, p->flow_made.flags);
+		if (d.named)
+			flow_use_name(&p->flow, p->now);
+	}
 	return flow_remember(p, &d, verdict, generation);
 }
 
-/* A packet from (EGRESS) or to (INGRESS) an endpoint, p->t as the pod sees it without service addresses; `who` is the
- * peer as its door proved it, NULL = by its address. FORWARDED, REPLY, REDIRECTED_DNS, or a drop.
+/* The flow of a packet from (EGRESS) or to (INGRESS) an endpoint, p->t as the pod sees it without service addresses. NULL
+ * if it has none; p->flow is its key.
  */
-INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *p, __u8 direction,
-		  const struct who *who)
+INLINE struct flow *flow_find(struct endpoint *ep, struct packet *p, __u8 direction)
 {
-	bool egress = direction == DIRECTION_EGRESS, syn = (p->tcp & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-	/* Read before any rule is: the agent writes rules first and the generation last, so what is judged by old rules
-	 * can only be remembered as of the old generation.
-	 */
-	__u32 generation = *(volatile __u32 *)&config->generation;
+	bool egress = direction == DIRECTION_EGRESS;
 	struct flow *flow;
-	bool forward;
-	__u8 seen;
-	int verdict;
 
-	p->direction = direction;
 	p->flow.endpoint = ep->id;
 	p->flow.peer = egress ? p->t.dst : p->t.src;
 	p->flow.peer_port = egress ? p->t.dport : p->t.sport;
 	p->flow.local_port = egress ? p->t.sport : p->t.dport;
 	p->flow.proto = p->t.proto;
-
 	flow = flow_get(&p->flow);
-	if (!flow || flow->deadline <= p->now)
-		return flow_start(ep, p, direction, who, generation);
-	forward = flow->direction == direction;
-	if (syn && (flow->direction != direction || (flow->flags & (FLOW_FIN | FLOW_FIN_REPLY))))
-		return flow_start(ep, p, direction, who, generation);
+	return flow && p->now < flow->deadline ? flow : NULL;
+}
 
-	verdict = flow->flags & FLOW_REDIRECT ? VERDICT_REDIRECTED_DNS : VERDICT_FORWARDED;
-	if (flow->generation != generation) {
-		verdict = flow_rejudge(ep, p, flow, generation);
-		if (verdict >= VERDICT_DROPS)
+/* A SYN alone begins a connection, whatever flow has its ports. */
+INLINE bool flow_syn(const struct packet *p)
+{
+	return (p->tcp & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* The endpoint answers somebody who called it. */
+INLINE bool flow_answers(const struct packet *p, const struct flow *flow)
+{
+	return flow && flow->direction == DIRECTION_INGRESS && !flow_syn(p);
+}
+
+/* Is it the acknowledgement of the endpoint's FIN, with which a connection that the peer closed too is over? Nothing
+ * comes after it, so the entry may go at once: who opens and closes by the thousand then has no more than are open.
+ */
+INLINE bool flow_over(const struct packet *p, const struct flow *flow)
+{
+	return (p->tcp & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == TCP_ACK && p->ack == flow->end &&
+	       (flow->flags & (FLOW_FIN | FLOW_FIN_REPLY)) == (FLOW_FIN | FLOW_FIN_REPLY);
+}
+
+/* May this packet of `flow` (flow_find) pass? `who` is the peer as its door proved it, NULL = by its address. FORWARDED,
+ * REPLY, REDIRECTED_DNS, or a drop.
+ */
+INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *p, __u8 direction,
+		     const struct who *who, struct flow *flow)
+{
+	bool egress = direction == DIRECTION_EGRESS;
+	/* Read before any rule is: the agent writes rules first and the generation last, so what is judged by old rules
+	 * can only be remembered as of the old generation.
+	 */
+	__u32 generation = *(volatile __u32 *)&config->generation;
+	bool forward;
+	__u8 seen;
+	int verdict;
+
+	p->direction = direction;
+	if (flow && flow_syn(p) && (flow->direction != direction || (flow->flags & (FLOW_FIN | FLOW_FIN_REPLY))))
+		flow = NULL;	/* another connection, which begins */
+	if (!flow && !p->starts)
+		return VERDICT_DEFAULT_DENY;
+	if (!flow || flow->generation != generation) {
+		verdict = flow_judge(ep, p, direction, who, flow, generation);
+		if (!flow || verdict >= VERDICT_DROPS)
 			return verdict;
 		flow = flow_get(&p->flow);
 		if (!flow)
 			return VERDICT_MAP_FULL;
 	}
+	forward = flow->direction == direction;
+	verdict = flow->flags & FLOW_REDIRECT ? VERDICT_REDIRECTED_DNS : VERDICT_FORWARDED;
 	p->rule = flow->rule;
 	if (verdict == VERDICT_REDIRECTED_DNS && !egress && p->from_device)
 		return VERDICT_SPOOFED;	/* the proxy is the only one who answers */
@@ -186,11 +209,16 @@ INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *
 		return verdict == VERDICT_REDIRECTED_DNS && egress ? VERDICT_UNSUPPORTED : VERDICT_REPLY;
 
 	/* In place, bits are only ever added: the kernel may have given this memory to another flow just now. */
-	seen = flow_tcp_flags(p, forward) | (forward ? 0 : FLOW_REPLIED);
+	seen = flow_tcp_flags(p, forward) | (forward ? 0 : FLOW_REPLIED) | (p->translated ? FLOW_SERVICE : 0);
+	p->flow_flags = flow->flags;
 	if ((flow->flags & seen) != seen)
 		flow->flags |= seen;
+	if (egress && p->tcp & TCP_FIN)
+		flow->end = p->end;
 	prolong(&flow->deadline, p->now, flow_life(p->flow.proto, flow->flags));
 	if (flow->flags & FLOW_NAMED)
 		flow_use_name(&p->flow, p->now);
+	if (!egress && flow_over(p, flow))
+		flow_forget(&p->flow);
 	return forward ? verdict : VERDICT_REPLY;
 }

@@ -74,10 +74,10 @@ INLINE int host_pass(struct __sk_buff *skb, struct config *config, struct endpoi
 		p->t.dport = 0;
 		p->starts = 1;
 	}
-	verdict = flow_pass(config, host, p, direction, peer);
+	verdict = flow_pass(config, host, p, direction, peer, flow_find(host, p, direction));
 	if ((verdict == VERDICT_DEFAULT_DENY || verdict == VERDICT_POLICY_DENIED) && p->t.proto == IPPROTO_TCP &&
 	    !p->opaque && !p->quoted && !(p->tcp & TCP_SYN) && !flow_get(&p->flow))
-		return flow_start(host, p, other, peer, generation);
+		return flow_judge(host, p, other, peer, NULL, generation);
 	return verdict == VERDICT_REDIRECTED_DNS ? VERDICT_POLICY_DENIED : verdict;
 }
 

@@ -73,7 +73,7 @@ INLINE struct backend *backend_pick(struct config *config, struct service *servi
 
 	if (!slots)
 		return NULL;
-	for (i = 0; i < PROBES; i++) {
+	LOOP for (i = 0; i < PROBES; i++) {
 		__u32 candidate = slot_get(base + (hash + i) % slots);
 
 		backend = candidate ? backend_get(candidate) : NULL;

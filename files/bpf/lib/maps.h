@@ -10,16 +10,19 @@
 MAP("array", __u32, struct config, config);
 
 /* Service ports, and service addresses as such. */
-MAP("hash", struct service_key, struct service, services);
+MAP_NO_PREALLOC("hash", struct service_key, struct service, services);
 
 /* One row of backend ids for all services, in Maglev order. */
 MAP("array", __u32, __u32, slots);
 
 /* Where a backend is. */
-MAP("hash", __u32, struct backend, backends);
+MAP_NO_PREALLOC("hash", __u32, struct backend, backends);
 
-/* Translations in force, both ways, and pins of what another node serves. */
+/* Translations of what the LAN asks services, both ways, and pins of what another node serves. */
 MAP("lru_hash", struct tuple, struct nat, nat);
+
+/* Translations of what pods ask services and the world, both ways: out of the reach of a flood from the LAN. */
+MAP("lru_hash", struct tuple, struct nat, nat_pods);
 
 /* What a socket believes to talk to. */
 MAP("lru_hash", struct socket_peer, struct socket_origin, socket_revnat);
@@ -88,26 +91,30 @@ INLINE struct backend *backend_get(__u32 id)
 	return backends.lookup(&id);
 }
 
-INLINE struct nat *nat_get(struct tuple *key)
+/* Translations of any kind (NAT_*) that shares a table with `kind`. */
+INLINE struct nat *nat_get(struct tuple *key, __u8 kind)
 {
-	return nat.lookup(key);
+	return kind >= NAT_POD ? nat_pods.lookup(key) : nat.lookup(key);
 }
 
 /* 0, or negative if there is no room */
-INLINE int nat_put(struct tuple *key, struct nat *value)
+INLINE int nat_put(struct tuple *key, struct nat *value, __u8 kind)
 {
-	return nat.update(key, value);
+	return kind >= NAT_POD ? nat_pods.update(key, value) : nat.update(key, value);
 }
 
 /* 0, or negative if another packet was first or there is no room */
-INLINE int nat_claim(struct tuple *key, struct nat *value)
+INLINE int nat_claim(struct tuple *key, struct nat *value, __u8 kind)
 {
-	return nat.insert(key, value);
+	return kind >= NAT_POD ? nat_pods.insert(key, value) : nat.insert(key, value);
 }
 
-INLINE void nat_forget(struct tuple *key)
+INLINE void nat_forget(struct tuple *key, __u8 kind)
 {
-	nat.delete(key);
+	if (kind >= NAT_POD)
+		nat_pods.delete(key);
+	else
+		nat.delete(key);
 }
 
 INLINE struct socket_origin *socket_origin_get(struct socket_peer *key)
@@ -169,6 +176,14 @@ INLINE int flow_put(struct flow_key *key, struct flow *value)
 	void *table = flow_table(key->endpoint);
 
 	return table ? bpf_map_update_elem(table, key, value, BPF_ANY) : -1;
+}
+
+INLINE void flow_forget(struct flow_key *key)
+{
+	void *table = flow_table(key->endpoint);
+
+	if (table)
+		bpf_map_delete_elem(table, key);
 }
 
 INLINE struct vip *vip_get(struct vip_key *key)

@@ -13,23 +13,13 @@
 #include "rewrite.h"
 #include "verdict.h"
 
-#define PORT_ATTEMPTS 32
-
 /* Did the peer open this connection? Then its answers keep the pod's address. */
 INLINE bool opened_by_peer(struct packet *p)
 {
 	struct endpoint *ep = endpoint_get(&p->t.src);
-	struct flow *flow;
+	struct flow *flow = ep ? flow_find(ep, p, DIRECTION_EGRESS) : NULL;
 
-	if (!ep)
-		return false;
-	p->flow.endpoint = ep->id;
-	p->flow.peer = p->t.dst;
-	p->flow.peer_port = p->t.dport;
-	p->flow.local_port = p->t.sport;
-	p->flow.proto = p->t.proto;
-	flow = flow_get(&p->flow);
-	return flow && p->now < flow->deadline && flow->direction == DIRECTION_INGRESS;
+	return flow && flow->direction == DIRECTION_INGRESS;
 }
 
 /* A free source port for p's connection: p->other and p->made stand for it then. NULL if none was found. */
@@ -40,10 +30,10 @@ INLINE struct nat *masquerade_port(struct packet *p, const struct addr *node, __
 
 	nat_answer_to_source(p, node, 0);
 	nat_make(p, NAT_SOURCE_REPLY, &p->t.src, p->t.sport, 0, 0);
-	for (i = 0; i < PORT_ATTEMPTS; i++) {
+	LOOP for (i = 0; i < PORT_ATTEMPTS; i++) {
 		*port = be16(MASQUERADE_FIRST + (hash + i * 257) % MASQUERADE_COUNT);
 		p->other.dport = *port;
-		back = nat_claim_answer(p);
+		back = nat_claim_answer(p, NAT_SOURCE_REPLY);
 		if (back)
 			return back;
 	}
@@ -63,12 +53,12 @@ INLINE int masquerade(struct __sk_buff *skb, struct config *config, struct packe
 		return CONTINUE;
 	if (p->opaque)
 		return p->opaque;
-	there = nat_live(&p->t, p->now);
+	there = nat_live(&p->t, NAT_SOURCE, p->now);
 	if (there && there->kind == NAT_SOURCE && addr_equal(&there->addr, node)) {
 		port = there->port;
 		nat_answer_to_source(p, node, port);
 		nat_make(p, NAT_SOURCE_REPLY, &p->t.src, p->t.sport, 0, 0);
-		back = nat_claim_answer(p);	/* it is there, unless it was evicted */
+		back = nat_claim_answer(p, NAT_SOURCE_REPLY);	/* it is there, unless it was evicted */
 	} else if (opened_by_peer(p)) {
 		return CONTINUE;
 	}
@@ -81,9 +71,9 @@ INLINE int masquerade(struct __sk_buff *skb, struct config *config, struct packe
 		if (!back)
 			return VERDICT_NO_PORT;
 		nat_make(p, NAT_SOURCE, node, port, 0, 0);
-		if (nat_put(&p->t, &p->made))
+		if (nat_put(&p->t, &p->made, NAT_SOURCE))
 			return VERDICT_MAP_FULL;
-		there = nat_get(&p->t);
+		there = nat_get(&p->t, NAT_SOURCE);
 		if (!there)
 			return VERDICT_MAP_FULL;
 	}
@@ -91,7 +81,7 @@ INLINE int masquerade(struct __sk_buff *skb, struct config *config, struct packe
 		there->flags = 0;
 		back->flags = 0;
 	}
-	nat_touch(p, there, back);
+	nat_touch(p, NAT_SOURCE, there, back);
 	return rewrite_source(skb, p, node, port) ? VERDICT_MALFORMED : VERDICT_MASQUERADED;
 }
 
@@ -104,7 +94,7 @@ INLINE int masquerade_answer(struct __sk_buff *skb, struct packet *p)
 
 	if (be16(p->t.dport) < MASQUERADE_FIRST)
 		return CONTINUE;
-	back = nat_live(&p->t, p->now);
+	back = nat_live(&p->t, NAT_SOURCE_REPLY, p->now);
 	if (!back || back->kind != NAT_SOURCE_REPLY)
 		return CONTINUE;
 	addr = back->addr;
@@ -114,8 +104,8 @@ INLINE int masquerade_answer(struct __sk_buff *skb, struct packet *p)
 	p->other.sport = port;
 	p->other.dport = p->t.sport;
 	p->other.proto = p->t.proto;
-	there = nat_get(&p->other);
+	there = nat_get(&p->other, NAT_SOURCE);
 	if (there)
-		nat_touch(p, back, there);
+		nat_touch(p, NAT_SOURCE, back, there);
 	return rewrite_destination(skb, p, &addr, port) ? VERDICT_MALFORMED : VERDICT_TRANSLATED;
 }

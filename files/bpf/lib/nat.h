@@ -11,9 +11,11 @@
 #include "maps.h"
 #include "parse.h"
 
-INLINE struct nat *nat_live(struct tuple *key, __u64 now)
+#define PORT_ATTEMPTS	32	/* ports that are tried for a connection whose own is taken */
+
+INLINE struct nat *nat_live(struct tuple *key, __u8 kind, __u64 now)
 {
-	struct nat *entry = nat_get(key);
+	struct nat *entry = nat_get(key, kind);
 
 	return entry && now < entry->deadline ? entry : NULL;
 }
@@ -32,8 +34,17 @@ INLINE __u64 nat_life(__u8 proto, const struct nat *a, const struct nat *b)
 	return (a->flags & NAT_SEEN) && (b->flags & NAT_SEEN) ? LIFE_ESTABLISHED : LIFE_OTHER;
 }
 
-/* This packet used `entry`; `other` is its counterpart. An error belongs to the connection without living for it. */
-INLINE void nat_touch(const struct packet *p, struct nat *entry, struct nat *other)
+/* Is it the acknowledgement of the last FIN? Nothing comes after it. */
+INLINE bool nat_over(const struct packet *p, const struct nat *entry, const struct nat *other)
+{
+	return (p->tcp & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == TCP_ACK && nat_closed(entry, other) &&
+	       p->ack == other->end;
+}
+
+/* This packet (p->t) used `entry`; `other` (p->other) is its counterpart. Neither may be looked at afterwards: both are
+ * gone if the connection is over. An error belongs to the connection without living for it.
+ */
+INLINE void nat_touch(struct packet *p, __u8 kind, struct nat *entry, struct nat *other)
 {
 	__u64 life;
 
@@ -45,6 +56,13 @@ INLINE void nat_touch(const struct packet *p, struct nat *entry, struct nat *oth
 		entry->flags |= NAT_FIN;
 	if (p->tcp & TCP_RST)
 		other->flags |= NAT_FIN;
+	if (p->tcp & TCP_FIN)
+		entry->end = p->end;
+	if (nat_over(p, entry, other)) {
+		nat_forget(&p->t, kind);
+		nat_forget(&p->other, kind);
+		return;
+	}
 	life = nat_life(p->t.proto, entry, other);
 	prolong(&entry->deadline, p->now, life);
 	prolong(&other->deadline, p->now, life);
@@ -87,14 +105,14 @@ INLINE struct nat *nat_make(struct packet *p, __u8 kind, const struct addr *addr
 /* The answering direction (p->other) becomes p->made, unless a live translation of another connection holds it.
  * Claimed by insertion, so of two packets on two CPUs one wins.
  */
-INLINE struct nat *nat_claim_answer(struct packet *p)
+INLINE struct nat *nat_claim_answer(struct packet *p, __u8 kind)
 {
-	struct nat *there = nat_get(&p->other);
+	struct nat *there = nat_get(&p->other, kind);
 
 	if (there && p->now < there->deadline)
-		return there->kind == p->made.kind && there->port == p->made.port &&
+		return there->kind == p->made.kind && there->port == p->made.port && there->asker == p->made.asker &&
 		       addr_equal(&there->addr, &p->made.addr) ? there : NULL;
 	if (there)
-		nat_forget(&p->other);
-	return nat_claim(&p->other, &p->made) ? NULL : nat_get(&p->other);
+		nat_forget(&p->other, kind);
+	return nat_claim(&p->other, &p->made, kind) ? NULL : nat_get(&p->other, kind);
 }

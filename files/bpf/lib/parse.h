@@ -47,6 +47,10 @@ struct packet {
 	__u8 direction;		/* DIRECTION_* in which a policy was asked; 0 = none was */
 	__u8 first;		/* of its flow */
 	__u8 audited;		/* a policy on trial would have denied it */
+	__u8 translated;	/* its destination was a service's */
+	__u8 flow_flags;	/* FLOW_* that its flow had; 0 = a new one */
+	__u8 pad[2];
+	__u32 ack, end;		/* TCP: what it acknowledges; the sequence number behind its last byte, FIN included */
 	__u32 audit_rule;	/* which rule of it */
 	__u32 peer;		/* identity that the policy was asked about */
 
@@ -202,6 +206,12 @@ INLINE __u32 parse_quoted(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
+/* Of the TCP header, what follows the ports (RFC 9293 section 3.1). */
+struct tcp_rest {
+	__be32 seq, ack;
+	__u8 offset, flags;
+} __attribute__((packed));
+
 INLINE __u32 parse_l4(struct __sk_buff *skb, struct packet *p, const struct l3 *l3)
 {
 	__u32 need = l3->proto == IPPROTO_TCP ? 20 : 8;
@@ -215,11 +225,13 @@ INLINE __u32 parse_l4(struct __sk_buff *skb, struct packet *p, const struct l3 *
 		return opaque;
 	p->starts = 1;
 	if (l3->proto == IPPROTO_TCP) {
-		__u8 offset_flags[2];
+		struct tcp_rest rest;
 
-		if (bpf_skb_load_bytes(skb, l3->l4 + 12, offset_flags, sizeof(offset_flags)))
+		if (bpf_skb_load_bytes(skb, l3->l4 + 4, &rest, sizeof(rest)))
 			return VERDICT_MALFORMED;
-		p->tcp = offset_flags[1];
+		p->tcp = rest.flags;
+		p->ack = be32(rest.ack);
+		p->end = be32(rest.seq) + l3->payload - (rest.offset >> 4) * 4 + !!(rest.flags & TCP_FIN);
 	} else if (l3->proto == IPPROTO_ICMP || l3->proto == IPPROTO_ICMPV6) {
 		p->starts = icmp_is_echo(l3->proto, type);
 		if (icmp_is_error(l3->proto, type))

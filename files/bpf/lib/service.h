@@ -12,6 +12,9 @@
 #include "rewrite.h"
 #include "verdict.h"
 
+#define ASKER_FIRST	1024	/* ports that an asker may be given in place of its own ... */
+#define ASKER_COUNT	64512	/* ... and how many */
+
 /* Client affinity needs no table: the client alone picks the slot, for as long as the slots stay. */
 INLINE __u32 service_hash(const struct service *service, const struct tuple *t)
 {
@@ -21,7 +24,7 @@ INLINE __u32 service_hash(const struct service *service, const struct tuple *t)
 /* The pin of this packet's connection, if it still leads somewhere: same service, backend there, node not dead. */
 INLINE struct nat *service_pin(struct config *config, struct packet *p, struct service *service, __u8 kind)
 {
-	struct nat *pin = nat_live(&p->t, p->now);
+	struct nat *pin = nat_live(&p->t, kind, p->now);
 
 	if (!pin || pin->service != service->id || !backend_get(pin->backend))
 		return NULL;
@@ -30,53 +33,83 @@ INLINE struct nat *service_pin(struct config *config, struct packet *p, struct s
 	return pin->kind == kind ? pin : NULL;
 }
 
-/* Send p to the backend addr:port, and have its answers come from the service. A drop, or TRANSLATED. */
-INLINE int service_translate(struct __sk_buff *skb, struct packet *p, __u8 kind, __u32 service, __u32 backend,
-			     const struct addr *to, __be16 port)
+/* The answering direction of p's connection becomes p->made. If its asker's port leads to this backend through another
+ * service already, it gets another port there, as with the kernel's NAT: *asker then, else 0. NULL if none was found.
+ */
+INLINE struct nat *service_claim(struct packet *p, __u8 kind, __be16 *asker)
 {
+	__u32 i, hash = tuple_hash(&p->t);
+	struct nat *back;
+
+	LOOP for (i = 0; i < PORT_ATTEMPTS; i++) {
+		if (i)
+			*asker = be16(ASKER_FIRST + (hash + i * 257) % ASKER_COUNT);
+		if (*asker) {
+			p->made.asker = p->t.sport;
+			p->other.dport = *asker;
+		}
+		back = nat_claim_answer(p, kind);
+		if (back)
+			return back;
+	}
+	return NULL;
+}
+
+/* Send p to the backend addr:port, and have its answers come from the service. `there` is its pin, NULL = it has none
+ * that leads to this backend. A drop, or TRANSLATED.
+ */
+INLINE int service_translate(struct __sk_buff *skb, struct packet *p, __u8 kind, __u32 service, __u32 backend,
+			     const struct addr *to, __be16 port, struct nat *there)
+{
+	__be16 asker = there ? there->asker : 0;
 	struct addr addr = *to;
-	struct nat *there, *back;
+	struct nat *back;
 
 	nat_answer_to_destination(p, &addr, port);
 	nat_make(p, kind == NAT_POD ? NAT_POD_REPLY : NAT_REPLY, &p->t.dst, p->t.dport, service, backend);
-	back = nat_claim_answer(p);
+	back = service_claim(p, kind, &asker);
 	if (!back)
-		return VERDICT_NO_PORT;	/* the client's port is in use towards this backend through another service */
-	there = nat_live(&p->t, p->now);
+		return VERDICT_NO_PORT;
 	if (there && nat_closed(there, back) && (p->tcp & TCP_SYN)) {
 		there->flags = 0;
 		back->flags = 0;
 	}
-	if (!there || there->kind != kind || there->backend != backend || there->service != service) {
+	if (!there) {
 		nat_make(p, kind, &addr, port, service, backend);
-		if (nat_put(&p->t, &p->made))
+		p->made.asker = asker;
+		if (nat_put(&p->t, &p->made, kind))
 			return VERDICT_MAP_FULL;
-		there = nat_get(&p->t);
+		there = nat_get(&p->t, kind);
 		if (!there)
 			return VERDICT_MAP_FULL;
 	}
-	nat_touch(p, there, back);
-	return rewrite_destination(skb, p, &addr, port) ? VERDICT_MALFORMED : VERDICT_TRANSLATED;
+	nat_touch(p, kind, there, back);
+	if (rewrite_destination(skb, p, &addr, port) || (asker && rewrite_source(skb, p, &p->t.src, asker)))
+		return VERDICT_MALFORMED;
+	return VERDICT_TRANSLATED;
 }
 
 /* Reverse of service_translate: an answer gets the service's address as its source. CONTINUE if p is no such answer. */
 INLINE int service_answer(struct __sk_buff *skb, struct packet *p, __u8 kind)
 {
-	struct nat *back = nat_live(&p->t, p->now), *there;
+	struct nat *back = nat_live(&p->t, kind, p->now), *there;
 	struct addr addr;
-	__be16 port;
+	__be16 port, asker;
 
 	if (!back || back->kind != kind)
 		return CONTINUE;
 	addr = back->addr;
 	port = back->port;
+	asker = back->asker;
 	p->other.src = p->t.dst;
 	p->other.dst = addr;
-	p->other.sport = p->t.dport;
+	p->other.sport = asker ? asker : p->t.dport;
 	p->other.dport = port;
 	p->other.proto = p->t.proto;
-	there = nat_get(&p->other);
+	there = nat_get(&p->other, kind);
 	if (there)
-		nat_touch(p, back, there);
-	return rewrite_source(skb, p, &addr, port) ? VERDICT_MALFORMED : VERDICT_TRANSLATED;
+		nat_touch(p, kind, back, there);
+	if (rewrite_source(skb, p, &addr, port) || (asker && rewrite_destination(skb, p, &p->t.dst, asker)))
+		return VERDICT_MALFORMED;
+	return VERDICT_TRANSLATED;
 }

@@ -24,7 +24,7 @@
 #define VERDICT_NO_BACKEND	133
 #define VERDICT_NO_PROXY	134	/* redirected, but nobody listens */
 #define VERDICT_MAP_FULL	135
-#define VERDICT_NO_PORT		136	/* masquerade ports used up towards this destination */
+#define VERDICT_NO_PORT		136	/* no port was free: masqueraded towards this destination, or of an asker at a backend */
 #define VERDICT_VIP_NOT_OWNED	137	/* ARP for an address that another node answers for */
 #define VERDICT_TTL_EXCEEDED	138
 #define VERDICT_FRAGMENT	139	/* ports are needed and not there */

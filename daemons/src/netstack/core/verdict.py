@@ -54,7 +54,7 @@ REASONS: dict[Verdict, str] = {
     Verdict.NO_BACKEND: "service has no ready backend",
     Verdict.NO_PROXY: "DNS proxy is not listening",
     Verdict.MAP_FULL: "a table is full",
-    Verdict.NO_PORT: "no free source port for masquerading",
+    Verdict.NO_PORT: "no free port for its translation",
     Verdict.VIP_NOT_OWNED: "ARP request for an address that another node owns",
     Verdict.TTL_EXCEEDED: "hop limit reached",
     Verdict.FRAGMENT: "fragment without ports where ports decide",

@@ -25,8 +25,8 @@ def test_every_record_reads_back_what_it_wrote(spec: layout.MapSpec) -> None:
 
 
 def test_padding_is_written_as_zero_whatever_was_read() -> None:
-    flow = layout.Flow.unpack(b"\xff" * layout.Flow.size())
-    assert flow.pack()[-6:] == bytes(6)
+    entry = layout.Nat.unpack(b"\xff" * layout.Nat.size())
+    assert entry.pack()[-6:] == bytes(6)
 
 
 def test_data_of_another_size_is_refused() -> None:
@@ -74,3 +74,10 @@ def test_an_lpm_trie_is_declared_as_the_kernel_demands() -> None:
     tries = [spec for spec in layout.MAPS.values() if spec.kind == layout.LPM_TRIE]
     assert {spec.name for spec in tries} == {"identities", "policy"}
     assert all(spec.flags & layout.NO_PREALLOC for spec in tries)
+
+
+def test_ten_thousand_services_fit() -> None:
+    """Each with a port, an address of both kinds, and two backends of its own."""
+    assert layout.MAPS["services"].entries >= 7 * 10_000
+    assert layout.MAPS["slots"].entries >= 67 * 10_000
+    assert layout.MAPS["backends"].entries >= 2 * 10_000

@@ -1,17 +1,20 @@
-"""The programs on the boards' kernel: its verifier takes them, the loader loads them, they do what they do here."""
+"""The programs on the boards' kernel: its verifier takes them, the loader loads them, they do what they do here.
+
+Every Packet test runs there. With LONG=1 what the command line tells of a node is asked there too.
+"""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
 from instruments.depth import DEPTH
-from kernel61 import REPOSITORY, Guest, Outcome
+from kernel61 import REPOSITORY, Guest, Outcome, compiled
 from kernel61.flow import refused_edges
 from kernel61.jobs import LOADER, Run, packet_tests
 from kernel61.report import Report, read
-from lab import image
 from netstack.kernel.attach import POD, UPLINK
-from netstack.kernel.loader import LoaderSettings, compiled_set
 from netstack.kernel.programs import CGROUP, PROGRAMS
 
 pytestmark = pytest.mark.root
@@ -22,9 +25,13 @@ NOT_OF_A_KERNEL = {"test_abi.py"}
 # They compile again and again, minutes each time on an interpreted processor: for a soak (DEPTH above `make test`'s).
 COMPILING = {"test_compile.py", "test_loader.py"}
 SOAK = DEPTH > 8
-# A lane for each of the guest's processors, of about the same length. Every other file is in the second.
-FIRST_LANE = {"test_uplink.py"}
-LEFT_OUT = NOT_OF_A_KERNEL if SOAK else NOT_OF_A_KERNEL | COMPILING
+# What the command line tells of a node: nothing that a kernel may see differently, and a load of all programs each.
+COMMANDS = {"test_cli_collect.py", "test_cli_inquire.py", "test_cli_reasons.py"}
+LONG = SOAK or os.environ.get("LONG") == "1"
+LEFT_OUT = NOT_OF_A_KERNEL | (set() if SOAK else COMPILING) | (set() if LONG else COMMANDS)
+# A lane for each of the guest's processors, of about the same length: files that put whole nodes in force are in the
+# first, in the second all others, most of which share one instrument.
+FIRST_LANE = {"test_trial.py", "test_wire.py"} | (COMMANDS - LEFT_OUT)
 
 SOCKETS = [spec.name for spec in PROGRAMS.values() if spec.hook == CGROUP]
 # The verifier gives up at a million instructions looked at; half of it is where we would start to cut a program.
@@ -32,9 +39,8 @@ MOST_VERIFIED = 500_000
 
 
 def test_no_loop_is_closed_by_falling_through() -> None:
-    settings = LoaderSettings(bpf_source=str(REPOSITORY / "files" / "bpf"), cache=str(image.cache() / "programs"))
-    compiled = compiled_set(settings)
-    assert {name: list(refused_edges(program.instructions)) for name, program in compiled.programs.items()} == {
+    programs = compiled.host_set().programs
+    assert {name: list(refused_edges(program.instructions)) for name, program in programs.items()} == {
         name: [] for name in PROGRAMS
     }
 
@@ -53,11 +59,13 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Run:
     first = " ".join(f"tests/bpf/{name}" for name in sorted(FIRST_LANE))
     others = " ".join(f"--ignore=tests/bpf/{name}" for name in sorted(FIRST_LANE | LEFT_OUT))
     jobs = {
-        "loader": LOADER,
         "first": packet_tests("first.xml", first),
         "second": packet_tests("second.xml", f"{others} tests/bpf"),
+        "loader": LOADER,
     }
-    return Run(exchange, Guest(exchange).run(jobs, timeout_s=3600 if SOAK else 1200))
+    machine = Guest(exchange)
+    compiled.seed(machine.kernel)
+    return Run(exchange, machine.run(jobs, timeout_s=3600 if SOAK else 1200))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +97,7 @@ def test_every_program_is_translated_and_far_from_the_verifiers_limit(guest: Run
 
 
 def test_detaching_leaves_nothing(guest: Run) -> None:
-    assert guest.words("left") == ""
+    guest.assert_detached()
 
 
 def test_the_packet_tests_hold_and_none_is_skipped(guest: Run, lanes: list[Report]) -> None:

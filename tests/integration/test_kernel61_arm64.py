@@ -1,6 +1,7 @@
 """The boards' architecture: the programs, the probes and the release on an arm64 kernel of the boards' series.
 
-Short: every program is loaded, and a choice of the Packet tests holds. With LONG=1 all of them run.
+Short: every program is loaded, and a choice of the Packet tests holds. With LONG=1 all of them run, and the compiler
+too.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from kernel61 import REPOSITORY, Guest, Outcome
-from kernel61.jobs import LOADER, PROBE, Run, packet_tests
+from kernel61 import REPOSITORY, Guest, Outcome, compiled
+from kernel61.jobs import COMPILE, LOADER, PROBE, Run, packet_tests
 from kernel61.report import Report, read
 from lab import image
-from netstack.kernel.programs import PROGRAMS
+from netstack.kernel.programs import PROGRAMS, Compiled
 
 pytestmark = pytest.mark.root
 
@@ -105,7 +106,11 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "probe": PROBE,
         "packets": packet_tests("packets.xml", ALL_ARGUMENTS if LONG else SMOKE_ARGUMENTS),
     }
-    return Run(exchange, Guest(exchange, "arm64").run(jobs, timeout_s=3600 if LONG else 1200))
+    if LONG:
+        jobs["compile"] = COMPILE
+    machine = Guest(exchange, "arm64")
+    compiled.seed(machine.kernel)
+    return Run(exchange, machine.run(jobs, timeout_s=3600 if LONG else 1200))
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +138,13 @@ def test_every_program_is_in_force_and_translated(guest: Run) -> None:
     programs = guest.programs("programs")
     assert set(programs) == set(PROGRAMS)
     assert all(program["machine_code"] and program["verified"] for program in programs.values())
-    assert guest.words("left") == ""
+    guest.assert_detached()
+
+
+@pytest.mark.skipif(not LONG, reason="minutes of an interpreted compiler: LONG=1")
+def test_a_board_compiles_what_this_machine_compiles(guest: Run) -> None:
+    assert guest.outcomes["compile"] == Outcome(0, "")
+    assert Compiled.from_json(guest.words("compiled")) == compiled.host_set()
 
 
 def test_the_packet_tests_hold_and_none_is_skipped(guest: Run, packets: Report) -> None:

@@ -1,14 +1,14 @@
 """A board: a node of a lab that is a whole machine, with a kernel of its own.
 
     with Lab("mine", nodes=1) as lab:
-        board = join(lab)
+        board = join(lab, "arm64")
         board.run("systemctl status netstack-agent")
 
 What nspawn's nodes share with the machine a board has for itself: modules, all sysctls, cgroup v2 with its
-controllers, its clock. Its root is the lab's node image, read-only, under a disk in the lab's folder that lives as long
-as the lab, so that what was written survives a reboot. Its network card is a tap in the lab's LAN, with the MAC and the
-address that a node of its number has. It is reached by ssh alone, as a real one. Its processes are not the machine's,
-so a pod on it is a BoardPod.
+controllers, its clock. Its root is that of a guest, read-only, under a disk in the lab's folder that lives as long as
+the lab, so that what was written survives a reboot. Its network cards are taps in the lab's LAN, the first with the MAC
+and the address that a node of its number has. It is reached by ssh alone, as a real one. Its processes are not the
+machine's, so a pod on it is a BoardPod.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab import cgroups, image, inventory, network, objects, programs
@@ -30,9 +31,10 @@ from lab.pods import Pod
 from lab.shell import alive, run, wait_until
 from lab.tls import authority
 
-from . import initramfs
+from . import compiled, initramfs
+from .guest import root
 from .kernel import Kernel, find
-from .machine import MACHINES, Share, command
+from .machine import MACHINES, Machine, Share, command, kernel_parameters
 
 MEMORY_MB, CPUS = 1536, 2
 DISK_SIZE = "2G"
@@ -54,17 +56,24 @@ rm -r .incoming
 """
 
 
+@dataclass(frozen=True, slots=True)
 class Board(Node):
     """Node number `number` of the lab; none of nspawn's may have it."""
 
+    architecture: str = "amd64"
+
+    @property
+    def machine(self) -> Machine:
+        return MACHINES[self.architecture]
+
     @property
     def kernel(self) -> Kernel:
-        return find("amd64")
+        return find(self.architecture)
 
     @property
     def taps(self) -> dict[str, str]:
-        """Network cards: name of the tap -> MAC. The first is eth0."""
-        return {self.port.link: self.mac}
+        """Network cards, eth0 and eth1: name of the tap -> MAC. Nothing uses the second unless told to."""
+        return {self.port.link: self.mac, f"{self.port.link}b": self.mac.replace("02:", "06:", 1)}
 
     @property
     def console(self) -> Path:
@@ -91,22 +100,22 @@ class Board(Node):
             (upper / "etc/hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
             trusted = (image.image() / "etc/ssl/certs/ca-certificates.crt").read_text()
             (upper / "etc/ssl/certs/ca-certificates.crt").write_text(trusted + authority().certificate.read_text())
+            compiled.seed(self.kernel)
             programs.seed(upper)
             run(["mke2fs", "-q", "-t", "ext4", "-d", folder, str(self.folder / "disk"), DISK_SIZE])
 
     def start(self) -> None:
         shares = [
-            Share("image", image.build(), Path("/")),
-            Share("modules", self.kernel.modules, Path("/lib/modules") / self.kernel.release),
+            *root(self.machine, self.kernel),
             Share("share", SHARE, Path("/opt/lab/share")),
             Share("shared", self.names.run / "shared", Path("/opt/lab/shared"), writable=True),
         ]
         settings = initramfs.Settings("/sbin/init", DISK, f"{self.address}/24", network.GATEWAY)
         table = [(share.tag, str(share.guest), "rw" if share.writable else "ro") for share in shares[1:]]
-        busybox = image.image() / "bin/busybox"
+        busybox = shares[0].host / "bin/busybox"
         (self.folder / "initramfs").write_bytes(initramfs.archive(self.kernel, busybox, table, settings))
         pid = cgroups.spawn(
-            command(MACHINES["amd64"], MEMORY_MB, CPUS, self._arguments(shares)),
+            command(self.machine, MEMORY_MB, CPUS, self._arguments(shares)),
             cgroup=self.cgroup,
             log=self.folder / "qemu.log",
             netns=self.names.netns_path(network.LAN),
@@ -114,8 +123,8 @@ class Board(Node):
         (self.folder / "supervisor.pid").write_text(str(pid))
 
     def _arguments(self, shares: Sequence[Share]) -> list[str]:
-        lan, console = self.names.netns(network.LAN), MACHINES["amd64"].console
-        mask = f"systemd.mask=serial-getty@{console}.service"
+        lan = self.names.netns(network.LAN)
+        mask = f"systemd.mask=serial-getty@{self.machine.console}.service"
         cards: list[str] = []
         for number, (tap, mac) in enumerate(self.taps.items()):
             network.ip([f"tuntap add {tap} mode tap", f"link set {tap} master {network.BRIDGE} up"], lan)
@@ -124,7 +133,7 @@ class Board(Node):
         return [
             *("-serial", f"file:{self.console}"),
             *("-kernel", str(self.kernel.image), "-initrd", str(self.folder / "initramfs")),
-            *("-append", f"console={console} panic=-1 quiet mitigations=off {mask}"),
+            *("-append", f"{kernel_parameters(self.machine)} net.ifnames=0 {mask}"),
             *("-drive", f"file={self.folder / 'disk'},format=raw,if=virtio,cache=unsafe"),
             *cards,
             *(argument for share in shares for argument in share.arguments),
@@ -186,9 +195,9 @@ class BoardPod(Pod):
         wait_until(listening, f"pod {self.namespace}/{self.name} to listen on {sorted(wanted)}", 60)
 
 
-def join(lab: Lab) -> Board:
+def join(lab: Lab, architecture: str = "amd64") -> Board:
     """One more node for a lab that is up; booted, known to its API, and without netstack."""
-    board = Board(lab.names, len(lab.nodes) + 1)
+    board = Board(lab.names, len(lab.nodes) + 1, architecture)
     lab.apply(objects.node(board.name, board.address, board.pod_cidr))
     board.prepare()
     board.start()

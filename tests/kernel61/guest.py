@@ -14,7 +14,7 @@ from lab import image
 
 from . import initramfs, tree
 from .kernel import Kernel, NotPrepared, find
-from .machine import MACHINES, Machine, Share, command
+from .machine import MACHINES, Machine, Share, command, kernel_parameters
 
 REPOSITORY = Path(__file__).parents[2]
 PROCESS_1 = Path(__file__).with_name("guest.sh")
@@ -34,18 +34,21 @@ class Outcome:
     log: str
 
 
-def shares(machine: Machine, kernel: Kernel, exchange: Path) -> list[Share]:
+def root(machine: Machine, kernel: Kernel) -> list[Share]:
     """The root comes first: the others are mounted into it."""
+    if machine.architecture == "arm64":  # the kernel's modules come with the tree
+        return [Share("image", tree.build(), Path("/"))]
+    modules = Share("modules", kernel.modules, Path("/lib/modules") / kernel.release)
+    return [Share("image", image.build(), Path("/")), modules]
+
+
+def shares(machine: Machine, kernel: Kernel, exchange: Path) -> list[Share]:
+    """What a guest sees of the host, root first."""
     environment = (REPOSITORY / ".venv").resolve()
     programs = image.cache() / "programs"
     programs.mkdir(parents=True, exist_ok=True)
-    if machine.architecture == "arm64":
-        root = [Share("image", tree.tree(), Path("/"))]
-    else:
-        modules = Share("modules", kernel.modules, Path("/lib/modules") / kernel.release)
-        root = [Share("image", image.build(), Path("/")), modules]
     return [
-        *root,
+        *root(machine, kernel),
         Share("repository", REPOSITORY, REPOSITORY),
         # Made for this machine, and enough for arm64 too: what the Packet tests import of it is Python alone.
         Share("environment", environment, environment),
@@ -124,7 +127,7 @@ class Guest:
         return [
             *("-no-reboot", "-serial", f"file:{self.console}"),
             *("-kernel", str(self.kernel.image), "-initrd", str(archive)),
-            *("-append", f"console={self.machine.console} panic=-1 quiet mitigations=off nokaslr"),
+            *("-append", kernel_parameters(self.machine)),
             *(argument for share in shared for argument in share.arguments),
         ]
 

@@ -10,7 +10,7 @@ from lab import image
 
 from .guest import REPOSITORY, Outcome
 
-# Two starts of the loader and its end, as on a node that has no pods; what the kernel holds after each.
+# Two starts of the loader and its end, as on a node that has no pods; what the kernel holds before, between and after.
 LOADER = f"""
 uname -r > /exchange/release
 ip link add eth0 type dummy
@@ -21,14 +21,24 @@ END
 export PYTHONPATH={REPOSITORY}/daemons/src
 loader="python3 -m netstack.kernel.loader --config /run/agent.yaml"
 pinned="python3 tests/kernel61/pinned.py /sys/fs/bpf/netstack/progs"
+look() {{
+    find /sys/fs/bpf
+    tc qdisc show dev eth0
+    bpftool cgroup show /sys/fs/cgroup
+}}
+look > /exchange/before
 $loader 2> /exchange/first
 $pinned > /exchange/programs
 $loader 2> /exchange/second
 $pinned > /exchange/programs-after
+look > /exchange/loaded
 $loader --detach
-find /sys/fs/bpf/netstack > /exchange/left 2>/dev/null || true
-tc filter show dev eth0 ingress >> /exchange/left 2>/dev/null || true
-bpftool cgroup show /sys/fs/cgroup >> /exchange/left
+look > /exchange/detached
+"""
+
+COMPILE = f"""
+export PYTHONPATH={REPOSITORY}/daemons/src
+python3 -m netstack.kernel.compile {REPOSITORY}/files/bpf /exchange/compiled
 """
 
 # The collection's own look at the kernel, as ansible would start it on a node.
@@ -63,6 +73,13 @@ class Run:
 
     def words(self, name: str) -> str:
         return (self.exchange / name).read_text()
+
+    def assert_detached(self) -> None:
+        """Nothing is left of pins, hooks on the device and hooks of the cgroup, all of which were there."""
+        loaded = self.words("loaded")
+        for sign in ("/sys/fs/bpf/netstack/maps/", "qdisc clsact", "connect4"):
+            assert sign in loaded, loaded
+        assert self.words("detached") == self.words("before")
 
     def programs(self, name: str) -> dict[str, dict[str, int]]:
         """Pinned program's name -> what kernel61/pinned.py tells of it."""

@@ -14,12 +14,20 @@ class Machine:
     qemu: str
     processor: tuple[str, ...]
     console: str
+    parameters: str = ""  # of the kernel
 
 
 MACHINES = {
     machine.architecture: machine
     for machine in (
-        Machine("amd64", "x86_64", "qemu-system-x86_64", ("-M", "q35", "-cpu", "max,la57=off"), "ttyS0"),
+        Machine(
+            "amd64",
+            "x86_64",
+            "qemu-system-x86_64",
+            ("-M", "q35", "-cpu", "max,la57=off"),
+            "ttyS0",
+            "tsc=reliable",  # else it asks the HPET for the time, and every answer holds up the other processors
+        ),
         # The large cores of the boards' RK3588.
         Machine(
             "arm64", "aarch64", "qemu-system-aarch64", ("-M", "virt,gic-version=3", "-cpu", "cortex-a76"), "ttyAMA0"
@@ -44,6 +52,11 @@ class Share:
         return "-virtfs", (
             f"local,path={path},mount_tag={self.tag},security_model=none,readonly={readonly},multidevs=remap"
         )
+
+
+def kernel_parameters(machine: Machine) -> str:
+    """What the kernel of every guest is told."""
+    return f"console={machine.console} panic=-1 quiet mitigations=off nokaslr {machine.parameters}"
 
 
 def command(machine: Machine, memory_mb: int, processors: int, arguments: Sequence[str]) -> list[str]:

@@ -283,13 +283,13 @@ named_ports = st.lists(
 
 
 @st.composite
-def worlds(draw: st.DrawFn, most: int = 3) -> list[Raw]:
-    """All manifests of a cluster with up to `most` policies."""
+def worlds(draw: st.DrawFn, most: int = 3, *, for_nodes: bool = True) -> list[Raw]:
+    """All manifests of a cluster with up to `most` policies, and perhaps some for nodes."""
     pods = [
         pod(name, draw(label_sets), draw(named_ports), draw(st.sampled_from(["default", "robot"]))) for name in PODS
     ]
     web = service("two/web", [], {"app": draw(st.sampled_from("ab"))})
     drawn = draw(st.lists(st.one_of(cilium_policies(), kubernetes_policies()), min_size=1, max_size=most))
-    drawn += draw(st.lists(node_policies(), max_size=2))
+    drawn += draw(st.lists(node_policies(), max_size=2)) if for_nodes else []
     policies = {(item["kind"], *item["metadata"].values()): item for item in drawn}
     return [*FIXED, *web, *pods, *policies.values()]

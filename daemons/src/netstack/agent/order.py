@@ -20,6 +20,10 @@ state 4 could combine what is new for X with what is old for Y. Where it could, 
 step 3 until after step 6: an identity that every endpoint with any policy denies explicitly. Longest prefixes are
 written first and shortest deleted first, so no address falls back to a wider range's identity in between.
 
+One thing is left open: what is kept reachable on a node (policy/host.py) stands as allows inside of denies, and these
+come before allows and go after them. While policies for nodes change, (3) does not hold for such a flow's very first
+packet, which its sender repeats; flows that are known pass by the old generation.
+
 `config` with its new generation comes last: from then on, flows are judged again by the new tables.
 tests/instruments/cluster.py checks (1) to (3) after every single write, for every test that uses it.
 """

@@ -55,7 +55,7 @@ def test_the_tables_allow_exactly_what_the_objects_say(manifests: list[Raw], ran
 
 
 @settings(max_examples=15 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(clusters.worlds(), clusters.worlds(), modes)
+@given(clusters.worlds(for_nodes=False), clusters.worlds(for_nodes=False), modes)
 def test_no_state_between_two_worlds_opens_or_breaks_anything(
     first: list[Raw], second: list[Raw], ranges_match: frozenset[str]
 ) -> None:

@@ -140,7 +140,9 @@ digest:
   returned: success
   type: str
 effect:
-  description: What the change does, by what this node knows.
+  description:
+    - What the change does, by what this node knows.
+    - Nothing, where another node has been faster with the same change. In check mode all nodes tell it.
   returned: success
   type: dict
   contains:

@@ -9,6 +9,10 @@ from pathlib import Path
 RAW = Path(__file__).with_name("raw")
 
 
+BESIDE = ("direct", "no policy", "dnsdist", "unbound")
+"""What is run beside netstack for a ratio, and is no figure of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     name: str
@@ -16,7 +20,7 @@ class Figure:
     meaning: str
     """One sentence: what was done, and what the number counts."""
     against: str = ""
-    """What the ratio is to: the name of another figure, or "direct"; "" = there is no ratio."""
+    """What the ratio is to: the name of another figure, or one of BESIDE; "" = there is no ratio."""
     target: float | None = None
     """What the ratio is held against, or the value where there is no ratio; None = nothing is promised."""
     statistic: str = "median"

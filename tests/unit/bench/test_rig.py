@@ -19,8 +19,8 @@ def test_half_of_the_addresses_is_routed_to_each_server() -> None:
 
 
 def test_the_maps_are_enlarged_only_when_they_must() -> None:
-    assert sizes(10) == sizes(1000) == {}
-    assert sizes(10000) == {"services": 1 << 17, "slots": 1 << 20}
+    assert sizes(10) == sizes(1000) == sizes(10000) == {}
+    assert sizes(100_000) == {"services": 1 << 20, "slots": 1 << 23}
 
 
 def test_the_compiler_gets_what_the_api_server_would_send() -> None:

@@ -18,16 +18,10 @@ from netstack.cli.frames import PROTOCOLS, Flow
 from netstack.core.address import is_v4, unpack
 from netstack.core.verdict import REASONS, Verdict
 from netstack.kernel import layout
+from netstack.observer.names import RANGES_FROM, kind
 
-ENTITIES = {
-    layout.IDENTITY_HOST: "host",
-    layout.IDENTITY_WORLD: "world",
-    layout.IDENTITY_REMOTE_NODE: "remote-node",
-    layout.IDENTITY_KUBE_APISERVER: "kube-apiserver",
-    layout.IDENTITY_INGRESS: "ingress",
-}
-NAMES_FROM, RANGES_FROM = 3 << 30, 2 << 30
-"""Numbers of name-selectors, and of address ranges (netstack.agent.identities)."""
+NAMES_FROM = 3 << 30
+"""Numbers of name-selectors (netstack.agent.policy.names)."""
 DERIVED = "io.cilium.k8s."
 """Labels that follow from others and are of no use in a rule that is meant for people."""
 ECHO = {"ICMP": 8, "ICMPv6": 128}
@@ -48,11 +42,7 @@ class Party:
 
     @property
     def kind(self) -> str:
-        if self.identity in ENTITIES:
-            return ENTITIES[self.identity]
-        if self.identity >= RANGES_FROM:
-            return "world, in a range that a policy names"
-        return "pod"
+        return "world, in a range that a policy names" if self.identity >= RANGES_FROM else kind(self.identity)
 
     def __str__(self) -> str:
         at = unpack(self.address)
@@ -128,8 +118,8 @@ def suggestion(direction: int, peer: Party, flow: Flow) -> dict[str, Any]:
     if peer.labels:
         own = {key: value for key, value in sorted(peer.labels.items()) if not key.startswith(DERIVED)}
         rule[f"{side}Endpoints"] = [{"matchLabels": own}]
-    elif peer.identity in ENTITIES and peer.identity != layout.IDENTITY_WORLD:
-        rule[f"{side}Entities"] = [ENTITIES[peer.identity]]
+    elif kind(peer.identity) not in ("world", "pod"):
+        rule[f"{side}Entities"] = [kind(peer.identity)]
     else:
         rule[f"{side}CIDR"] = [f"{unpack(peer.address)}/{32 if is_v4(peer.address) else 128}"]
     if flow.protocol in ECHO:

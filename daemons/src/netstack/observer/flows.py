@@ -11,13 +11,10 @@ from typing import Any
 from netstack.core.address import ANY, unpack
 from netstack.core.verdict import REASONS, Verdict
 from netstack.kernel import layout
-from netstack.observer.names import ENTITIES, Names
+from netstack.observer.names import Names, kind
 
 PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 DIRECTIONS = {layout.DIRECTION_INGRESS: "ingress", layout.DIRECTION_EGRESS: "egress"}
-WORLD = {layout.IDENTITY_ANY, layout.IDENTITY_WORLD}
-RANGES_FROM = 2 << 30
-"""Numbers of address ranges that policies name (netstack.agent.identities)."""
 NANO = 1_000_000_000
 
 
@@ -47,7 +44,7 @@ def named(event: layout.Event, names: Names, boot: float) -> dict[str, Any]:
         "source": _party(source, event.source_port, pods.get(source, ""), names),
         "destination": _party(destination, event.port, pods.get(destination, ""), names),
         "identity": event.peer,
-        "entity": _entity(event.peer) if event.direction else "",
+        "entity": kind(event.peer) if event.direction else "",
         "protocol": PROTOCOLS.get(event.protocol, str(event.protocol) if event.protocol else ""),
         "rule": names.rule(event.rule),
         "policies": list(judging) if unruled else [],
@@ -63,12 +60,6 @@ def _party(address: str, port: int, pod: str, names: Names) -> dict[str, Any]:
         "node": "" if pod else names.node(address),
         "names": [] if pod else list(names.dns(address)),
     }
-
-
-def _entity(identity: int) -> str:
-    if identity in ENTITIES:
-        return ENTITIES[identity]
-    return "world" if identity >= RANGES_FROM or identity in WORLD else "pod"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ ENTITIES = {
     layout.IDENTITY_KUBE_APISERVER: "kube-apiserver",
     layout.IDENTITY_INGRESS: "ingress",
 }
+UNMANAGED_FROM, PODS_FROM, RANGES_FROM = 3 << 24, 1 << 30, 2 << 30
+"""Of the numbers that netstack.agent.identities gives."""
 REMEMBERED = 4096
 """Endpoints, and rules, that are remembered when they are gone."""
 DNS_LIFE_S = 30.0
@@ -34,6 +36,17 @@ class Endpoint:
     address: str
     policies: tuple[str, ...] = ()
     on_trial: tuple[str, ...] = ()
+
+
+def kind(identity: int) -> str:
+    """What policies call whoever has this number: an entity, or `pod`."""
+    if identity in ENTITIES:
+        return ENTITIES[identity]
+    if layout.IDENTITY_NODES <= identity < layout.IDENTITY_NODES_END:
+        return "remote-node"
+    if UNMANAGED_FROM <= identity < PODS_FROM:
+        return "unmanaged"
+    return "pod" if PODS_FROM <= identity < RANGES_FROM else "world"
 
 
 class Names:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from netstack.observer.names import DNS_LIFE_S, REMEMBERED, Endpoint, Names
+import pytest
+
+from netstack.kernel import layout
+from netstack.observer.names import DNS_LIFE_S, REMEMBERED, Endpoint, Names, kind
 
 
 def told(*numbers: int, rules: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
@@ -49,3 +52,19 @@ def test_dns_is_asked_once_in_a_while_and_not_about_the_cluster() -> None:
     assert (names.dns("192.0.2.1"), names.dns("192.0.2.2")) == (("a.x", "b.x"), ())
     assert names.unknown(asked, now=DNS_LIFE_S - 1) == []
     assert names.unknown(asked, now=DNS_LIFE_S + 1) == asked
+
+
+@pytest.mark.parametrize(
+    ("identity", "wanted"),
+    [
+        (layout.IDENTITY_ANY, "world"),
+        (layout.IDENTITY_WORLD, "world"),
+        (layout.IDENTITY_HOST, "host"),
+        (layout.IDENTITY_NODES, "remote-node"),
+        (3 << 24, "unmanaged"),
+        ((1 << 30) + 5, "pod"),
+        ((2 << 30) + 5, "world"),
+    ],
+)
+def test_numbers_have_the_entities_names(identity: int, wanted: str) -> None:
+    assert kind(identity) == wanted

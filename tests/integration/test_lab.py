@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -269,7 +270,9 @@ def test_a_lab_in_use_is_not_taken_over(lab: Lab) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_up_leaves_nothing_or_is_swept(how: signal.Signals, tmp_path: Path) -> None:
     argv = command("tlabi", "up", inventory=tmp_path / "hosts.yml")
-    starting = subprocess.Popen(argv, cwd=TESTS, stderr=subprocess.DEVNULL)
+    # a shell's background jobs ignore SIGINT, and hand that down
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    starting = subprocess.Popen(argv, cwd=TESTS, stderr=subprocess.DEVNULL, preexec_fn=heed)
     try:
         # in the middle: the first node's supervisor has begun, none has booted
         wait_until(Names("tlabi").netns_path("n1").exists, "the first node's namespace", step_s=0.002)

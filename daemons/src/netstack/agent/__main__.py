@@ -235,6 +235,7 @@ async def serve(chosen: AgentSettings, unit: Unit) -> None:
     unit.command("status", agent.status)
     unit.command("policy", agent.policy)
     unit.command("names", agent.names)
+    unit.command("save", lambda _: asyncio.to_thread(agent.source.save))
     unit.command("rules", agent.answer(report.rules))
     unit.command("identities", agent.answer(report.identities))
     for name, handler in agent.cni.commands().items():

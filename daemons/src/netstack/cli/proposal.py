@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from netstack.agent.settings import AgentSettings
 from netstack.cli.effect import Flow, Pairs, Told, flows, grouped
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
-from netstack.core.unit import RUN, listen
+from netstack.core.unit import RUN, ask, listen
 from netstack.source.directory import DirectorySource
 from netstack.source.models import Policy
 from netstack.source.parse import KINDS, parse, reference
@@ -50,13 +51,15 @@ class Known:
     chosen: AgentSettings
 
     @classmethod
-    def of(cls, chosen: AgentSettings) -> Known:
+    def of(cls, chosen: AgentSettings, run: Path) -> Known:
         """Unanswerable if it has nothing."""
         kept = chosen.state / "good"
         if chosen.source == "directory":
             if not chosen.manifests.is_dir():
                 raise Unanswerable(f"{chosen.manifests}: is not a folder")
             return cls(DirectorySource(chosen.manifests, chosen.status, kept, onlooker=True), chosen)
+        with suppress(OSError, RuntimeError):  # else its copy is that of some seconds ago, or of its last moment
+            ask("agent", {"command": "save"}, run=run)
         if not (kept / "kubernetes").is_dir():
             raise Unanswerable("the agent has heard nothing from the API server yet")
         return cls(DirectorySource(kept / "kubernetes"), chosen)
@@ -105,7 +108,7 @@ def propose(document: Any, chosen: AgentSettings, *, absent: bool = False, run: 
         ref, policy = read(document, absent=absent)
     except BadObject as error:
         return Told(error.ref, problems=(error,))
-    known = Known.of(chosen)
+    known = Known.of(chosen, run)
     now = known.source.snapshot()
     others = {name: item for name, item in now.objects.items() if name != ref}
     broken = tuple(item for item in now.broken if item.error.ref != ref)

@@ -22,6 +22,9 @@ class Source(Protocol):
         """The present snapshot as soon as the source is ready, then a new one after every change that was taken in.
         Never ends; may be called once."""
 
+    def save(self) -> None:
+        """Have what is known now on disk, for another process to read. Blocks; from any thread."""
+
     def report(self) -> dict[str, Any]:
         """For the daemons' `status`: kind, ready, connected, stale_since (RFC 3339 or None), problems (kind, reason,
         since)."""

@@ -119,6 +119,9 @@ class DirectorySource:
         self._unsaved |= changed
         return self._snapshot != before
 
+    def save(self) -> None:
+        """It is there: the folder is the truth."""
+
     def remember(self) -> None:
         """Keep what is good of every file that changed, as it is in force, for a later process."""
         while self._keep is not None and self._unsaved and not self._onlooker:

@@ -56,6 +56,8 @@ class KubernetesSource:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
         self._dirty = threading.Event()
+        self._saving = threading.Lock()
+        """Held while the folder is written: by the keeper, or by who wants it now."""
         self._keeper = threading.Thread(target=self._keep, name="last good", daemon=True)
         self._unkept: Problem | None = None
         self._spoilt: set[str] = set()
@@ -205,8 +207,17 @@ class KubernetesSource:
                 self._dirty.set()
         self._save()  # what came while the last round was being written
 
+    def save(self) -> None:
+        """What the disk refuses, the keeper tries again."""
+        if self._save():
+            self._dirty.set()
+
     def _save(self) -> str:
         """What could not be saved, or ""."""
+        with self._saving:
+            return self._save_all()
+
+    def _save_all(self) -> str:
         failure = ""
         for key, replica in self._replicas.items():
             with self._lock:

@@ -86,6 +86,17 @@ def test_what_is_kept_is_written_in_rounds_and_what_fails_is_written_later(
         wait_for(lambda: source.source.report()["problems"] == [])
 
 
+def test_who_asks_for_it_finds_on_disk_what_is_known_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "SAVE_S", 3600)
+    keep, wants = tmp_path / "good", [Want("Service")]
+    with ApiServer(tmp_path / "server") as server, Watched(server.kubeconfig, keep, wants) as source:
+        server.put(service("a"))
+        source.shows("a")
+        assert KubernetesSource("none", wants, keep).snapshot().objects == {}
+        source.source.save()
+        assert list(KubernetesSource("none", wants, keep).snapshot().objects) == [Ref("Service", "ns", "a")]
+
+
 def test_a_damaged_folder_is_given_up_not_half_believed(tmp_path: Path) -> None:
     keep = tmp_path / "good"
     with ApiServer(tmp_path / "server") as server:

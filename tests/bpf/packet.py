@@ -38,7 +38,8 @@ CACHE = Path(os.environ.get("NETSTACK_CACHE") or Path.home() / ".cache" / "netst
 SETTINGS = LoaderSettings(
     bpf_source=str(ROOT / "files" / "bpf"),
     cache=str(CACHE / "programs"),
-    sizes=dict.fromkeys(("slots", "services", "backends", "identities", "policy", "fqdn"), 4096),
+    sizes=dict.fromkeys(("slots", "services", "backends", "identities", "policy", "fqdn", "nat"), 4096)
+    | {"flows": 1024},
 )
 OK, SHOT, REDIRECT = 0, 2, 7
 

@@ -12,6 +12,7 @@ import yaml
 
 from bpf.home import Home, home
 from bpf.namespaces import Namespace
+from bpf.packet import SETTINGS
 from netstack.cli.collect import collect
 from netstack.cli.status import Facts, reasons
 from netstack.core.address import pack
@@ -50,7 +51,7 @@ def test_what_the_kernel_carries_is_found_without_a_daemon(node: Home, tmp_path:
     node.put("vips", key, l.Vip(time.monotonic_ns() - 2 * 10**9, 1, bytes(6)))
     node.flows().add(7)
     facts = look(node, tmp_path)
-    assert facts.maps["flows"] == (0, l.INNER["flows"].entries)
+    assert facts.maps["flows"] == (0, SETTINGS.definition("flows").entries)
     assert facts.release == "0.1.0-abc"
     assert facts.missing_programs == ()
     assert "uplink_ingress at eth0" in facts.programs and len(facts.programs) == 10

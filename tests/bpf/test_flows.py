@@ -11,15 +11,15 @@ from scapy.layers.l2 import Ether
 
 from bpf import packet as c
 from bpf.packet import CLIENT, NEIGHBOUR, POD, SETTINGS, Packet
-from instruments.depth import DEPTH
+from instruments.depth import examples
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout as l
 from netstack.kernel.bpf import Map
 from netstack.kernel.flows import FlowTables
 
 pytestmark = pytest.mark.root
-BUDGET = l.INNER["flows"].entries
-FLOOD = 25_000 * DEPTH
+BUDGET = SETTINGS.definition("flows").entries
+FLOOD = max(2 * BUDGET, examples(25_000))
 SOURCE_AT, DESTINATION_AT = 26, 30
 """Where in an Ethernet frame of IPv4 the addresses stand; ports follow."""
 
@@ -80,8 +80,9 @@ def test_the_lans_flood_of_a_service_leaves_what_pods_asked_alone(node: Packet) 
     before = node.entries("nat_pods")
     assert len(before) == 2
     frame = Ether(src=c.CLIENT_MAC, dst=c.NODE_MAC) / IP(src=CLIENT, dst=c.VIP) / TCP(sport=4000, dport=80, flags="S")
-    flood(node, "uplink_ingress", frame, 2 * l.MAPS["nat"].entries, SOURCE_AT, node.uplink, node.uplink)
-    assert len(node.entries("nat")) > l.MAPS["nat"].entries // 2
+    most = SETTINGS.definition("nat").entries
+    flood(node, "uplink_ingress", frame, 2 * most, SOURCE_AT, node.uplink, node.uplink)
+    assert len(node.entries("nat")) > most // 2
     assert node.entries("nat_pods") == before
 
 

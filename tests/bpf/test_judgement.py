@@ -20,7 +20,7 @@ from bpf.packet import SHOT, Packet
 from instruments import clusters
 from instruments.cluster import Cluster
 from instruments.clusters import Raw
-from instruments.depth import DEPTH
+from instruments.depth import examples
 from instruments.reference import World
 from netstack.agent.identities import RANGES_MATCH
 from netstack.kernel import layout as l
@@ -58,7 +58,7 @@ def install(node: Packet, cluster: Cluster) -> dict[str, int]:
 
 
 @settings(
-    max_examples=20 * DEPTH,
+    max_examples=examples(20),
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -83,8 +83,8 @@ def test_it_pins_attaches_and_is_in_force(node: Home) -> None:
 
 def test_maps_have_the_sizes_of_the_settings(node: Home) -> None:
     node.load()
-    with node.map("slots") as slots, node.map("nat") as nat:
-        assert (slots.definition.entries, nat.definition.entries) == (4096, l.MAPS["nat"].entries)
+    with node.map("slots") as slots, node.map("nat_pods") as pods:
+        assert (slots.definition.entries, pods.definition.entries) == (4096, l.MAPS["nat_pods"].entries)
 
 
 def test_a_second_start_touches_nothing(node: Home) -> None:

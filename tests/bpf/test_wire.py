@@ -34,6 +34,7 @@ pytestmark = pytest.mark.root
 CLIENT, VIP, SERVICE, GATEWAY, PROXY = "192.168.86.50", "192.168.86.18", "10.96.0.10", "169.254.1.1", "169.254.1.53"
 TRANSPARENT = 19  # IP_TRANSPARENT
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
+FORGED = 5
 
 
 @dataclass
@@ -527,11 +528,12 @@ def test_an_answer_past_the_proxy_does_not_arrive(lan: Lan, dns: tuple[str, int]
         near.send(b"question")
         proxy.recv(100)
         before = node.count(Verdict.SPOOFED)
-        server.sendto(b"forged", (lan.near.address, near.getsockname()[1]))
+        for _ in range(FORGED):
+            server.sendto(b"forged", (lan.near.address, near.getsockname()[1]))
         near.settimeout(0.4)
         with pytest.raises(TimeoutError):
             near.recv(100)
-        assert node.count(Verdict.SPOOFED) == before + 1
+        assert node.count(Verdict.SPOOFED) >= before + FORGED  # a kernel's own words may be among the spoofed
 
 
 # ---- who lies ----

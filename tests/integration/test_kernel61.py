@@ -12,7 +12,7 @@ import pytest
 from instruments.depth import DEPTH
 from kernel61 import REPOSITORY, Guest, Outcome, compiled
 from kernel61.flow import refused_edges
-from kernel61.jobs import LOADER, Run, packet_tests
+from kernel61.jobs import LOADER, QUICK, Run, packet_tests
 from kernel61.report import Report, read
 from netstack.kernel.attach import POD, UPLINK
 from netstack.kernel.programs import CGROUP, PROGRAMS
@@ -29,9 +29,9 @@ SOAK = DEPTH > 8
 COMMANDS = {"test_cli_collect.py", "test_cli_inquire.py", "test_cli_reasons.py"}
 LONG = SOAK or os.environ.get("LONG") == "1"
 LEFT_OUT = NOT_OF_A_KERNEL | (set() if SOAK else COMPILING) | (set() if LONG else COMMANDS)
-# A lane for each of the guest's processors, of about the same length: files that put whole nodes in force are in the
-# first, in the second all others, most of which share one instrument.
-FIRST_LANE = {"test_trial.py", "test_wire.py"} | (COMMANDS - LEFT_OUT)
+# A lane for each of the guest's processors, of about the same length: files that put whole nodes in force or flood them
+# are in the first, in the second all others, most of which share one instrument.
+FIRST_LANE = {"test_flows.py", "test_judgement.py", "test_trial.py", "test_wire.py"} | (COMMANDS - LEFT_OUT)
 
 SOCKETS = [spec.name for spec in PROGRAMS.values() if spec.hook == CGROUP]
 # The verifier gives up at a million instructions looked at; half of it is where we would start to cut a program.
@@ -58,9 +58,10 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Run:
     exchange = tmp_path_factory.mktemp("exchange")
     first = " ".join(f"tests/bpf/{name}" for name in sorted(FIRST_LANE))
     others = " ".join(f"--ignore=tests/bpf/{name}" for name in sorted(FIRST_LANE | LEFT_OUT))
+    depth = 1 if LONG else QUICK
     jobs = {
-        "first": packet_tests("first.xml", first),
-        "second": packet_tests("second.xml", f"{others} tests/bpf"),
+        "first": packet_tests("first.xml", first, depth),
+        "second": packet_tests("second.xml", f"{others} tests/bpf", depth),
         "loader": LOADER,
     }
     machine = Guest(exchange)

@@ -104,7 +104,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "release": RELEASE,  # the longest, beside all others
         "loader": LOADER,
         "probe": PROBE,
-        "packets": packet_tests("packets.xml", ALL_ARGUMENTS if LONG else SMOKE_ARGUMENTS),
+        "packets": packet_tests("packets.xml", *((ALL_ARGUMENTS, 1) if LONG else (SMOKE_ARGUMENTS,))),
     }
     if LONG:
         jobs["compile"] = COMPILE

@@ -55,11 +55,16 @@ END
 """
 
 
-def packet_tests(report: str, arguments: str) -> str:
+QUICK = 0.1
+"""DEPTH of a short run: random clusters are compiled by Python, which is the same on every kernel."""
+
+
+def packet_tests(report: str, arguments: str, depth: float = QUICK) -> str:
     """Plugins that happen to be in the environment are not loaded, and neither is what only other folders' tests need:
     each costs seconds on an interpreted processor."""
     return (
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python3 -m pytest -q -p no:cacheprovider --confcutdir=tests/bpf --tb=short "
+        f"DEPTH={depth} PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python3 -m pytest -q -p no:cacheprovider "
+        "--confcutdir=tests/bpf --tb=short "
         f"--durations=8 --junitxml=/exchange/{report} {arguments}"
     )
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from instruments import clusters
 from instruments.cluster import Cluster
 from instruments.clusters import Raw
-from instruments.depth import DEPTH
+from instruments.depth import examples
 from instruments.reference import World
 from netstack.agent.identities import RANGES_MATCH
 from netstack.kernel import layout
@@ -44,7 +44,7 @@ def agree(cluster: Cluster, world: World) -> None:
             assert got == wanted, f"{direction} of {pod}, {peer} {port}/{protocol}: tables {got}, reference {wanted}"
 
 
-@settings(max_examples=150 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(clusters.worlds(), modes)
 def test_the_tables_allow_exactly_what_the_objects_say(manifests: list[Raw], ranges_match: frozenset[str]) -> None:
     cluster = node(ranges_match)
@@ -54,7 +54,7 @@ def test_the_tables_allow_exactly_what_the_objects_say(manifests: list[Raw], ran
     agree(cluster, world)
 
 
-@settings(max_examples=15 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(clusters.worlds(for_nodes=False), clusters.worlds(for_nodes=False), modes)
 def test_no_state_between_two_worlds_opens_or_breaks_anything(
     first: list[Raw], second: list[Raw], ranges_match: frozenset[str]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from instruments import clusters
 from instruments.clusters import PODS, Raw
-from instruments.depth import DEPTH
+from instruments.depth import examples
 from instruments.reference import World
 from netstack.agent.desired import Memory, Place
 from netstack.agent.effect import WORLD, Effect, State, of_change, of_ranges, parties
@@ -83,7 +83,7 @@ def test_without_ranges_there_is_nothing_to_say(tmp_path: Path) -> None:
     assert list(of_ranges(DirectorySource(tmp_path).snapshot())) == []
 
 
-@settings(max_examples=25 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(clusters.worlds())
 def test_it_is_the_difference_of_the_two_naive_readings(manifests: list[Raw]) -> None:
     found = {
@@ -208,7 +208,7 @@ def test_a_policy_for_nodes_is_about_them() -> None:
     assert not any(port in effect.ports for effect in found for port in (22, 6443)), "nobody is locked out"
 
 
-@settings(max_examples=25 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(clusters.worlds())
 def test_a_change_is_the_difference_of_the_two_naive_readings(manifests: list[Raw]) -> None:
     policies = [item for item in manifests if item["kind"] in READERS]

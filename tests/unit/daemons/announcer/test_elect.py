@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instruments.depth import DEPTH
+from instruments.depth import examples
 from instruments.lan import KEY, Lan
 from netstack.announcer.beat import Ack, Beat, Claim, Stage, decode, encode
 from netstack.announcer.elect import Election
@@ -524,7 +524,7 @@ def _left(steps: list[tuple[object, ...]]) -> set[object]:
     return {arguments[0] for name, *arguments, _ in steps if name == "leave"}
 
 
-@settings(max_examples=8 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(8), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32), st.sampled_from([3, 4, 5]), st.floats(0, 0.4), st.lists(breaks, max_size=25))
 def test_by_majority_no_fault_at_all_makes_two_owners(
     seed: int, count: int, loss: float, steps: list[tuple[object, ...]]
@@ -538,7 +538,7 @@ def _flat(step: tuple[object, ...]) -> list[object]:
     return [item for part in step if isinstance(part, tuple | list) for item in part]
 
 
-@settings(max_examples=8 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(8), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32), st.lists(crashes, max_size=25))
 def test_with_a_witness_no_crash_stall_or_restart_makes_two_owners(seed: int, steps: list[tuple[object, ...]]) -> None:
     lan = Lan(4, [VIP, "192.168.86.19"], seed=seed)

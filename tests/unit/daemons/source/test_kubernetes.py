@@ -7,7 +7,7 @@ import pytest
 
 from instruments.api_objects import namespace, pod, secret, service
 from instruments.apiserver import ApiServer, Fault, Request
-from instruments.depth import DEPTH
+from instruments.depth import examples
 from instruments.source_probe import Watched, wait_for
 from netstack.core.ref import Ref
 from netstack.source import kubernetes
@@ -190,7 +190,7 @@ class Storm:
             server.stop()
 
 
-@pytest.mark.parametrize("seed", range(2 * DEPTH))
+@pytest.mark.parametrize("seed", range(examples(2)))
 def test_whatever_happens_the_end_is_right_and_nothing_vanishes_on_the_way(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

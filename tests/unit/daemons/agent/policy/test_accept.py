@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruments.cluster import Cluster
-from instruments.depth import DEPTH
+from instruments.depth import examples
 
 GOOD = "{endpointSelector: {matchLabels: {app: a}}, egress: [{toEntities: [world]}]}"
 
@@ -132,7 +132,7 @@ junk = st.recursive(
 )
 
 
-@settings(max_examples=40 * DEPTH, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     junk,
     st.dictionaries(st.sampled_from(WORDS), junk, max_size=5),
@@ -227,7 +227,7 @@ SPECS = (
 )
 
 
-@settings(max_examples=25 * DEPTH)
+@settings(max_examples=examples(25))
 @given(st.lists(st.tuples(st.sampled_from(SPECS), st.booleans()), max_size=5))
 def test_a_trial_says_exactly_what_enforcing_would_do(chosen: list[tuple[str, bool]]) -> None:
     def made(keep: str) -> Cluster:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from instruments import clusters
 from instruments.cluster import Cluster
 from instruments.clusters import Raw
-from instruments.depth import DEPTH
+from instruments.depth import examples
 from instruments.reference import KEPT, World
 from netstack.agent.policy.host import Kept
 from netstack.agent.report import host_view, policy_statuses
@@ -166,7 +166,7 @@ def test_what_nodes_cannot_enforce_is_refused(cluster: Cluster, spec: str, words
     assert f"CiliumClusterwideNetworkPolicy p: spec.{words}" in str(refusal)
 
 
-@settings(max_examples=60 * DEPTH, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(clusters.worlds())
 def test_the_nodes_rules_are_what_the_objects_say(manifests: list[Raw]) -> None:
     cluster = Cluster()

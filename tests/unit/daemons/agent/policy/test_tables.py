@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from instruments.cluster import Cluster
-from instruments.depth import DEPTH
+from instruments.depth import examples
 from netstack.agent.policy import tables
 
 APPS, NAMESPACES = ("a", "b", "c"), ("one", "two")
@@ -76,7 +76,7 @@ class History:
         self.cluster.service(name, [], selector={"app": self.chance.choice(APPS)})
 
 
-@pytest.mark.parametrize("seed", range(3 * DEPTH))
+@pytest.mark.parametrize("seed", range(examples(3)))
 def test_no_history_shows_in_the_tables(seed: int) -> None:
     history = History(seed)
     for _ in range(40):

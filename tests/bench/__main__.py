@@ -10,11 +10,21 @@ import traceback
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from bench import api, demo, dns, events, idle, lb, machine, policy, results, vip
+from bench import api, demo, dns, events, herd, idle, lb, machine, policy, results, vip
 from bench.estimate import estimate
 from bench.figures import Area, Figure, Measured, Settings, Unknown, chosen
 
-AREAS: tuple[Area, ...] = (lb.AREA, vip.AREA, policy.AREA, events.AREA, dns.AREA, idle.AREA, demo.AREA, api.AREA)
+AREAS: tuple[Area, ...] = (
+    lb.AREA,
+    vip.AREA,
+    policy.AREA,
+    events.AREA,
+    dns.AREA,
+    idle.AREA,
+    demo.AREA,
+    api.AREA,
+    herd.AREA,
+)
 FIGURES: dict[str, Figure] = {figure.name: figure for area in AREAS for figure in area.figures}
 FILE = Path(__file__).with_name("results.json")
 

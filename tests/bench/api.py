@@ -141,36 +141,9 @@ class Site:
         config["datapath"]["sizes"] = {"services": 1 << 17, "slots": 1 << 20, "backends": 1 << 15}
         path.write_text(yaml.safe_dump(config))
 
-    # ---- the cluster ----
-
     def fill(self, services: int, pods: int) -> None:
-        """Objects as they are in a cluster: two pods behind each service, a hundred on each node."""
-        nodes = max(1, pods // PODS_A_NODE)
-        self.client.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-        account = ("ServiceAccount", NAMESPACE, "default")
-        wait_until(lambda: self.client.get(*account) is not None, "the service account", 60)
-        self._create([node(number) for number in range(nodes)])
-        self._create([pod(number) for number in range(pods)])
-        self._create([service(number) for number in range(services)])
-        self._create([endpoint_slice(number, pods) for number in range(services)])
-        self.client.apply([probe(), probe_slice(0)])
+        fill(self.plane, services, pods)
         self._services = services
-
-    def _create(self, objects: Sequence[dict[str, Any]]) -> None:
-        with ThreadPoolExecutor(WRITERS) as threads:
-            for done in [threads.submit(self._post, objects[part::WRITERS]) for part in range(WRITERS)]:
-                done.result()
-
-    def _post(self, objects: Sequence[dict[str, Any]]) -> None:
-        client = self.plane.client()
-        for one in objects:
-            at = client.resource(one["kind"])
-            client.request("POST", at.path(one["metadata"].get("namespace", "")), one)
-            if "status" in one:
-                client.set_status(
-                    one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"], one["status"]
-                )
-        client.close()
 
     # ---- the agent ----
 
@@ -226,6 +199,39 @@ class Site:
                 wait_until(lambda address=address: behind() == address, address, 60, step_s=0.0005)  # type: ignore[misc]
                 found.append(1000 * (time.monotonic() - began))
         return found
+
+
+# ---- the cluster ----
+
+
+def fill(plane: ControlPlane, services: int, pods: int) -> None:
+    """Objects as they are in a cluster: two pods behind each service, a hundred on each node."""
+    client = plane.client()
+    client.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    account = ("ServiceAccount", NAMESPACE, "default")
+    wait_until(lambda: client.get(*account) is not None, "the service account", 60)
+    _create(plane, [node(number) for number in range(max(1, pods // PODS_A_NODE))])
+    _create(plane, [pod(number) for number in range(pods)])
+    _create(plane, [service(number) for number in range(services)])
+    _create(plane, [endpoint_slice(number, pods) for number in range(services)])
+    client.apply([probe(), probe_slice(0)])
+    client.close()
+
+
+def _create(plane: ControlPlane, objects: Sequence[dict[str, Any]]) -> None:
+    with ThreadPoolExecutor(WRITERS) as threads:
+        for done in [threads.submit(_post, plane, objects[part::WRITERS]) for part in range(WRITERS)]:
+            done.result()
+
+
+def _post(plane: ControlPlane, objects: Sequence[dict[str, Any]]) -> None:
+    client = plane.client()
+    for one in objects:
+        at = client.resource(one["kind"])
+        client.request("POST", at.path(one["metadata"].get("namespace", "")), one)
+        if "status" in one:
+            client.set_status(one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"], one["status"])
+    client.close()
 
 
 # ---- objects ----

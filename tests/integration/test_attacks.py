@@ -338,6 +338,29 @@ def test_ten_thousand_policy_edits_open_nothing(field: Field) -> None:
     (field.board.folder / "manifests" / "edits.yaml").unlink()
 
 
+def test_a_policy_too_large_for_the_kernel_opens_nothing_and_is_said(field: Field) -> None:
+    """It would allow all that the probes try, if a part of it came into force; what is allowed already stays so."""
+    ports = [{"port": str(number)} for number in range(1, 40_000, 9)] + [{"port": str(ALLOWED)}, {"port": str(DENIED)}]
+    everyone = [{"toPorts": [{"ports": ports[at : at + 40]}]} for at in range(0, len(ports), 40)]
+    spec = yaml.safe_dump({"endpointSelector": {}, "ingress": everyone, "egress": everyone})
+
+    def said() -> bool:
+        status = field.board.ask("status")
+        views = [view for view in status["policies"] if view["policy"].endswith("default/large")]
+        reasons = [view.get("reason", "") for view in views] + status["broken"]
+        return bool(views) and all("map policy is too small" in reason for reason in reasons)
+
+    generation = field.board.ask("status")["generation"]
+    with probing(field) as rounds:
+        field.board.put("large", policy("large", spec))
+        wait_for("the refusal", said, 60)
+        further(rounds)
+        assert field.board.ask("status")["generation"] == generation
+        (field.board.folder / "manifests" / "large.yaml").unlink()
+        wait_for("all to be well again", lambda: not said(), 60)
+        further(rounds)
+
+
 def test_the_next_pod_with_an_address_inherits_nothing(tmp_path: Path) -> None:
     with Board(tmp_path, 8, pod_cidr="10.244.1.0/29") as board, ExitStack() as stack:
         board.load()

@@ -1,7 +1,7 @@
 """A board of the boards' architecture, booted, under the whole playbook.
 
 The playbook ends with the health gate: modules, the release's wheels, the programs' machine code and every daemon are
-in force then. What is served, and how it lasts, test_kernel61_board.py shows on amd64.
+in force then. Unlike the lab's image this one has udev. How long it all lasts, test_kernel61_board.py shows on amd64.
 """
 
 from __future__ import annotations
@@ -31,3 +31,7 @@ def test_the_whole_playbook(board: Home) -> None:
     assert release.startswith("6.1.") and machine == "aarch64"
     assert board.site() > 0
     board.ready()
+
+
+def test_a_pod_of_the_board_is_served_to_the_lan(board: Home) -> None:
+    board.serve()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from pyroute2 import IPRoute
 
-from bpf.namespaces import Namespace
+from bpf.namespaces import Namespace, ip
 from netstack.core.address import Prefix, pack
 from netstack.kernel.netlink import HERE, PROTOCOL, UNREACHABLE, Netlink, Route, Rule
 
@@ -44,6 +44,10 @@ def test_a_veth_and_its_neighbours(ends: tuple[Namespace, Namespace]) -> None:
         assert here is not None and there is not None
         assert (here.mtu, here.kind, here.up, here.peer) == (1450, "veth", False, there.index)
         assert {link.name for link in node.links()} == {"lo", "nst0"}
+        for namespace, link in ((near, here), (far, there)):  # else udev gives it another MAC (NET_ADDR_SET)
+            assert link.mac[0] & 3 == 2
+            assigned = f"/sys/class/net/{link.name}/addr_assign_type"
+            assert ip("netns", "exec", namespace.name, "cat", assigned).strip() == "3"
         for _ in range(2):  # each may be repeated
             pod.put_address(there.index, POD, 128)
             node.put_neighbour(here.index, POD, there.mac)

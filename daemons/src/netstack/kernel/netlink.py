@@ -132,12 +132,17 @@ class Netlink:
         return _link(answer)
 
     def create_veth(self, name: str, peer: str, peer_netns: int, mtu: int) -> None:
-        """A pair, both ends down: `name` here, `peer` in the namespace behind the descriptor `peer_netns`."""
+        """A pair, both ends down: `name` here, `peer` in the namespace behind the descriptor `peer_netns`.
+
+        Their MACs are given: udev leaves such a device alone, but gives one with a MAC of the kernel's own choice
+        another one soon after (MACAddressPolicy=persistent in systemd's 99-default.link), when pods know the first.
+        """
         size = pack_attribute(4, struct.pack("=I", mtu))
         far = LINK.pack(0, 0, 0, 0, 0) + pack_attribute(3, peer.encode() + b"\0") + size
-        far += pack_attribute(28, struct.pack("=I", peer_netns))
+        far += pack_attribute(28, struct.pack("=I", peer_netns)) + pack_attribute(1, _some_mac())
         info = pack_attribute(1, b"veth") + pack_attribute(2, pack_attribute(1, far))
-        near = LINK.pack(0, 0, 0, 0, 0) + pack_attribute(3, name.encode() + b"\0") + size + pack_attribute(18, info)
+        near = LINK.pack(0, 0, 0, 0, 0) + pack_attribute(3, name.encode() + b"\0") + size
+        near += pack_attribute(1, _some_mac()) + pack_attribute(18, info)
         self._ask(NEWLINK, ACK | CREATE | EXCL, near)
 
     def set_up(self, index: int, up: bool = True) -> None:
@@ -316,6 +321,12 @@ def read_attributes(data: bytes) -> Attributes:
 
 def read_integer(payload: bytes) -> int:
     return int.from_bytes(payload, sys.byteorder)
+
+
+def _some_mac() -> bytes:
+    """Locally administered, of one device (IEEE 802-2014, section 8.4)."""
+    first, *others = os.urandom(6)
+    return bytes([first & 0xFC | 0x02, *others])
 
 
 def _wire(address: bytes) -> tuple[int, bytes]:

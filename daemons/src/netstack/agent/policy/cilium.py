@@ -49,7 +49,7 @@ SECTIONS = (
     ("egressDeny", Direction.EGRESS, Action.DENY),
 )
 PREFIXES = ("k8s:", "any:")
-UNSUPPORTED = "fromNodes toNodes fromGroups toGroups authentication".split()  # noqa: SIM905
+UNSUPPORTED = "fromNodes toNodes fromGroups toGroups".split()  # noqa: SIM905
 """Fields of the API that are not enforced here."""
 MAX_PORTS = 40
 """Per toPorts entry (cilium pkg/policy/api: maxPorts)."""
@@ -126,6 +126,11 @@ def _rule(ref: Ref, fields: Fields, direction: Direction, action: Action) -> Ite
     for name in UNSUPPORTED:
         if name in fields:
             fields.fail(name, "is not supported, so the whole policy is refused")
+    if "authentication" in fields:
+        authentication = fields.child("authentication")
+        if authentication.string("mode") != "disabled":
+            authentication.fail("mode", "only disabled is supported, so the whole policy is refused")
+        authentication.close()
     if f"{prefix}Requires" in fields:
         lacking = _endpoints(fields, f"{prefix}Requires").selectors
         yield Rule(RuleRef(ref, fields.at(f"{prefix}Requires")), direction, Action.DENY, Peers(lacking=lacking))

@@ -392,7 +392,7 @@ def test_a_clusterwide_policy_selects_and_means_pods_of_all_namespaces(cluster: 
         ("{endpointSelector: {}, ingress: [{icmps: [{fields: [{type: 8}]}], toPorts: [{ports: [{port: '80'}]}]}]}",
          "spec.ingress[0].icmps: cannot be combined with toPorts in one rule"),
         ("{endpointSelector: {}, ingress: [{authentication: {mode: required}}]}",
-         "spec.ingress[0].authentication: is not supported, so the whole policy is refused"),
+         "spec.ingress[0].authentication.mode: only disabled is supported, so the whole policy is refused"),
         ("{nodeSelector: {}, ingress: [{}]}", "spec.nodeSelector: only a cluster-wide policy can select nodes"),
         ("{ingress: [{}]}", "spec.endpointSelector: is required"),
         ("{endpointSelector: {}, ingress: [{fromEndpoint: [{}]}]}", "spec.ingress[0].fromEndpoint: unknown field"),

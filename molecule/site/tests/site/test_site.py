@@ -100,3 +100,46 @@ def test_the_secret_is_the_same_everywhere_and_closed(host: Any) -> None:
 )
 def test_sysctls_are_in_force(host: Any, key: str, value: object) -> None:
     assert host.sysctl(key) == value
+
+
+# As `netplan apply` does it. Without what the kernel role says to networkd, it then takes away every route and rule
+# that it has not made itself. Those by eth0 go with its address, and come back with the next audit of the agent.
+NETWORKD = """
+mkdir -p /run/systemd/network
+cat > /run/systemd/network/10-eth0.network <<END
+[Match]
+Name=eth0
+[Network]
+Address=$(ip -4 -oneline address show dev eth0 scope global | awk '{print $4}')
+Gateway=$(ip -4 route show default | awk '{print $3}')
+END
+systemctl stop netstack-agent
+systemctl restart systemd-networkd
+/lib/systemd/systemd-networkd-wait-online --interface=eth0 --timeout=30
+networkctl reconfigure eth0
+/lib/systemd/systemd-networkd-wait-online --interface=eth0 --timeout=30
+"""
+KEPT = "ip -4 rule show; ip -4 route show type unreachable proto 78"
+ROUTES = "ip -4 route show proto 78"
+AGAIN = f"""
+systemctl stop systemd-networkd.socket systemd-networkd.service
+rm /run/systemd/network/10-eth0.network
+systemctl start netstack-agent
+for _ in $(seq 1 20); do
+    [ "$({ROUTES})" != "$0" ] || exit 0
+    sleep 0.5
+done
+exit 1
+"""
+
+
+def test_networkd_leaves_routes_and_rules_alone(host: Any) -> None:
+    kept, routes = host.run(KEPT).stdout, host.run(ROUTES).stdout.rstrip("\n")
+    assert "unreachable" in kept and "via" in routes
+    try:
+        ran = host.run(NETWORKD)
+        assert ran.rc == 0, ran.stderr
+        assert host.run(KEPT).stdout == kept
+    finally:
+        again = host.run("sh -c %s %s", AGAIN, routes)
+    assert again.rc == 0, host.run(ROUTES).stdout

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from netstack.agent.identities import Identities, LocalEndpoint, View, compile_identities
+from netstack.agent.identities import Census, Identities, LocalEndpoint, View
 from netstack.agent.order import NAMES, Tables
 from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, Readings, accept, on_trial
 from netstack.agent.policy.entries import Server
@@ -108,6 +108,7 @@ class Memory:
     """What makes the next compile cheaper, and changes nothing in its result."""
 
     readings: Readings = field(default_factory=Readings)
+    people: Census = field(default_factory=Census)
     policies: Compiler = field(default_factory=Compiler)
 
 
@@ -134,7 +135,7 @@ def compile_all(
     )
     accepted = accept_all(snapshot, before.good, memory.readings)
     specs, lacking = resolve(accepted.specs, referred(snapshot))
-    identities, policy = who_may(snapshot, endpoints, place, specs, memory.policies)
+    identities, policy = who_may(snapshot, endpoints, place, specs, memory)
     tables = {
         **{table.name: table for table in (services.services, services.slots, services.backends)},
         "policy": policy.policy,
@@ -175,7 +176,7 @@ def who_may(
     endpoints: tuple[LocalEndpoint, ...],
     place: Place,
     specs: tuple[Spec, ...],
-    compiler: Compiler,
+    memory: Memory,
 ) -> tuple[Identities, PolicyTables]:
     """Who is who, and what the specs (without references: references.py) let this node's endpoints do."""
     dns = _dns_addresses(snapshot, place.dns_services)
@@ -197,7 +198,7 @@ def who_may(
         ranges_match=place.ranges_match,
         ingress_services={ref: labels for ref, labels in selectors.items() if labels},
     )
-    identities = compile_identities(view)
+    identities = memory.people.identities(view)
     servers = {Server(identities.at(address), port) for address, port in dns}
     node = snapshot.get(Node, "Node", "", place.node)
     labels = node.meta.labels if node else {}
@@ -206,7 +207,7 @@ def who_may(
         itself = {layout.HOST_ENDPOINT: replace(host, labels=labels)}
         identities = replace(identities, of_endpoint={**identities.of_endpoint, **itself})
         endpoints = (*endpoints, place.host)
-    return identities, compiler.compile(specs, identities, endpoints, servers, place.kept)
+    return identities, memory.policies.compile(specs, identities, endpoints, servers, place.kept)
 
 
 def _selector(snapshot: Snapshot, ref: Ref) -> Mapping[str, str]:

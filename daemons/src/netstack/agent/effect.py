@@ -17,7 +17,6 @@ from netstack.agent.identities import INGRESS_MANAGER, MANAGED_BY, NODES, PODS, 
 from netstack.agent.policy.accept import RawSpecs
 from netstack.agent.policy.references import resolve
 from netstack.agent.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP, Name, Spec
-from netstack.agent.policy.tables import Compiler
 from netstack.agent.register import INGRESS_NAME
 from netstack.core.address import is_v4, pack, unpack
 from netstack.core.ref import Ref
@@ -142,7 +141,7 @@ class State:
         self._nodes = {}
         for node in (node for node in snapshot.all(Node) if node.addresses):
             here = [party for party in everyone if party.endpoint and party.node == node.meta.name]
-            self._nodes[node.meta.name] = _Node(snapshot, node, alike, specs, here, memory.policies)
+            self._nodes[node.meta.name] = _Node(snapshot, node, alike, specs, here, memory)
 
     def between(self, party: Party, direction: int, peer: Party, learned: frozenset[int] = frozenset()) -> Side:
         """What `party` has to say of flows to (EGRESS) or from `peer`. `learned`: the name-selectors that the peer's
@@ -186,16 +185,16 @@ class _Node:
         alike: Place,
         specs: tuple[Spec, ...],
         here: list[Party],
-        compiler: Compiler,
+        memory: Memory,
     ) -> None:
-        """`compiler`: one for all nodes, because what they compile differs little."""
+        """`memory`: one for all nodes, because what they compile differs little."""
         place = replace(alike, node=node.meta.name, addresses=node.addresses, pod_cidrs=node.pod_cidrs)
         endpoints = [
             LocalEndpoint(pod.endpoint, pod.address, _ref(pod), 0, bytes(6), bytes(6), ingress=pod.ingress)
             for pod in here
         ]
-        identities, made = who_may(snapshot, tuple(endpoints), place, specs, compiler)
-        self._identities, self._elsewhere = identities, cache(identities.at)
+        identities, made = who_may(snapshot, tuple(endpoints), place, specs, memory)
+        self.identity = cache(identities.at)
         self.enforce, self.selects = made.enforce, made.selects
         self.names = {item.endpoint: item.names for item in made.dns}
         self.rules: dict[tuple[int, int, int], list[Rule]] = {}
@@ -203,9 +202,6 @@ class _Node:
             key, rule = layout.PolicyKey.unpack(raw), layout.PolicyRule.unpack(value)
             found = self.rules.setdefault((key.endpoint, key.peer, key.direction), [])
             found.append((key.bits, key.protocol, key.port, rule.action, str(made.rules[rule.rule])))
-
-    def identity(self, address: bytes) -> int:
-        return self._identities.of_address.get(address) or self._elsewhere(address)
 
 
 def _ref(pod: Party) -> Ref:

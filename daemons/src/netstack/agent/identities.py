@@ -100,6 +100,8 @@ class Identities:
 
     def at(self, address: bytes) -> int:
         """The identity of any address: its own, that of the longest range around it, or world."""
+        if address in self.of_address:
+            return self.of_address[address]
         best = (-1, layout.IDENTITY_WORLD)
         for key, value in self.table.entries.items():
             prefix = layout.PrefixKey.unpack(key)
@@ -227,6 +229,19 @@ def compile_identities(view: View) -> Identities:
         of_address=of_address,
         problems=tuple(f"identity of {loser!r} collides with {winner!r}" for loser, winner in collided),
     )
+
+
+class Census:
+    """Compiles identities, and remembers the last: most changes of policies leave everyone who they are."""
+
+    def __init__(self) -> None:
+        self._last: tuple[View, Identities] | None = None
+
+    def identities(self, view: View) -> Identities:
+        """As `compile_identities`; the very same object as long as the view is the same."""
+        if self._last is None or self._last[0] != view:
+            self._last = view, compile_identities(view)
+        return self._last[1]
 
 
 def _pods(view: View, members: _Members, namespaces: Mapping[str, Labels], node_address: Mapping[str, bytes]) -> None:

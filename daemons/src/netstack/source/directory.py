@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,10 +106,13 @@ class DirectorySource:
             "problems": problems,
         }
 
-    def refresh(self) -> bool:
-        """Read what changed on disk since the last call; True if the snapshot is another one."""
-        unreadable, changed = self._unreadable, self._look()
-        overlaid = self._status is not None and self._status.is_dir() and _scan(self._status, self._overlay, None)
+    def refresh(self, named: Collection[str] | None = None) -> bool:
+        """Read what changed on disk since the last call, or only of the files `named`; True if the snapshot is another
+        one."""
+        unreadable, changed = self._unreadable, self._look(named)
+        overlaid = (
+            self._status is not None and self._status.is_dir() and _scan(self._status, self._overlay, None, named)
+        )
         if not changed and not overlaid and unreadable == self._unreadable:
             return False
         before, self._snapshot = self._snapshot, self._compose()
@@ -128,10 +131,10 @@ class DirectorySource:
             name = self._unsaved.pop()
             self._remember(name, _kept(self._keep, name))
 
-    def _look(self) -> set[str]:
+    def _look(self, named: Collection[str] | None) -> set[str]:
         """Names of the manifest files that are new, changed or gone."""
         try:
-            changed = _scan(self._manifests, self._files, self._keep)
+            changed = _scan(self._manifests, self._files, self._keep, None if self._unreadable else named)
         except OSError as error:
             if self._keep is not None and not self._files:
                 self._files = _all_kept(self._keep)
@@ -154,6 +157,7 @@ class DirectorySource:
         inotify, pace = Inotify(roots), Pace()
         try:
             inotify.watch_tree()
+            inotify.take()
             self.refresh()
             yield self._snapshot
             self.remember()
@@ -163,11 +167,13 @@ class DirectorySource:
                     async with asyncio.timeout(ABSENT_S if self._unreadable else RESCAN_S):
                         await inotify.changed.wait()
                     await pace.turn()
+                    named = inotify.take()
                 except TimeoutError:
-                    log.debug("no event for a while, looking anyway")
+                    named = None
                 inotify.changed.clear()
-                inotify.watch_tree()
-                if self.refresh():
+                if named is None:
+                    inotify.watch_tree()
+                if self.refresh(named):
                     yield self._snapshot
                 self.remember()  # now that it is in force: a disk takes its time
         finally:
@@ -209,34 +215,51 @@ class DirectorySource:
         return document, parse(document)
 
 
-def _scan(root: Path, files: dict[str, File], keep: Path | None) -> set[str]:
-    """Bring `files` up to what is on disk; the names of those that are new, changed or gone. OSError: no change."""
+def _scan(root: Path, files: dict[str, File], keep: Path | None, named: Collection[str] | None) -> set[str]:
+    """Bring `files` up to what is on disk; the names of those that are new, changed or gone. OSError: no change.
 
-    def refuse(error: OSError) -> None:
-        if not (isinstance(error, FileNotFoundError) and error.filename != str(root)):  # removed since it was listed
-            raise error
-
-    seen: dict[str, Stamp] = {}
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        prefix = f"{folder}/"[len(f"{root}/") :]
-        for name in names:
-            if name.startswith(".") or not name.endswith(SUFFIXES):
-                continue
-            try:
-                stat = os.stat(f"{folder}/{name}")
-            except FileNotFoundError:  # removed since the walk listed it
-                continue
-            seen[prefix + name] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-    changed = files.keys() - seen.keys()
+    `named`: paths to look at, and no others. If one is not there any more, only the whole folder can tell why.
+    """
+    seen = _walk(root) if named is None else _stamps(root, named)
+    if None in seen.values():
+        named, seen = None, _walk(root)
+    changed = files.keys() - seen.keys() if named is None else set()
     for name in changed:
         del files[name]
     for name, stamp in seen.items():
         old = files.get(name)
-        if old is None or old.stamp != stamp:
+        if stamp is not None and (old is None or old.stamp != stamp):
             files[name] = _read(root, name, stamp, old or File(stamp, fallback=_last_good(name, keep)))
             changed.add(name)
     return changed
+
+
+def _walk(root: Path) -> dict[str, Stamp | None]:
+    def refuse(error: OSError) -> None:
+        if not (isinstance(error, FileNotFoundError) and error.filename != str(root)):  # removed since it was listed
+            raise error
+
+    found: dict[str, Stamp | None] = {}
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found.update(_stamps(root, (f"{folder}/{name}" for name in names)))
+    return {name: stamp for name, stamp in found.items() if stamp}  # the others were removed since they were listed
+
+
+def _stamps(root: Path, paths: Iterable[str]) -> dict[str, Stamp | None]:
+    """Of those that are manifest files below the folder, by their names in it; None: not there."""
+    start = f"{root}/"
+    found: dict[str, Stamp | None] = {}
+    for path in paths:
+        name = path.removeprefix(start)
+        if name == path or not name.endswith(SUFFIXES) or name.startswith(".") or "/." in name:
+            continue
+        try:
+            stat = os.stat(path)
+            found[name] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        except FileNotFoundError:
+            found[name] = None
+    return found
 
 
 def _kept(keep: Path, name: str) -> Path:

@@ -1,21 +1,23 @@
-"""inotify(7) for a folder tree: a wake-up that something changed. What changed, a scan decides.
+"""inotify(7) for a folder tree: a wake-up that something changed, and where to look.
 
-So a lost or merged event costs nothing but time, and the tree may change while it is being read. A file that was just
-created is mostly still being written: who writes it will close it, so the wake-up for its mere being there comes later.
+An event is a hint where to look, never what is there. Where hints do not suffice (folders, an overflow) all is looked
+at. A file that was just created is mostly still being written: who writes it will close it, so the wake-up for its mere
+being there comes later.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 MODIFY, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF = 0x2, 0x40, 0x80, 0x100, 0x200, 0x400
 CLOSE_WRITE, ONLYDIR = 0x8, 0x01000000
-IS_FOLDER = 0x40000000
+IS_FOLDER, OVERFLOW, IGNORED = 0x40000000, 0x4000, 0x8000
 HEADER = struct.Struct("=iIII")
 WRITING_S = 0.02
 """How long a new file may be written before it is looked at (a link is whole at once, and nobody closes it)."""
@@ -29,7 +31,10 @@ class Inotify:
 
     def __init__(self, roots: tuple[Path, ...]) -> None:
         self.changed = asyncio.Event()
+        self._named: set[str] | None = None
         self._roots = roots
+        self._folders: dict[int, str] = {}
+        """By the number of their watch."""
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
@@ -39,26 +44,48 @@ class Inotify:
         """Watch every folder that is there now; watching one twice is the same as once."""
         for root in self._roots:
             for folder, _, _ in os.walk(root):
-                if _libc.inotify_add_watch(self._fd, os.fsencode(folder), MASK) < 0:
-                    error = ctypes.get_errno()
-                    if error == 28:  # ENOSPC: the limit of watches is reached; a silent source would be worse
-                        raise OSError(error, f"no inotify watch left for {folder} (fs.inotify.max_user_watches)")
+                watch = _libc.inotify_add_watch(self._fd, os.fsencode(folder), MASK)
+                if watch >= 0:
+                    self._folders[watch] = folder
+                elif ctypes.get_errno() == errno.ENOSPC:  # a silent source would be worse
+                    raise OSError(errno.ENOSPC, f"no inotify watch left for {folder} (fs.inotify.max_user_watches)")
+
+    def take(self) -> set[str] | None:
+        """Paths of the files to look at since the last call; None: all, folders too."""
+        named, self._named = self._named, set()
+        return named
 
     def _wake(self) -> None:
-        if all(mask & CREATE and not mask & IS_FOLDER for mask in _masks(os.read(self._fd, 1 << 16))):
-            asyncio.get_running_loop().call_later(WRITING_S, self.changed.set)
+        events = list(_events(os.read(self._fd, 1 << 16)))
+        named = self._names(events)
+        if all(mask & CREATE and not mask & IS_FOLDER for _, mask, _ in events):
+            asyncio.get_running_loop().call_later(WRITING_S, self._tell, named)
         else:
-            self.changed.set()
+            self._tell(named)
+
+    def _names(self, events: Iterable[tuple[int, int, str]]) -> set[str] | None:
+        named = set()
+        for watch, mask, name in events:
+            moved_aside = mask & MOVED_TO and name.startswith(".")  # "..data": names that link through it change
+            if watch not in self._folders or mask & (IS_FOLDER | OVERFLOW | IGNORED | DELETE_SELF) or moved_aside:
+                return None
+            named.add(f"{self._folders[watch]}/{name}")
+        return named
+
+    def _tell(self, named: set[str] | None) -> None:
+        self._named = None if named is None or self._named is None else self._named | named
+        self.changed.set()
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)
         os.close(self._fd)
 
 
-def _masks(events: bytes) -> Iterator[int]:
-    """What each struct inotify_event says."""
+def _events(data: bytes) -> Iterator[tuple[int, int, str]]:
+    """Watch, mask and name of each struct inotify_event."""
     at = 0
-    while at < len(events):
-        _, mask, _, length = HEADER.unpack_from(events, at)
-        yield mask
-        at += HEADER.size + length
+    while at < len(data):
+        watch, mask, _, length = HEADER.unpack_from(data, at)
+        at += HEADER.size
+        yield watch, mask, os.fsdecode(data[at : at + length].rstrip(b"\0"))
+        at += length

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
 from netstack.source.models import Object
 
 M = TypeVar("M")
-
-
-def _name(item: tuple[Ref, object]) -> tuple[str, str, str]:
-    """The order of references, many times faster than by comparing these."""
-    ref = item[0]
-    return ref.kind, ref.namespace, ref.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +31,17 @@ class Snapshot:
 
     objects: Mapping[Ref, Object] = field(default_factory=dict)
     broken: tuple[Broken, ...] = ()
+    _of_model: dict[type, tuple[Object, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        found: dict[type, list[Object]] = {}
+        for ref in sorted(self.objects):
+            found.setdefault(type(self.objects[ref]), []).append(self.objects[ref])
+        self._of_model.update((model, tuple(objects)) for model, objects in found.items())
 
     def all(self, model: type[M]) -> tuple[M, ...]:
         """Every object of one model, in the order of their names."""
-        found = ((ref, obj) for ref, obj in self.objects.items() if isinstance(obj, model))
-        return tuple(obj for _, obj in sorted(found, key=_name))
+        return cast("tuple[M, ...]", self._of_model.get(model, ()))
 
     def get(self, model: type[M], kind: str, namespace: str, name: str) -> M | None:
         obj = self.objects.get(Ref(kind, namespace, name))

@@ -174,6 +174,51 @@ def test_a_folder_that_vanishes_has_deleted_nothing(tmp_path: Path) -> None:
         assert names(one.snapshot()) == {"b": "1"} and one.snapshot().broken == ()
 
 
+def test_a_look_at_named_files_sees_these_and_what_is_gone(tmp_path: Path) -> None:
+    source = DirectorySource(tmp_path)
+    for name in "ab":
+        put(tmp_path / f"{name}.yaml", service(name))
+    assert source.refresh({f"{tmp_path}/a.yaml", f"{tmp_path}/.b.yaml", f"{tmp_path}/.git/c.yaml", "/elsewhere/d.yaml"})
+    assert names(source.snapshot()) == {"a": "1"}
+    assert not source.refresh(set())
+    (tmp_path / "a.yaml").unlink()
+    assert source.refresh({f"{tmp_path}/a.yaml"})
+    assert names(source.snapshot()) == {"b": "1"}
+
+
+def test_a_file_that_went_with_its_folder_is_not_deleted(tmp_path: Path) -> None:
+    manifests = tmp_path / "m"
+    manifests.mkdir()
+    put(manifests / "a.yaml", service("a"))
+    source = DirectorySource(manifests)
+    manifests.rename(tmp_path / "away")
+    source.refresh({f"{manifests}/a.yaml"})
+    assert names(source.snapshot()) == {"a": "1"} and "cannot be read" in str(source.snapshot().broken[0])
+
+
+def test_files_that_link_through_a_hidden_one_change_with_it(tmp_path: Path) -> None:
+    """As the kubelet writes a ConfigMap's volume."""
+
+    def swap(version: str) -> None:
+        (tmp_path / "..new").symlink_to(version)
+        (tmp_path / "..new").rename(tmp_path / "..data")
+
+    for version in ("..1", "..2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "a.yaml").write_text(service("a", f"10.96.0.{version[-1]}"))
+
+    async def main() -> None:
+        swap("..1")
+        (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
+        source = DirectorySource(tmp_path)
+        async for snapshot in source.watch():
+            if names(snapshot) == {"a": "2"}:
+                return
+            swap("..2")
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
 def test_a_folder_that_never_was_is_said_and_awaited(tmp_path: Path) -> None:
     manifests = tmp_path / "m"
 

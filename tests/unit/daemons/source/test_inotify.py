@@ -45,3 +45,35 @@ def test_a_new_file_wakes_it_when_it_is_closed_and_a_link_soon(tmp_path: Path) -
         inotify.close()
 
     asyncio.run(main())
+
+
+def test_it_names_files_and_says_where_names_do_not_suffice(tmp_path: Path) -> None:
+    async def main() -> None:
+        inotify = Inotify((tmp_path,))
+        inotify.watch_tree()
+
+        async def told() -> set[str] | None:
+            await asyncio.wait_for(inotify.changed.wait(), 5)
+            inotify.changed.clear()
+            return inotify.take()
+
+        assert inotify.take() is None  # nobody has looked yet
+        (tmp_path / ".a").write_text("x")
+        (tmp_path / ".a").rename(tmp_path / "a")
+        assert await told() == {f"{tmp_path}/.a", f"{tmp_path}/a"}
+        (tmp_path / "link").symlink_to("a")
+        assert await told() == {f"{tmp_path}/link"}
+        (tmp_path / "link").rename(tmp_path / "..data")
+        assert await told() is None
+        (tmp_path / "sub").mkdir()
+        assert await told() is None
+        inotify.watch_tree()
+        (tmp_path / "sub" / "b").write_text("x")
+        assert await told() == {f"{tmp_path}/sub/b"}
+        (tmp_path / "sub" / "b").unlink()
+        (tmp_path / "sub").rmdir()
+        (tmp_path / "a").unlink()
+        assert await told() is None
+        inotify.close()
+
+    asyncio.run(main())

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from typing import Any
 
 from netstack.agent.identities import NAMESPACE
@@ -112,7 +111,7 @@ def accept(
     wanted = {policy.meta.ref: policy.specs for policy in policies}
     tried = {policy.meta.ref for policy in policies if on_trial(policy.meta) or policy.meta.namespace in trials}
     failed = dict(unreadable or {})
-    for ref in sorted(wanted.keys() | failed.keys(), key=attrgetter("kind", "namespace", "name")):
+    for ref in sorted(wanted.keys() | failed.keys()):
         raw = wanted.get(ref, ())
         try:
             if ref in failed:

@@ -112,12 +112,16 @@ class Compiler:
         """Identity -> the specs that select it, in their order."""
         new = {number: peer for number, peer in subjects.items() if self._asked.get(number) != peer}
         old = self._asked.keys() & subjects.keys() - new.keys()
+        same = not new and len(old) == len(self._asked)
         selected: dict[int, tuple[Spec, set[int]]] = {}
         found: dict[int, list[Spec]] = {number: [] for number in subjects}
         for spec in specs:
             known = self._selected.get(id(spec))
-            kept = known[1] & old if known else set()
-            kept.update(number for number, peer in (new if known else subjects).items() if _selects(spec, peer))
+            if known and same:
+                kept = known[1]
+            else:
+                kept = known[1] & old if known else set()
+                kept.update(number for number, peer in (new if known else subjects).items() if _selects(spec, peer))
             selected[id(spec)] = spec, kept
             for number in kept:
                 found[number].append(spec)

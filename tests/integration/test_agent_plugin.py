@@ -33,6 +33,7 @@ def test_the_result_of_add_and_what_it_made(board: Board) -> None:
     assert routes == {"default": "169.254.1.1", "169.254.1.1": None}
     (neighbour,) = json.loads(ip("-n", pod.netns, "-j", "neigh"))
     assert neighbour["state"] == ["PERMANENT"]
+    assert ip("-n", pod.netns, "-6", "address", "show", "dev", "eth0") == ""  # so it looks for no router either
     assert "10.244.1.3" in ip("-n", board.node, "route", "show", "proto", "78", "dev", pod.device)
     assert "PERMANENT" in ip("-n", board.node, "neigh", "show", "dev", pod.device)
     for switch, value in (("ipv4/conf/{}/rp_filter", "0"), ("ipv6/conf/{}/disable_ipv6", "1")):

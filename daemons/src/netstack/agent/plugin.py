@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,8 @@ def _open(pod: Netlink, there: Link, here: Link) -> None:
     loopback = pod.link("lo")
     if loopback is not None and not loopback.up:
         pod.set_up(loopback.index)
+    with suppress(OSError):  # a kernel without IPv6
+        pod.set_no_link_local(there.index)  # it would look for routers and report groups, all of which is dropped
     pod.set_up(there.index)
     pod.put_route(Route(Prefix(gateway, 128), there.index))
     pod.put_route(Route(Prefix.parse("0.0.0.0/0"), there.index, gateway, onlink=True))

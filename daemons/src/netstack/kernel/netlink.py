@@ -148,6 +148,11 @@ class Netlink:
     def set_up(self, index: int, up: bool = True) -> None:
         self._ask(NEWLINK, ACK, LINK.pack(0, 0, index, UP if up else 0, UP))
 
+    def set_no_link_local(self, index: int) -> None:
+        """Have the kernel give the device no IPv6 address of its own when it goes up (IN6_ADDR_GEN_MODE_NONE)."""
+        inet6 = pack_attribute(socket.AF_INET6, pack_attribute(8, b"\1"))
+        self._ask(NEWLINK, ACK, LINK.pack(0, 0, index, 0, 0) + pack_attribute(26, inet6))
+
     def delete_link(self, name: str) -> bool:
         link = self.link(name)
         if link is not None:

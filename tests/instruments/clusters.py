@@ -18,7 +18,7 @@ PEERS = (
     *PODS,
     *("192.168.86.21", "192.168.86.22", "192.168.86.23"),  # the nodes; the last is the API server's
     *("10.244.1.200", "10.244.2.200"),  # nobody's, inside PodCIDRs
-    *("192.168.86.50", "192.168.86.99", "10.0.1.1", "10.1.2.3", "8.8.8.8"),
+    *("192.168.86.50", "192.168.86.99", "10.0.1.1", "10.1.2.3", "8.8.8.8", "2001:db8::8", "2001:db9::8"),
 )
 PACKETS = (("TCP", 80), ("TCP", 443), ("UDP", 53), ("TCP", 8080), ("SCTP", 80), ("UDP", 443), ("ICMP", 8))
 
@@ -50,13 +50,17 @@ endpoint_peers = st.one_of(
     st.just({"matchExpressions": [{"key": "io.kubernetes.pod.namespace", "operator": "Exists"}]}),
     st.just({"matchLabels": {"io.cilium.k8s.policy.serviceaccount": "robot"}}),
 )
-WIDE = "10.0.0.0/8 10.244.0.0/16 10.244.2.0/24 10.244.2.128/25 0.0.0.0/0 10.0.1.0/24 192.168.86.0/24".split()  # noqa: SIM905
+WIDE = [
+    *("10.0.0.0/8", "10.244.0.0/16", "10.244.2.0/24", "10.244.2.128/25", "0.0.0.0/0", "10.0.1.0/24", "192.168.86.0/24"),
+    *("::/0", "2001:db8::/32", "::/64"),
+]
 SINGLE = "8.8.8.8/32 192.168.86.22/32 192.168.86.21/32 10.244.2.12/32 10.244.1.10/32 192.168.86.50/32".split()  # noqa: SIM905
 HOLES = {
     "10.0.0.0/8": ["10.1.0.0/16", "10.244.2.0/24", "10.244.1.10/32", "10.244.0.0/16"],
     "10.244.0.0/16": ["10.244.1.0/24", "10.244.2.12/32", "10.244.2.192/26"],
     "192.168.86.0/24": ["192.168.86.22/32", "192.168.86.20/30", "192.168.86.50/32"],
     "0.0.0.0/0": ["10.0.0.0/9", "8.8.8.8/32", "192.168.0.0/16", "10.128.0.0/9"],
+    "::/0": ["2001:db8::/32", "2001:db8::8/128"],
 }
 blocks = st.one_of(
     st.sampled_from([*WIDE, *SINGLE]).map(lambda cidr: {"cidr": cidr}),
@@ -73,7 +77,12 @@ group_sets = st.one_of(
     st.fixed_dictionaries({"cidrGroupSelector": st.sampled_from([{}, {"matchLabels": {"kind": "lan"}}])}),
 )
 entities = st.lists(
-    st.sampled_from("all world cluster host remote-node kube-apiserver unmanaged init ingress health none".split()),  # noqa: SIM905
+    st.sampled_from(
+        [
+            *("all", "world", "world-ipv4", "world-ipv6", "cluster", "host", "remote-node", "kube-apiserver"),
+            *("unmanaged", "init", "ingress", "health", "none"),
+        ]
+    ),
     min_size=1,
     max_size=2,
 )

@@ -155,7 +155,7 @@ class World:
             for cidr in item["spec"].get("podCIDRs") or [item["spec"].get("podCIDR")]:
                 if cidr and inside(peer, cidr):
                     return {"unmanaged", "cluster"}
-        return {"world"} | api
+        return {"world", f"world-ipv{ipaddress.ip_address(peer).version}"} | api
 
     def _labels(self, pod: str) -> dict[str, str]:
         """A pod's labels as Cilium's selectors see them."""

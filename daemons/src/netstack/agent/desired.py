@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from netstack.agent.identities import Census, Identities, LocalEndpoint, View
+from netstack.agent.identities import WORLDS, Census, Identities, LocalEndpoint, View
 from netstack.agent.order import NAMES, Tables
 from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, Readings, accept, on_trial
 from netstack.agent.policy.entries import Server
@@ -180,7 +180,8 @@ def who_may(
 ) -> tuple[Identities, PolicyTables]:
     """Who is who, and what the specs (without references: references.py) let this node's endpoints do."""
     dns = _dns_addresses(snapshot, place.dns_services)
-    blocks = [block for spec in specs for rule in spec.rules if rule.peers for block in rule.peers.blocks]
+    peers = [rule.peers for spec in specs for rule in spec.rules if rule.peers]
+    blocks = [block for item in peers for block in item.blocks]
     selectors = {ref: _selector(snapshot, ref) for ref in place.ingress_services}
     view = View(
         node=place.node,
@@ -193,6 +194,7 @@ def who_may(
         endpoints=endpoints,
         prefixes=frozenset(
             {prefix for block in blocks for prefix in (block.prefix, *block.excluded)}
+            | {range_ for entity, range_ in WORLDS.items() if any(entity in item.entities for item in peers)}
             | {Prefix(address, 128) for address, _ in dns}
         ),
         ranges_match=place.ranges_match,

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from netstack.agent.numbers import numbers
-from netstack.core.address import ANY, Prefix
+from netstack.core.address import ANY, V4, V6, Prefix
 from netstack.core.ref import Ref
 from netstack.core.table import Table
 from netstack.kernel import layout
@@ -52,6 +52,8 @@ CHANGING = 255
 
 REMOTE_NODE = frozenset({"remote-node", "cluster"})
 UNMANAGED = frozenset({"unmanaged", "cluster"})
+WORLDS = {"world-ipv4": V4, "world-ipv6": V6}
+"""Entities that are the world's part of a range: View.prefixes has it where a policy names them."""
 
 Labels = Mapping[str, str]
 NamedPort = tuple[str, str, int]
@@ -164,7 +166,7 @@ class Around:
         base = int.from_bytes(inner.address)
         for bits in self._lengths:
             outer = Prefix((base >> 128 - bits << 128 - bits).to_bytes(16), bits)
-            if bits <= inner.bits and outer in self._ranges:
+            if outer in self._ranges and outer.covers(inner):
                 return outer
         return None
 
@@ -204,6 +206,7 @@ def compile_identities(view: View) -> Identities:
     apart, of_node, clashes = _nodes(view, api)
     prefixes, more = _ranges(view, api, frozenset(of_node))
     empty, unmanaged, others = _unmanaged(view, node_address)
+    put(V4, layout.IDENTITY_WORLD, ANY)  # else what is said of ::/0 would be found for IPv4 too
     for prefix, peer in prefixes.items():
         put(prefix, peer.number, ANY)
     for cidr, (identity, owner) in unmanaged.items():
@@ -334,7 +337,9 @@ def _ranges(view: View, api: set[bytes], taken: frozenset[bytes]) -> tuple[dict[
     ids, collisions = numbers(texts, base=PREFIX_BASE, bits=BITS)
     peers = {}
     for text, prefix in texts.items():
-        entities = {"world", "kube-apiserver"} if prefix.bits == 128 and prefix.address in api else {"world"}
+        entities = {"world", *(entity for entity, range_ in WORLDS.items() if range_.covers(prefix))}
+        if prefix.bits == 128 and prefix.address in api:
+            entities.add("kube-apiserver")
         peers[prefix] = Peer(ids[text], text, {}, frozenset(entities), prefix)
     return peers, collisions
 

@@ -35,7 +35,8 @@ def is_v4(address: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Prefix:
-    """A network: 16-byte base address with no host bit set, and a length in bits of 128."""
+    """A network: 16-byte base address with no host bit set, and a length in bits of 128. One of IPv6 holds no IPv4
+    address, though the v4-mapped ones lie inside `::/64`."""
 
     address: bytes
     bits: int
@@ -54,7 +55,8 @@ class Prefix:
 
     def __contains__(self, address: bytes) -> bool:
         shift = 128 - self.bits
-        return int.from_bytes(address) >> shift == int.from_bytes(self.address) >> shift
+        same = int.from_bytes(address) >> shift == int.from_bytes(self.address) >> shift
+        return same and (self.bits >= V4.bits or not is_v4(address))
 
     def covers(self, other: Prefix) -> bool:
         return self.bits <= other.bits and other.address in self
@@ -64,6 +66,10 @@ class Prefix:
         if not 0 <= index < 1 << (128 - self.bits):
             raise IndexError(f"{self} has no address number {index}")
         return (int.from_bytes(self.address) + index).to_bytes(16)
+
+
+V4, V6 = Prefix(V4_MAPPED + bytes(4), 96), Prefix(ANY, 0)
+"""All addresses of a family."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -85,7 +85,7 @@ def test_the_api_server_outside_the_cluster_is_world_and_itself() -> None:
     found = entry(cluster, "192.168.86.99")
     assert found.node == ANY
     (peer,) = [peer for peer in desired.identities.peers if peer.number == found.identity]
-    assert peer.entities == {"world", "kube-apiserver"}
+    assert peer.entities == {"world", "world-ipv4", "kube-apiserver"}
 
 
 def test_pods_of_the_hosts_network_and_finished_ones_have_no_identity() -> None:

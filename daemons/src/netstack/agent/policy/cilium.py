@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from netstack.agent.identities import NAMESPACE, NAMESPACE_LABELS
+from netstack.agent.identities import NAMESPACE, NAMESPACE_LABELS, WORLDS
 from netstack.agent.policy.names import read_name
 from netstack.agent.policy.ports import read_icmp, read_port
 from netstack.agent.policy.rules import (
@@ -40,7 +40,8 @@ from netstack.source.fields import Fields
 from netstack.source.selectors import LabelSelector, Requirement
 
 ENTITIES = (
-    "all world cluster host remote-node kube-apiserver init ingress health unmanaged none".split()  # noqa: SIM905
+    *("all", "world", *WORLDS, "cluster", "host", "remote-node", "kube-apiserver", "init", "ingress"),
+    *("health", "unmanaged", "none"),
 )
 SECTIONS = (
     ("ingress", Direction.INGRESS, Action.ALLOW),

@@ -268,7 +268,17 @@ def test_rules_that_cannot_be_enforced_refuse_the_whole_policy(cluster: Cluster,
             ["10.1.0.1"],
         ),
         ("{endpointSelector: {}, egress: [{toCIDR: [192.168.86.0/24]}]}", ["192.168.86.40"], ["192.168.86.22"]),
-        ("{endpointSelector: {}, egress: [{toCIDR: [0.0.0.0/0]}]}", ["8.8.8.8"], ["default/web", "192.168.86.22"]),
+        ("{endpointSelector: {}, egress: [{toCIDR: [0.0.0.0/0]}]}", ["8.8.8.8"], ["default/web", "2001:db8::8"]),
+        ("{endpointSelector: {}, egress: [{toCIDR: ['::/0']}]}", ["2001:db8::8"], ["8.8.8.8", "default/web"]),
+        ("{endpointSelector: {}, egress: [{toCIDR: ['::/64']}]}", ["::8"], ["8.8.8.8", "2001:db8::8"]),
+        ("{endpointSelector: {}, egress: [{toEntities: [world-ipv4]}]}", ["8.8.8.8"], ["2001:db8::8", "default/web"]),
+        ("{endpointSelector: {}, egress: [{toEntities: [world-ipv6]}]}", ["2001:db8::8"], ["8.8.8.8", "default/web"]),
+        (
+            "{endpointSelector: {}, egress: [{toCIDRSet: [{cidr: 0.0.0.0/0, except: [192.168.0.0/16]}]}, "
+            "{toCIDR: ['::/0']}]}",
+            ["8.8.8.8", "2001:db8::8"],
+            ["192.168.86.50"],
+        ),
         (
             "{endpointSelector: {}, egress: [{toEntities: [world]}], egressDeny: [{toCIDR: [8.8.0.0/16]}]}",
             ["8.9.0.1"],
@@ -397,8 +407,8 @@ def test_a_clusterwide_policy_selects_and_means_pods_of_all_namespaces(cluster: 
         ("{ingress: [{}]}", "spec.endpointSelector: is required"),
         ("{endpointSelector: {}, ingress: [{fromEndpoint: [{}]}]}", "spec.ingress[0].fromEndpoint: unknown field"),
         ("{endpointSelector: {}, ingress: [{fromEntities: [moon]}]}",
-         "spec.ingress[0].fromEntities[0]: must be one of all, world, cluster, host, remote-node, kube-apiserver, "
-         "init, ingress, health, unmanaged, none, not 'moon'"),
+         "spec.ingress[0].fromEntities[0]: must be one of all, world, world-ipv4, world-ipv6, cluster, host, "
+         "remote-node, kube-apiserver, init, ingress, health, unmanaged, none, not 'moon'"),
         ("{endpointSelector: {}, egress: [{toCIDR: [10.0.0.300/8]}]}",
          "spec.egress[0].toCIDR[0]: '10.0.0.300/8' does not appear to be an IPv4 or IPv6 network"),
         ("{endpointSelector: {}, egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: [11.0.0.0/16]}]}]}",

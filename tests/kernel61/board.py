@@ -139,7 +139,7 @@ class Board(Node):
             *(argument for share in shares for argument in share.arguments),
         ]
 
-    def wait_booted(self, boot: int = 0, timeout_s: float = 240.0) -> None:
+    def wait_booted(self, boot: int = 0, timeout_s: float = 480.0) -> None:
         """Wait until systemd has reached its default target in another boot than the last one waited for.
 
         Raises NotRunning with the end of the console if QEMU has ended meanwhile, and TimedOut.
@@ -152,7 +152,8 @@ class Board(Node):
             if not alive(qemu):
                 said = "\n".join(path.read_text(errors="replace") for path in (self.folder / "qemu.log", self.console))
                 raise NotRunning(f"{self.name}; its console ended with\n{said[-3000:]}")
-            answer = self.run("cat /proc/sys/kernel/random/boot_id; systemctl is-system-running --wait", check=False)
+            question = "cat /proc/sys/kernel/random/boot_id; systemctl is-system-running --wait"
+            answer = self.run(question, check=False, timeout_s=timeout_s)
             boot_id, _, state = answer.stdout.partition("\n")
             if boot_id in ("", before) or state.strip() not in ("running", "degraded"):
                 return False

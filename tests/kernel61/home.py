@@ -69,8 +69,8 @@ class Home:
     def served(self) -> None:
         """The address is answered by the board alone, and leads to the pod."""
         client = self.lab.client(1)
-        wait_until(lambda: client.arp(VIP, timeout_s=2) == {self.board.mac}, f"the board to answer for {VIP}", 90)
-        wait_until(lambda: client.get(f"http://{VIP}/", timeout_s=5).status == 200, "the pod to be reached", 90)
+        wait_until(lambda: client.arp(VIP, timeout_s=2) == {self.board.mac}, f"the board to answer for {VIP}", 300)
+        wait_until(lambda: client.get(f"http://{VIP}/", timeout_s=5).status == 200, "the pod to be reached", 300)
 
     def ready(self) -> None:
         wait_until(lambda: self.board.run("netstack status", check=False).returncode == 0, "the board to be ready", 180)

@@ -223,13 +223,13 @@ class World:
         groups, icmps = rule.get("toPorts") or [], rule.get("icmps")
         fields = [f"{side}{name}" for name in ("Endpoints", "Entities", "CIDR", "CIDRSet", "Services")]
         named = [name for name in fields if rule.get(name) is not None]
-        if not named and not groups and icmps is None:
+        if not named and not groups and not icmps:
             return False
         if named and not any(
             self._cilium_peer(policy, name[len(side) :], rule[name], packet[0], denies) for name in named
         ):
             return False
-        if icmps is not None:
+        if icmps:
             return any(is_message(field, packet) for item in icmps for field in item["fields"])
         ports = [item for group in groups for item in group["ports"]]
         return not groups or any(self._port({"protocol": "ANY"} | item, packet) for item in ports)

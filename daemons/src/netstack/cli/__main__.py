@@ -147,12 +147,13 @@ def _effect(arguments: argparse.Namespace) -> int:
     from netstack.cli.collect import CONFIG
     from netstack.cli.proposal import Unanswerable, propose
     from netstack.core import settings
+    from netstack.core.documents import load_all
     from netstack.core.errors import BadConfig
 
     file: Path = arguments.file
     try:
         text = sys.stdin.read() if file == Path("-") else file.read_text(encoding="utf-8")
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+        documents = load_all(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         print(f"{file}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

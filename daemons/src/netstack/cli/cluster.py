@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from netstack.cli import rights, token
+from netstack.core.documents import load_all
 from netstack.core.errors import BadConfig
 from netstack.source.client import APPLY_PATCH, ApiFailure, Client, Refused
 from netstack.source.credentials import Credentials, flatten
@@ -47,7 +48,7 @@ def documents(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """The objects of files and folders, in the order of their names."""
     for path in paths:
         for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
-            yield from (item for item in yaml.safe_load_all(file.read_text(encoding="utf-8")) if item is not None)
+            yield from load_all(file.read_text(encoding="utf-8"))
 
 
 def install(client: Client, wanted: Iterable[dict[str, Any]], *, check: bool) -> Iterator[str]:

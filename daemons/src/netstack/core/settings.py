@@ -15,6 +15,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from netstack.core import documents
 from netstack.core.errors import BadConfig
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ def load(cls: type[T], path: Path | str) -> T:
     """Read `path` into `cls`. BadConfig names the field, or the line where the YAML breaks; OSError passes."""
     text = Path(path).read_text(encoding="utf-8")
     try:
-        data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - safe loaders both
+        data = documents.load(text)
     except yaml.YAMLError as error:
         raise BadConfig(str(path), f"is not YAML: {' '.join(str(error).split())}") from error
     return parse(cls, {} if data is None else data)

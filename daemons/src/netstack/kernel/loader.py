@@ -28,7 +28,7 @@ from pathlib import Path
 
 import yaml
 
-from netstack.core import settings
+from netstack.core import documents, settings
 from netstack.core.errors import BadConfig
 from netstack.kernel import layout, probe, programs
 from netstack.kernel.attach import OURS, PARENT, POD, UPLINK, Occupied, TrafficControl
@@ -104,7 +104,7 @@ class LoaderSettings:
 def load_settings(path: Path) -> LoaderSettings:
     """The key `datapath` of an agent.yaml; its other keys are the agent's. BadConfig, OSError."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        data = documents.load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise BadConfig(str(path), f"is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, Mapping):

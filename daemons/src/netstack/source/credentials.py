@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from netstack.core import documents
 from netstack.core.errors import BadConfig
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -30,7 +31,6 @@ REFUSED = {
     "impersonate": "acting for another user is not served",
 }
 INSECURE = "a node that cannot tell the API server from an impostor would take its policies from anyone"
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Stamp = tuple[int, int, int]
 
 
@@ -126,7 +126,7 @@ def _kubeconfig(path: Path) -> tuple[Access, set[Path]]:
 def _chosen(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(cluster, user) of the current context."""
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506 - safe loaders both
+        config = documents.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadConfig("kubeconfig", f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:

@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from netstack.core.documents import load_all
 from netstack.core.errors import BadObject
 from netstack.core.files import write_atomic
 from netstack.core.ref import Ref
@@ -42,7 +43,6 @@ ABSENT_S = 1.0
 """The same, while the folder cannot be read: nothing tells of its return."""
 
 Stamp = tuple[int, int, int]
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 log = logging.getLogger("source")
 
 
@@ -297,7 +297,7 @@ def _documents(name: str, text: str) -> tuple[Documents, list[Broken]]:
     """The objects of a file by name, and those whose head cannot be read. YAMLError if the text is not YAML."""
     documents: Documents = {}
     errors: list[Broken] = []
-    pending = [document for document in yaml.load_all(text, Loader=Loader) if document is not None]
+    pending = load_all(text)
     while pending:
         document = pending.pop(0)
         if isinstance(document, Mapping) and document.get("kind") == "List":

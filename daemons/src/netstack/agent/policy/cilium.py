@@ -138,10 +138,11 @@ def _rule(ref: Ref, fields: Fields, direction: Direction, action: Action) -> Ite
     peers = _peers(fields, prefix, direction, action)
     groups = list(fields.children("toPorts"))
     ports = [port for group in groups if "rules" not in group for port in _ports(group)]
-    if "icmps" in fields:
+    icmps = list(fields.children("icmps"))
+    if icmps:
         if groups:
             fields.fail("icmps", "cannot be combined with toPorts in one rule")
-        items = [item for group in fields.children("icmps") for item in _icmp_fields(group)]
+        items = [item for group in icmps for item in _icmp_fields(group)]
         ports = [port for item in items if (port := read_icmp(item, denies=action is Action.DENY))]
     filtered = [group for group in groups if "rules" in group]
     for group in filtered:
@@ -153,7 +154,7 @@ def _rule(ref: Ref, fields: Fields, direction: Direction, action: Action) -> Ite
         servers = tuple(_server_ports(group))
         yield Rule(RuleRef(ref, group.path), direction, Action.REDIRECT_DNS, peers, servers, asked)
     fields.close()
-    if ports or (peers is not None and not groups and "icmps" not in fields):
+    if ports or (peers is not None and not groups and not icmps):
         yield Rule(RuleRef(ref, fields.path), direction, action, peers, tuple(ports))
 
 

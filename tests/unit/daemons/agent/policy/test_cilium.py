@@ -285,6 +285,12 @@ def test_rules_that_cannot_be_enforced_refuse_the_whole_policy(cluster: Cluster,
             ["8.8.8.8"],
         ),
         (
+            "{endpointSelector: {}, egress: [{toEntities: [all], icmps: []}], "
+            "egressDeny: [{toCIDR: [8.8.0.0/16], icmps: []}]}",
+            ["8.9.0.1"],
+            ["8.8.8.8"],
+        ),
+        (
             "{endpointSelector: {}, egressDeny: [{toEndpoints: [{matchLabels: {app: web}}]}], "
             "enableDefaultDeny: {egress: false}}",
             ["8.8.8.8", "default/far"],

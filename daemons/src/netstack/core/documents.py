@@ -1,0 +1,34 @@
+"""YAML text -> documents, as the API server takes them: a key that a mapping has twice is refused, for of the first
+nobody would hear again. All functions raise yaml.YAMLError with line and reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def load(text: str) -> Any:
+    """The only document; None if the text has none."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+
+
+def load_all(text: str) -> list[Any]:
+    """Every document that is not empty."""
+    return [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # without libyaml: slower
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Called for every mapping; more than once for those that are merged into others, whose keys may then recur."""
+        if not hasattr(node, "flat"):
+            node.flat = True  # type: ignore[attr-defined]
+            seen: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE):
+                if key.value in seen:
+                    said = f"the key {key.value!r} stands in one mapping twice"
+                    raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
+                seen.add(key.value)
+        super().flatten_mapping(node)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from instruments.plane import control_plane, free_port
 from lab import shell
 from lab.controlplane import ApiError, Client, ControlPlane, Unavailable, binaries, skip_reason
 from lab.shell import alive
@@ -28,21 +28,9 @@ CONFIG_MAP = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kep
 PROGRAMS = {"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def possible() -> None:
-    why_not = skip_reason()
-    if why_not is not None:
-        pytest.skip(why_not)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with ControlPlane(tmp_path_factory.mktemp("plane"), port=free_port()) as plane:
+    with control_plane(tmp_path_factory.mktemp("plane")) as plane:
         yield plane
 
 
@@ -263,6 +251,7 @@ def test_two_at_once(plane: ControlPlane, client: Client, tmp_path: Path) -> Non
     assert set(plane.running()) == PROGRAMS
 
 
+@pytest.mark.usefixtures("plane")  # skipped where none can be had
 def test_a_killed_maker_leaves_no_process(tmp_path: Path) -> None:
     program = f"""
 import signal

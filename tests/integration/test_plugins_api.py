@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lab.controlplane import ControlPlane, skip_reason
+from instruments.plane import control_plane
+from lab.controlplane import ControlPlane
 
 ROOT = Path(__file__).parents[2]
 tree = subprocess.run([str(ROOT / "tests/collection-tree.sh")], capture_output=True, text=True, check=True)
@@ -31,12 +31,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    why_not = skip_reason()
-    if why_not is not None:
-        pytest.skip(why_not)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = int(listener.getsockname()[1])
-    with ControlPlane(tmp_path_factory.mktemp("plane"), port=port) as running:
+    with control_plane(tmp_path_factory.mktemp("plane")) as running:
         running.apply_crds()
         yield running
 

@@ -7,7 +7,6 @@ scripted one.
 from __future__ import annotations
 
 import io
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,8 +18,9 @@ from urllib.parse import urlencode
 import pytest
 
 from instruments.api_objects import namespace, policy, secret, service
+from instruments.plane import control_plane
 from instruments.source_probe import Watched, wait_for
-from lab.controlplane import ControlPlane, skip_reason
+from lab.controlplane import ControlPlane
 from netstack.agent.__main__ import WANTS as AGENT
 from netstack.announcer.__main__ import WANTS as ANNOUNCER
 from netstack.cli.cluster import main
@@ -42,13 +42,8 @@ A = Ref("Service", "ns", "a")
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    why_not = skip_reason()
-    if why_not is not None:
-        pytest.skip(why_not)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = int(listener.getsockname()[1])
     flags = ["--etcd-compaction-interval=1s", "--watch-cache=false"]
-    with ControlPlane(tmp_path_factory.mktemp("plane"), port=port, api_server_flags=flags) as running:
+    with control_plane(tmp_path_factory.mktemp("plane"), flags) as running:
         yield running
 
 

@@ -1,6 +1,7 @@
 """A node with every program in force and tables as daemons would fill them, for what looks at a live node.
 
-Pods a (enforced both ways) and b; a may reach the world and REMOTE on 443, but not 192.0.2.66.
+Pods a (enforced both ways) and b; a may reach the world and REMOTE on 443, but not 192.0.2.66. Policies on trial would
+let b reach the world on 443 alone, and deny it REMOTE.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _fill(made: Home) -> None:
     with made.namespace.entered(), TrafficControl() as traffic:
         links = {link.name: link.index for link in traffic.links()}
     made.put("config", l.Number(0), l.Config(pack(NODE), pack("10.244.1.0"), 120, ANY, ANY, 0, links["eth0"], 1))
-    for address, number, device, enforce in ((A, 11, "veth-a", 3), (B, 12, "veth-b", 0)):
+    for address, number, device, enforce in ((A, 11, "veth-a", 3), (B, 12, "veth-b", l.AUDIT | l.AUDIT_EGRESS)):
         endpoint = l.Endpoint(number, links[device], IDENTITY[address], enforce, MAC, HOST_MAC)
         made.flows().add(number)
         made.put("endpoints", l.AddressKey(pack(address)), endpoint)
@@ -55,12 +56,14 @@ def _fill(made: Home) -> None:
         made.put("identities", l.PrefixKey(128, pack(address)), l.Identity(identity, 0, pack(owner)))
     made.put("identities", l.PrefixKey(128, pack("192.0.2.66")), l.Identity((2 << 30) + 1, 0, ANY))
 
-    def rule(peer: int, number: int, action: int) -> None:
-        made.put("policy", l.PolicyKey(96, 11, peer, l.DIRECTION_EGRESS, 6, 443), l.PolicyRule(number, action))
+    def rule(endpoint: int, direction: int, peer: int, number: int, action: int) -> None:
+        made.put("policy", l.PolicyKey(96, endpoint, peer, direction, 6, 443), l.PolicyRule(number, action))
 
-    rule(l.IDENTITY_WORLD, ALLOW, l.ACTION_ALLOW)
-    rule((2 << 30) + 1, DENY, l.ACTION_DENY)
-    rule(IDENTITY[REMOTE], ALLOW, l.ACTION_ALLOW)
+    rule(11, l.DIRECTION_EGRESS, l.IDENTITY_WORLD, ALLOW, l.ACTION_ALLOW)
+    rule(11, l.DIRECTION_EGRESS, (2 << 30) + 1, DENY, l.ACTION_DENY)
+    rule(11, l.DIRECTION_EGRESS, IDENTITY[REMOTE], ALLOW, l.ACTION_ALLOW)
+    rule(12, l.DIRECTION_EGRESS + l.DIRECTION_AUDIT, l.IDENTITY_WORLD, ALLOW, l.ACTION_ALLOW)
+    rule(12, l.DIRECTION_EGRESS + l.DIRECTION_AUDIT, IDENTITY[REMOTE], DENY, l.ACTION_DENY)
     made.put("backends", l.Number(1), l.Backend(pack(REMOTE), pack(OTHER), 443, 0))
     made.put("slots", l.Number(16), l.Number(1))
     made.put("services", l.ServiceKey(pack("10.96.0.1"), 443, 6, l.SCOPE_CLUSTER), l.Service(1, 16, 1, 0, 0, 1))

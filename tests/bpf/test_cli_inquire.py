@@ -179,3 +179,17 @@ def test_a_policy_on_trial_is_named_and_decides_nothing(node: Home, run: Path) -
         (found,) = inquiry.explain("pod/one/a", "192.0.2.1", 443, "TCP")
     assert found.allowed
     assert "CiliumNetworkPolicy one/t selects pod one/a, but is on trial: it denies and allows nothing" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("to", "port", "notes"),
+    [
+        ("192.0.2.1", 443, ()),
+        ("192.0.2.1", 80, ("policies on trial would deny it: for want of a rule that allows it",)),
+        (REMOTE, 443, ("policies on trial would deny it: CiliumNetworkPolicy one/p: spec.egressDeny[0]",)),
+    ],
+)
+def test_what_policies_on_trial_would_say(node: Home, run: Path, to: str, port: int, notes: tuple[str, ...]) -> None:
+    with node.namespace.entered(), Inquiry(node.settings, run) as inquiry:
+        (found,) = inquiry.explain("pod/one/b", to, port, "TCP")
+    assert found.allowed and found.stages[0].notes == notes

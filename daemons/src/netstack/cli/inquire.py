@@ -188,8 +188,14 @@ class Inquiry:
             entries = self._entries(subject.endpoint, direction)
             peers = (peer.identity, layout.IDENTITY_ANY, *self._selectors(subject.endpoint, peer.address))
             notes += considered(entries, self._rules, peers, flow)
-        rule = self._rules.get(outcome.rule, f"rule {outcome.rule}") if outcome.rule else ""
-        return Stage(where, outcome.verdict, rule, tuple(notes))
+        if outcome.audited:
+            by = self._rule(outcome.audit_rule) or "for want of a rule that allows it"
+            notes.append(f"policies on trial would deny it: {by}")
+        return Stage(where, outcome.verdict, self._rule(outcome.rule), tuple(notes))
+
+    def _rule(self, number: int) -> str:
+        """Its name; "" for none."""
+        return self._rules.get(number, f"rule {number}") if number else ""
 
     def _entries(self, endpoint: int, direction: int) -> Iterator[tuple[layout.PolicyKey, layout.PolicyRule]]:
         for raw, value in self._maps["policy"].items():

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout
@@ -24,18 +24,21 @@ WRITTEN = tuple(name for name, spec in layout.MAPS.items() if spec.writer == "pr
 """The tables that programs write, and those that hold such tables."""
 SCRATCH = "scratch"
 """What a program knows of the packet that it is looking at: struct packet of files/bpf/lib/parse.h ..."""
-RULE_AT = 104
-"""... and where in it the number of the rule stands that decided."""
+JUDGED = struct.Struct("=104xI11x?12xI")
+"""... and what policies said of it: its members `rule`, `audited` and `audit_rule`."""
 CONTEXT_BYTES = 192
 """struct __sk_buff"""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`rule` 0: no rule decided. `frame`: as it left the program."""
+    """`rule` 0: no rule decided. `audited`: it passes, but policies on trial would deny it, by `audit_rule` or (0)
+    because no rule of theirs allows it. `frame`: as it left the program."""
 
     verdict: Verdict
     rule: int
+    audited: bool
+    audit_rule: int
     frame: bytes
 
 
@@ -73,7 +76,7 @@ class Trial:
         _, out, _, _ = program.test_run(frame, bytes(context))
         after = self._counted()
         (verdict,) = (number for number, packets in after.items() if packets != before.get(number, 0))
-        return Outcome(Verdict(verdict), self._rule(), out)
+        return Outcome(Verdict(verdict), *self._judged(), out)
 
     def differs(self, name: str) -> bool:
         """Whether what is attached on the node is not what this release would load."""
@@ -92,11 +95,12 @@ class Trial:
             for key, values in self.maps["counters"].items()
         }
 
-    def _rule(self) -> int:
-        """The rule of the packet just run; the scratch of every CPU is clean again."""
+    def _judged(self) -> tuple[int, bool, int]:
+        """JUDGED of the packet just run; the scratch of every CPU is clean again."""
         table = self.maps[SCRATCH]
         key = layout.Number(0).pack()
         values = table.get(key) or b""
-        size = (table.definition.value_size + 7) // 8 * 8
         table.put(key, bytes(len(values)))
-        return max(int.from_bytes(values[at + RULE_AT :][:4], "little") for at in range(0, len(values), size))
+        size = (table.definition.value_size + 7) // 8 * 8
+        used = next(at for at in range(0, len(values), size) if any(values[at : at + size]))
+        return cast("tuple[int, bool, int]", JUDGED.unpack_from(values, used))

@@ -125,7 +125,7 @@ class Talk:
             assert len(commands) == 1
             return commands[0]
         close, reply = commands
-        assert close == Close(asked.key)
+        assert isinstance(close, Close) and close.key == asked.key
         assert self.session.answer(asked.key, payload, self.now) == []
         self._check_reply(reply, asked.original)
         assert isinstance(reply, Reply)
@@ -142,13 +142,13 @@ class Talk:
             assert isinstance(command, Drop)
             return
         end = original.index(b"\0", 12) + 5
-        for payload in filter(None, (command.payload, command.otherwise)):
+        for payload in filter(None, (command.payload, command.otherwise())):
             assert payload[:2] == original[:2]
             assert payload[12:end] == original[12:end]
             assert payload[2] & 0x80
-        for credit in command.credits:
+        if (credit := command.credit) is not None:
             found = self.session.rules.endpoints[command.client.address]
             assert credit.endpoint == found.id
             assert set(credit.selectors) <= found.selectors(credit.name)
             assert credit.until_s >= self.now + self.settings.min_ttl_s
-        assert not command.credits or command.otherwise
+            assert credit.addresses and command.otherwise()

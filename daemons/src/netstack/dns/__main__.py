@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import functools
 import resource
-import secrets
 from pathlib import Path
 
 from netstack.core import settings
@@ -17,6 +16,7 @@ from netstack.dns.proxy import Proxy
 from netstack.dns.rulesfile import RulesFile
 from netstack.dns.session import Session
 from netstack.dns.settings import DnsSettings
+from netstack.dns.upstream import unpredictable
 from netstack.kernel.bpf import SoloMap
 
 
@@ -27,8 +27,9 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     maps = Path(chosen.maps)
     learned = Learned(SoloMap.open(maps / "fqdn"), SoloMap.open(maps / "fqdn_use"), chosen.max_addresses_per_pod)
     identities = Identities(SoloMap.open(maps / "identities"))
-    session = Session(chosen, rules.rules, functools.partial(secrets.randbelow, 1 << 16), identities)
-    proxy = Proxy(chosen, session, learned, rules, unit.spawn)
+    random_number = unpredictable().__next__
+    session = Session(chosen, rules.rules, random_number, identities)
+    proxy = Proxy(chosen, session, learned, rules, random_number, unit.spawn)
     unit.command("status", lambda _: report.status(session, len(learned), rules.error))
     unit.command(
         "names",

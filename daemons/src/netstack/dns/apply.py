@@ -29,6 +29,9 @@ IN_USE_S = 60.0
 _BATCH = 256
 """Entries looked at between two chances for messages to be served: under 1 ms."""
 
+SETTLED = 4096
+"""Credits remembered as written."""
+
 
 class Table(Protocol):
     """A pinned map (netstack.kernel.bpf.Map), or a stand-in. Calls raise OSError as bpf(2) does."""
@@ -75,22 +78,32 @@ class Learned:
         self._of_endpoint = Counter(FqdnKey.unpack(key).endpoint for key, _ in table.items())
         self._gone_since: dict[int, float] = {}
         self._names: dict[bytes, dict[Name, bytes]] = {}
+        self._settled: dict[tuple[object, ...], int] = {}  # credits (but for their time) that the table holds, until
 
     def __len__(self) -> int:
         return self._of_endpoint.total()
 
-    def credit(self, credits_: Iterable[Credit], now: float) -> None:
-        """Open all of `credits_`. Refused or OSError at the first that cannot be; those before it stay open."""
-        for credit in credits_:
-            self._open(credit, now)
+    def credit(self, credit: Credit, now: float) -> None:
+        """Open all addresses of `credit`. Refused or OSError at the first that cannot be; those before it stay open.
 
-    def _open(self, credit: Credit, now: float) -> None:
-        key = FqdnKey(credit.endpoint, credit.address).pack()
+        What the table holds for long enough is not written again: a name that is asked all the time costs the kernel
+        one write a second. Nobody else writes the table, and what is removed from it here is forgotten as settled.
+        """
+        what, until_s = credit[:-1], math.ceil(credit.until_s)
+        if self._settled.get(what, 0) >= until_s:
+            return
+        for address in credit.addresses:
+            self._open(credit, address, until_s, now)
+        if len(self._settled) == SETTLED:
+            self._settled.clear()
+        self._settled[what] = until_s
+
+    def _open(self, credit: Credit, address: bytes, until_s: int, now: float) -> None:
+        key = FqdnKey(credit.endpoint, address).pack()
         held = self._table.get(key)
         if held is None and self._of_endpoint[credit.endpoint] >= self._max_per_pod:
             raise Refused(f"endpoint {credit.endpoint} has learned {self._max_per_pod} addresses, the most it may")
         live = {} if held is None else _live(Fqdn.unpack(held), now)
-        until_s = math.ceil(credit.until_s)
         live |= {selector: max(until_s, live.get(selector, 0)) for selector in credit.selectors}
         if len(live) > FQDN_SELECTORS:
             raise Refused(f"endpoint {credit.endpoint} needs {len(live)} selectors for one address")
@@ -143,6 +156,7 @@ class Learned:
             self._table.put(key, Fqdn.of({selector: max(until_s, at) for selector, at in live.items()}).pack())
 
     def _remove(self, key: bytes, owner: int) -> None:
+        self._settled.clear()
         self._table.delete(key)
         self._names.pop(key, None)
         self._of_endpoint[owner] -= 1

@@ -30,7 +30,8 @@ _MAX_HOPS = 64
 """Compression pointers in one name. Each usually follows a label, so 127 could be honest, but nobody writes such;
 chains of pointers to pointers would make a message of 64 KB cost half a second."""
 
-_HEADER = struct.Struct("!HHHHHH")
+_HEADER = struct.Struct("!2sHHHHH")
+_ONE_QUESTION = b"\0\1"
 _RECORD = struct.Struct("!HHIH")
 _QR, _OPCODE, _TC, _RD, _RA, _RCODE = 0x8000, 0x7800, 0x0200, 0x0100, 0x0080, 0x000F
 _IN = 1
@@ -74,7 +75,6 @@ class Malformed(Exception):
 class Query:
     """A pod's question: `name` in lower case, `question` the whole section as it was spelled."""
 
-    id: int
     flags: int
     name: Name
     type: int
@@ -101,6 +101,8 @@ class Record:
 @dataclass(frozen=True, slots=True)
 class Answer:
     rcode: int
+    name: Name
+    """Of its question."""
     records: tuple[Record, ...]
 
 
@@ -108,7 +110,7 @@ def read_query(payload: bytes) -> Query:
     """A standard query with one question and at most an OPT record behind it, or Malformed."""
     if len(payload) > MAX_QUERY:
         raise Malformed(f"a query of {len(payload)} bytes")
-    ident, flags, questions, answers, authorities, additional = _header(payload)
+    flags, questions, answers, authorities, additional = _header(payload)
     if flags & (_QR | _OPCODE):
         raise Malformed("not a standard query")
     if (questions, answers, authorities) != (1, 0, 0) or additional > 1:
@@ -122,33 +124,31 @@ def read_query(payload: bytes) -> Query:
         end = start + length
     if end != len(payload):
         raise Malformed("a query with bytes behind its end")
-    return Query(ident, flags, name, type_, cls, question, bool(additional))
+    return Query(flags, name, type_, cls, question, bool(additional))
 
 
-def answers(payload: bytes, ident: int, query: Query) -> bool:
+def answers(payload: bytes, ident: bytes, query: Query) -> bool:
     """Whether `payload` claims to answer `query` as sent under `ident`: id, direction, opcode and question."""
-    if len(payload) < _HEADER.size + len(query.question):
-        return False
-    got, flags, questions, *_ = _HEADER.unpack_from(payload)
     return (
-        got == ident
-        and flags & (_QR | _OPCODE) == _QR
-        and questions == 1
+        payload.startswith(ident)
+        and len(payload) >= _HEADER.size + len(query.question)
+        and payload[2] & (_QR | _OPCODE) >> 8 == _QR >> 8
+        and payload.startswith(_ONE_QUESTION, 4)
         and _spelled_alike(payload[_HEADER.size : _HEADER.size + len(query.question)], query.question)
     )
 
 
 def _spelled_alike(one: bytes, other: bytes) -> bool:
     """Equal but for case. Type and class, the last 4 bytes, have none; lengths of labels are below 64, no letters."""
-    return one[-4:] == other[-4:] and one[:-4].lower() == other[:-4].lower()
+    return one == other or (one[-4:] == other[-4:] and one[:-4].lower() == other[:-4].lower())
 
 
 def read_answer(payload: bytes) -> Answer:
     """What an answer that `answers` its query says about addresses; Malformed if any section is not whole."""
-    _, flags, _, *counts = _header(payload)
+    flags, _, *counts = _header(payload)
     if sum(counts) > MAX_RECORDS:
         raise Malformed(f"an answer of {sum(counts)} records")
-    *_, at = _question(payload)
+    name, *_, at = _question(payload)
     records = []
     for number in range(sum(counts)):
         start, (type_, cls, ttl_s, length) = _record(payload, at)
@@ -158,7 +158,7 @@ def read_answer(payload: bytes) -> Answer:
         at = start + length
     if at != len(payload):
         raise Malformed("an answer with bytes behind its end")
-    return Answer(flags & _RCODE, tuple(records))
+    return Answer(flags & _RCODE, name, tuple(records))
 
 
 def _ttl(value: int) -> int:
@@ -166,11 +166,12 @@ def _ttl(value: int) -> int:
     return value if value < 1 << 31 else 0
 
 
-def _header(payload: bytes) -> tuple[int, int, int, int, int, int]:
+def _header(payload: bytes) -> tuple[int, int, int, int, int]:
+    """Flags, and the number of questions, answers, authorities and additional records."""
     if len(payload) < _HEADER.size:
         raise Malformed("shorter than a header")
-    ident, flags, questions, answers_, authorities, additional = _HEADER.unpack_from(payload)
-    return ident, flags, questions, answers_, authorities, additional
+    _, flags, questions, answers_, authorities, additional = _HEADER.unpack_from(payload)
+    return flags, questions, answers_, authorities, additional
 
 
 def _question(payload: bytes) -> tuple[Name, int, int, int]:
@@ -291,15 +292,20 @@ _READERS: dict[int, Callable[[bytes, int, int], tuple[Name | None, tuple[bytes, 
 }
 
 
-def renamed(payload: bytes, ident: int, question: bytes) -> bytes:
+def identified(payload: bytes, ident: bytes = b"\0\0") -> bytes:
+    """`payload` under another id. Without one, a message is the same bytes whenever and by whomever it is sent."""
+    return ident + payload[2:]
+
+
+def renamed(payload: bytes, ident: bytes, question: bytes) -> bytes:
     """`payload` under another id, its question (of the same length) in another spelling."""
-    return ident.to_bytes(2) + payload[2 : _HEADER.size] + question + payload[_HEADER.size + len(question) :]
+    return ident + payload[2 : _HEADER.size] + question + payload[_HEADER.size + len(question) :]
 
 
-def reply(query: Query, rcode: Rcode, why: Explained, words: str) -> bytes:
+def reply(query: Query, ident: bytes, rcode: Rcode, why: Explained, words: str) -> bytes:
     """The proxy's own answer without records; an asker who speaks EDNS also gets the reason (RFC 8914)."""
     flags = _QR | _RA | query.flags & _RD | rcode
-    header = _HEADER.pack(query.id, flags, 1, 0, 0, int(query.edns))
+    header = _HEADER.pack(ident, flags, 1, 0, 0, int(query.edns))
     if not query.edns:
         return header + query.question
     option = struct.pack("!HHH", 15, 2 + len(words), why) + words.encode("ascii")

@@ -94,7 +94,7 @@ class _Node:
     """Selectors of every name with at least one more label."""
 
 
-KEPT = 512
+KEPT = 1024
 """Answers of one matcher: a pod that asks for ever new names costs no more than this."""
 
 

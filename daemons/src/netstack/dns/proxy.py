@@ -2,6 +2,9 @@
 
 Everything runs on one event loop. Between the arrival of a server's answer and its way to the pod lies one synchronous
 stretch (`_reply`): the table is written, then the answer is sent, with no chance for anything to come between.
+
+All UDP sockets are in one epoll set, which the loop sees as one descriptor: a turn of asyncio's own costs as much as
+three questions, so one serves everything that is there by then and what comes meanwhile, up to a limit.
 """
 
 from __future__ import annotations
@@ -21,11 +24,15 @@ from netstack.dns.apply import Learned, Refused
 from netstack.dns.rulesfile import RulesFile
 from netstack.dns.session import Client, Close, Command, Drop, Forward, Reason, Reply, Session, Transport
 from netstack.dns.settings import DnsSettings
+from netstack.dns.upstream import Upstream, Upstreams
 
 _log = logging.getLogger("dns")
 
 _BATCH = 32
-"""Datagrams taken from one socket before others get their turn."""
+"""Datagrams taken from one socket, and sockets served, before others get their turn."""
+
+_ROUNDS = 8
+"""... times, before everything but UDP gets its turn: at most 20 ms."""
 
 _MAX_MESSAGE = 65535
 
@@ -36,7 +43,13 @@ class Proxy:
     """All sockets of the daemon. `spawn` runs a coroutine beside it (Unit.spawn)."""
 
     def __init__(
-        self, settings: DnsSettings, session: Session, learned: Learned, rules: RulesFile, spawn: Spawn
+        self,
+        settings: DnsSettings,
+        session: Session,
+        learned: Learned,
+        rules: RulesFile,
+        random_number: Callable[[], int],
+        spawn: Spawn,
     ) -> None:
         self._settings = settings
         self._session = session
@@ -45,10 +58,11 @@ class Proxy:
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._udp: dict[bool, sockets.Listener] = {}  # by whether it serves IPv4
-        self._upstream: dict[int, socket.socket | None] = {}  # by Forward.key; None: TCP, closed by its own coroutine
-        self._asked: dict[int, tuple[Forward, socket.socket]] = {}  # by descriptor
-        self._answered = select.epoll()  # of all upstream sockets: the loop's own costs three times as much for each
-        self._loop.add_reader(self._answered.fileno(), self._on_answers)
+        self._listeners: dict[int, sockets.Listener] = {}  # by descriptor
+        self._ready = select.epoll()
+        self._loop.add_reader(self._ready.fileno(), self._on_ready)
+        self._upstreams = Upstreams(self._ready, random_number)
+        self._asked: dict[int, Upstream | None] = {}  # by Forward.key; None: TCP, closed by its own coroutine
         self._connections: dict[int, asyncio.StreamWriter] = {}
         self._of_pod: Counter[bytes] = Counter()
         self._next_connection = 0
@@ -61,15 +75,15 @@ class Proxy:
         for sock in listeners:
             if sock.type == socket.SOCK_DGRAM:
                 listener = sockets.Listener(sock)
-                self._udp[listener.v4] = listener
-                self._loop.add_reader(sock.fileno(), self._on_datagrams, listener)
+                self._udp[listener.v4] = self._listeners[sock.fileno()] = listener
+                self._ready.register(sock.fileno(), select.EPOLLIN)
             else:
                 self._servers.append(await asyncio.start_server(self._on_connection, sock=sock))
 
     async def finish(self, within_s: float) -> None:
         """Take no more questions (they wait in systemd's sockets for the successor) and answer those under way."""
-        for listener in self._udp.values():
-            self._loop.remove_reader(listener.sock.fileno())
+        for descriptor in self._listeners:
+            self._ready.unregister(descriptor)
         for server in self._servers:
             server.close()
         if self._session.in_flight:
@@ -78,14 +92,21 @@ class Proxy:
                 async with asyncio.timeout(within_s):
                     await self._drained.wait()
 
-    # ---- pods ----
+    # ---- UDP ----
 
-    def _refresh(self) -> None:
-        if self._rules.refresh():
-            self._session.rules = self._rules.rules
+    def _on_ready(self) -> None:
+        for _ in range(_ROUNDS):
+            if not (events := self._ready.poll(0, _BATCH)):
+                break
+            self._refresh()
+            now = self._loop.time()
+            for descriptor, _ in events:
+                if (listener := self._listeners.get(descriptor)) is not None:
+                    self._on_datagrams(listener, now)
+                elif (upstream := self._upstreams.at(descriptor)) is not None:  # not closed by what came before
+                    self._on_answer(upstream, now)
 
-    def _on_datagrams(self, listener: sockets.Listener) -> None:
-        self._refresh()
+    def _on_datagrams(self, listener: sockets.Listener, now: float) -> None:
         for _ in range(_BATCH):
             try:
                 received = listener.receive()
@@ -94,7 +115,30 @@ class Proxy:
                 continue
             if received is None:
                 return
-            self._run(self._session.query(*received, self._loop.time()))
+            self._run(self._session.query(*received, now), now)
+
+    def _on_answer(self, upstream: Upstream, now: float) -> None:
+        try:
+            payload = upstream.sock.recv(_MAX_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if upstream.key is None:
+                self._upstreams.close(upstream)
+            else:
+                self._unreachable(upstream.key, error)
+            return
+        if upstream.key is None:
+            self._upstreams.close(upstream)
+        else:
+            self._run(self._session.answer(upstream.key, payload, now), now)
+
+    # ---- pods ----
+
+    def _refresh(self) -> None:
+        """Before each batch of messages: judged is by what is known now."""
+        self._rules.refresh()
+        self._session.refresh(self._rules.rules)
 
     async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer, asked = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
@@ -128,44 +172,47 @@ class Proxy:
             await writer.drain()
             payload = await _read_message(reader)
         self._refresh()
-        self._run(self._session.query(client, payload, self._loop.time()))
+        now = self._loop.time()
+        self._run(self._session.query(client, payload, now), now)
         await asyncio.sleep(0)  # a buffer full of questions would else be one pod's turn
 
     # ---- commands ----
 
-    def _run(self, commands: list[Command]) -> None:
+    def _run(self, commands: list[Command], now: float) -> None:
         for command in commands:
             match command:
                 case Forward():
-                    self._forward(command)
+                    self._forward(command, now)
                 case Reply():
-                    self._reply(command)
+                    self._reply(command, now)
                 case Close():
-                    self._close(command.key)
+                    self._close(command, now)
                 case Drop():
                     _log.debug("dropped: %s %s", command.reason, command.detail)
         if not self._session.in_flight:
             self._drained.set()
-        self._arm()
+        elif self._timer is None:
+            self._arm()
 
     def _arm(self) -> None:
         """One timer, for the next deadline."""
-        deadline = self._session.deadline()
-        if self._timer is None and deadline is not None:
+        if (deadline := self._session.deadline()) is not None:
             self._timer = self._loop.call_at(deadline, self._on_deadline)
 
     def _on_deadline(self) -> None:
         self._timer = None
-        self._run(self._session.tick(self._loop.time()))
+        now = self._loop.time()
+        self._run(self._session.tick(now), now)
 
-    def _reply(self, reply: Reply) -> None:
+    def _reply(self, reply: Reply, now: float) -> None:
         payload = reply.payload
-        try:
-            self._learned.credit(reply.credits, self._loop.time())
-        except (Refused, OSError) as error:
-            self._session.counters[Reason.TABLE_REFUSED] += 1
-            _log.warning("an answer for %s is held back: %s", unpack(reply.client.address), error)
-            payload = reply.otherwise
+        if reply.credit is not None:
+            try:
+                self._learned.credit(reply.credit, now)
+            except (Refused, OSError) as error:
+                self._session.counters[Reason.TABLE_REFUSED] += 1
+                _log.warning("an answer for %s is held back: %s", unpack(reply.client.address), error)
+                payload = reply.otherwise()
         self._send(reply.client, payload)
 
     def _send(self, client: Client, payload: bytes) -> None:
@@ -180,36 +227,18 @@ class Proxy:
 
     # ---- servers ----
 
-    def _forward(self, forward: Forward) -> None:
-        if forward.client.transport is Transport.TCP:
-            self._upstream[forward.key] = None
+    def _forward(self, forward: Forward, now: float) -> None:
+        client = forward.client
+        if client.transport is Transport.TCP:
+            self._asked[forward.key] = None
             self._spawn(self._ask_by_tcp(forward), f"dns question {forward.key}")
             return
         try:
-            sock = sockets.towards(forward.client.server, forward.client.server_port)
-            self._upstream[forward.key] = sock
-            sock.send(forward.payload)
+            self._asked[forward.key] = self._upstreams.ask(
+                forward.key, client.server, client.server_port, forward.payload, now
+            )
         except OSError as error:
-            self._unreachable(forward, error)
-            return
-        self._asked[sock.fileno()] = forward, sock
-        self._answered.register(sock.fileno(), select.EPOLLIN)
-
-    def _on_answers(self) -> None:
-        for descriptor, _ in self._answered.poll(0, _BATCH):
-            if descriptor in self._asked:  # not closed by what an answer before this one did
-                self._on_answer(*self._asked[descriptor])
-
-    def _on_answer(self, forward: Forward, sock: socket.socket) -> None:
-        try:
-            payload = sock.recv(_MAX_MESSAGE)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._unreachable(forward, error)
-            return
-        self._refresh()
-        self._run(self._session.answer(forward.key, payload, self._loop.time()))
+            self._unreachable(forward.key, error)
 
     async def _ask_by_tcp(self, forward: Forward) -> None:
         with contextlib.ExitStack() as stack:
@@ -220,22 +249,25 @@ class Proxy:
                     )
                     stack.callback(writer.close)
                     writer.write(len(forward.payload).to_bytes(2) + forward.payload)
-                    while forward.key in self._upstream:
+                    while forward.key in self._asked:
                         payload = await _read_message(reader)
                         self._refresh()
-                        self._run(self._session.answer(forward.key, payload, self._loop.time()))
+                        now = self._loop.time()
+                        self._run(self._session.answer(forward.key, payload, now), now)
             except (OSError, EOFError) as error:
-                self._unreachable(forward, error)
+                self._unreachable(forward.key, error)
 
-    def _unreachable(self, forward: Forward, error: Exception) -> None:
-        _log.debug("server %s: %s", unpack(forward.client.server), error)
-        self._run(self._session.unreachable(forward.key))
+    def _unreachable(self, key: int, error: Exception) -> None:
+        _log.debug("question %d: %s", key, error)
+        self._run(self._session.unreachable(key), self._loop.time())
 
-    def _close(self, key: int) -> None:
-        sock = self._upstream.pop(key, None)
-        if sock is not None:
-            self._asked.pop(sock.fileno(), None)
-            sock.close()  # the kernel takes it out of the epoll set
+    def _close(self, close: Close, now: float) -> None:
+        if (upstream := self._asked.pop(close.key, None)) is None:
+            return
+        if close.clean:
+            self._upstreams.release(upstream, now)
+        else:
+            self._upstreams.close(upstream)
 
     # ---- upkeep ----
 
@@ -243,6 +275,7 @@ class Proxy:
         """Sweep the table and keep a copy of the rules, for ever."""
         while True:
             self._refresh()
+            self._upstreams.expire(self._loop.time())
             known = self._rules.rules.ids if self._rules.loaded else None
             for _ in self._learned.sweep(known, self._loop.time(), self._settings.gone_after_s):
                 await asyncio.sleep(0)

@@ -15,6 +15,7 @@ from netstack.dns.message import (
     Malformed,
     Rcode,
     answers,
+    identified,
     read_answer,
     read_query,
     renamed,
@@ -22,6 +23,8 @@ from netstack.dns.message import (
 )
 
 NAME = b"\3api\1x\2io\0"
+IDENT = b"\0\x63"
+"""99."""
 
 
 def message(question_name: bytes = NAME, records: bytes = b"", counts: tuple[int, int, int] = (0, 0, 0)) -> bytes:
@@ -33,9 +36,9 @@ def record(owner: bytes, kind: int, data: bytes, ttl: int = 60, cls: int = 1) ->
 
 
 def test_a_query_is_read_with_its_spelling_kept() -> None:
-    payload = question("API.Anthropic.com", "AAAA", 0xBEEF, edns=True)
+    payload = question("API.Anthropic.com", "AAAA", edns=True)
     query = read_query(payload)
-    assert (query.id, query.name, query.type, query.cls) == (0xBEEF, (b"api", b"anthropic", b"com"), 28, 1)
+    assert (query.name, query.type, query.cls) == ((b"api", b"anthropic", b"com"), 28, 1)
     assert query.question == payload[12 : 12 + len(query.question)]
     assert b"API" in query.question
     assert query.edns and query.is_lookup
@@ -73,13 +76,13 @@ def test_a_zone_transfer_is_no_lookup(kind: str) -> None:
 
 def test_an_answer_answers_by_id_and_question_whatever_its_case() -> None:
     query = read_query(question("Api.x.iO"))
-    answer = answer_to(renamed(question("aPI.X.io"), 99, question("aPI.X.io")[12:]), "api.x.io. 5 A 1.2.3.4")
-    assert answers(answer, 99, query)
-    assert not answers(answer, 98, query)
-    assert not answers(question("Api.x.iO", ident=99), 99, query)
-    assert not answers(answer_to(question("apj.x.io", ident=99)), 99, query)
-    assert not answers(answer_to(question("api.x.io", "AAAA", 99)), 99, query)
-    assert not answers(answer[:20], 99, query)
+    answer = answer_to(renamed(question("aPI.X.io"), IDENT, question("aPI.X.io")[12:]), "api.x.io. 5 A 1.2.3.4")
+    assert answers(answer, IDENT, query)
+    assert not answers(answer, b"\0\x62", query)
+    assert not answers(question("Api.x.iO", ident=99), IDENT, query)
+    assert not answers(answer_to(question("apj.x.io", ident=99)), IDENT, query)
+    assert not answers(answer_to(question("api.x.io", "AAAA", 99)), IDENT, query)
+    assert not answers(answer[:20], IDENT, query)
 
 
 def test_records_that_lead_to_addresses_are_read() -> None:
@@ -92,7 +95,7 @@ def test_records_that_lead_to_addresses_are_read() -> None:
             'cdn.y.io. 40 TXT "ignored"',
         )
     )
-    assert answer.rcode == 0
+    assert (answer.rcode, answer.name) == (0, (b"www", b"x", b"io"))
     www, first, second = answer.records
     assert (www.owner, www.ttl_s, www.target, www.addresses) == ((b"www", b"x", b"io"), 300, (b"cdn", b"y", b"io"), ())
     assert (first.owner, first.ttl_s, first.addresses) == ((b"cdn", b"y", b"io"), 20, (pack("192.0.2.1"),))
@@ -195,10 +198,17 @@ def test_what_dnslib_packs_is_read_alike(name: str, hosts: list[tuple[str, int, 
     assert [(r.ttl_s, *r.addresses) for r in found] == [(rr.ttl, pack(str(rr.rdata))) for rr in parsed.rr]
 
 
+@given(st.binary(min_size=2, max_size=2), st.binary(min_size=2, max_size=2), HOST)
+def test_the_same_message_under_any_id_is_the_same_without_one(one: bytes, other: bytes, name: str) -> None:
+    messages = [question(name, ident=int.from_bytes(ident)) for ident in (one, other)]
+    assert identified(messages[0]) == identified(messages[1])
+    assert identified(identified(messages[0]), other) == messages[1]
+
+
 @pytest.mark.parametrize("edns", [True, False])
 def test_a_reply_of_its_own_is_what_dnslib_reads(edns: bool) -> None:
-    query = read_query(question("Evil.example", ident=77, edns=edns))
-    parsed = dnslib.DNSRecord.parse(reply(query, Rcode.REFUSED, Explained.BLOCKED, "name not allowed"))
+    query = read_query(question("Evil.example", edns=edns))
+    parsed = dnslib.DNSRecord.parse(reply(query, b"\0\x4d", Rcode.REFUSED, Explained.BLOCKED, "name not allowed"))
     assert (parsed.header.id, parsed.header.qr, parsed.header.rd, parsed.header.rcode) == (77, 1, 1, Rcode.REFUSED)
     assert str(parsed.q.qname) == "Evil.example."
     assert parsed.rr == []

@@ -21,6 +21,7 @@ from netstack.dns.proxy import Proxy
 from netstack.dns.rulesfile import RulesFile
 from netstack.dns.session import Reason, Session
 from netstack.dns.settings import DnsSettings
+from netstack.dns.upstream import SPARE, unpredictable
 from netstack.kernel.layout import FqdnKey
 
 POD, ASKED = "127.0.0.5", "127.0.0.10"
@@ -64,7 +65,12 @@ async def served(folder: Path, table: Table, talk: Callable[[int], None]) -> Ses
     session = Session(DnsSettings(), rules.rules, lambda: 0xABCD, Identities(Table()))
     tasks = []
     proxy = Proxy(
-        DnsSettings(), session, Learned(table, Table(), 9), rules, lambda work, _: tasks.append(asyncio.Task(work))
+        DnsSettings(),
+        session,
+        Learned(table, Table(), 9),
+        rules,
+        unpredictable().__next__,
+        lambda work, _: tasks.append(asyncio.Task(work)),
     )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("0.0.0.0", 0))
@@ -135,3 +141,64 @@ def test_only_the_server_that_was_asked_is_heard(
 
     session = asyncio.run(served(tmp_path, table, talk))
     assert session.counters == {Reason.FORWARDED: 1, Reason.ANSWERED: 1}
+
+
+def exchange(pod: socket.socket, server: socket.socket, port: int, count: int = SPARE) -> list[tuple[str, int]]:
+    """So many questions at once, all answered; from where the server was asked."""
+    for _ in range(count):
+        pod.sendto(question("x.io"), (ASKED, port))
+    heard = [server.recvfrom(512) for _ in range(count)]
+    for payload, proxy in heard:
+        server.sendto(answer_to(payload, "x.io. 5 A 192.0.2.1"), proxy)
+    for _ in heard:
+        assert pod.recv(512).endswith(b"\xc0\x00\x02\x01")
+    return [proxy for _, proxy in heard]
+
+
+def test_a_socket_that_has_served_well_serves_again(
+    tmp_path: Path, parts: tuple[Table, socket.socket, socket.socket]
+) -> None:
+    table, pod, server = parts
+
+    def talk(port: int) -> None:
+        ports = exchange(pod, server, port)
+        assert len(set(ports)) == SPARE
+        assert exchange(pod, server, port, 1)[0] in ports
+
+    asyncio.run(served(tmp_path, table, talk))
+
+
+def test_a_socket_at_which_something_unasked_arrived_serves_no_more(
+    tmp_path: Path, parts: tuple[Table, socket.socket, socket.socket]
+) -> None:
+    table, pod, server = parts
+
+    def talk(port: int) -> None:
+        ports = exchange(pod, server, port)
+        for proxy in ports:
+            server.sendto(b"unasked", proxy)
+        assert exchange(pod, server, port, 1)[0] not in ports
+
+    session = asyncio.run(served(tmp_path, table, talk))
+    assert session.counters == {Reason.FORWARDED: SPARE + 1, Reason.ANSWERED: SPARE + 1}
+
+
+def test_a_server_that_went_and_came_back_is_asked_anew(
+    tmp_path: Path, parts: tuple[Table, socket.socket, socket.socket]
+) -> None:
+    """With the server away, an error waits at each socket that was used; the next question does not meet it."""
+    table, pod, server = parts
+    place = server.getsockname()
+
+    def talk(port: int) -> None:
+        ports = exchange(pod, server, port)
+        server.close()
+        pod.sendto(question("x.io"), (ASKED, port))
+        assert pod.recv(512)[3] & 15 == Rcode.SERVFAIL
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as back:
+            back.bind(place)
+            back.settimeout(5)
+            assert len(exchange(pod, back, port)) == len(ports)
+
+    session = asyncio.run(served(tmp_path, table, talk))
+    assert session.counters[Reason.SERVER_UNREACHABLE] == 1

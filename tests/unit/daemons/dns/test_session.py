@@ -12,7 +12,7 @@ from instruments.dns_talk import OTHER_POD, POD, SERVER, Talk, answer_to, endpoi
 from netstack.core.address import pack
 from netstack.dns.message import Rcode
 from netstack.dns.rules import Rules, parse
-from netstack.dns.session import Close, Drop, Forward, Reason, Reply, Transport
+from netstack.dns.session import KEPT_BYTES, Close, Credit, Drop, Forward, Reason, Reply, Transport
 from netstack.dns.settings import DnsSettings
 
 API = "api.anthropic.com"
@@ -26,6 +26,11 @@ def talk(**settings: object) -> Talk:
     )
 
 
+def credited(reply: Reply) -> Credit:
+    assert reply.credit is not None
+    return reply.credit
+
+
 def rcode(payload: bytes) -> int:
     return payload[3] & 0x0F
 
@@ -35,20 +40,23 @@ def test_an_allowed_name_is_asked_and_its_addresses_credited() -> None:
     asked = conversation.ask(API)
     assert asked.sent[:2] == b"\x80\x00"
     reply = conversation.answered(asked, f"{API}. 30 A 192.0.2.1", f"{API}. 30 A 192.0.2.2")
-    assert [(c.endpoint, c.address, c.selectors) for c in reply.credits] == [
-        (12, pack("192.0.2.1"), (3, 4)),
-        (12, pack("192.0.2.2"), (3, 4)),
-    ]
-    assert {c.until_s for c in reply.credits} == {1000.0 + conversation.settings.min_ttl_s}
+    assert reply.credit == Credit(
+        12,
+        (pack("192.0.2.1"), pack("192.0.2.2")),
+        (3, 4),
+        (b"api", b"anthropic", b"com"),
+        pack(SERVER),
+        1000.0 + conversation.settings.min_ttl_s,
+    )
     assert reply.payload == b"\x12\x34" + answer_to(asked.sent, *(f"{API}. 30 A 192.0.2.{n}" for n in (1, 2)))[2:]
-    assert rcode(reply.otherwise) == Rcode.SERVFAIL
+    assert rcode(reply.otherwise()) == Rcode.SERVFAIL
     assert conversation.session.in_flight == 0
 
 
 @pytest.mark.parametrize(("ttl_s", "kept_s"), [(0, 3600), (3600, 3600), (7200, 7200), (10**6, 86400)])
 def test_an_address_is_kept_for_its_ttl_within_bounds(ttl_s: int, kept_s: int) -> None:
     conversation = talk()
-    (credit,) = conversation.answered(conversation.ask(API), f"{API}. {ttl_s} A 192.0.2.1").credits
+    credit = credited(conversation.answered(conversation.ask(API), f"{API}. {ttl_s} A 192.0.2.1"))
     assert credit.until_s == conversation.now + kept_s
 
 
@@ -95,7 +103,7 @@ def test_a_query_only_name_is_answered_without_credit() -> None:
     conversation = talk()
     name = "db.svc.cluster.local"
     reply = conversation.answered(conversation.ask(name), f"{name}. 5 A 10.96.3.4")
-    assert reply.credits == ()
+    assert reply.credit is None
 
 
 def test_the_name_comes_back_as_the_pod_spelled_it() -> None:
@@ -104,7 +112,7 @@ def test_the_name_comes_back_as_the_pod_spelled_it() -> None:
     lowered = dataclasses.replace(asked, sent=asked.sent[:12] + asked.sent[12:].lower())
     reply = conversation.answered(lowered, f"{API}. 30 A 192.0.2.1")
     assert b"aPi\x09AnThRoPiC\x03cOm" in reply.payload
-    assert len(reply.credits) == 1
+    assert credited(reply).addresses == (pack("192.0.2.1"),)
 
 
 def test_addresses_behind_aliases_are_credited_to_the_name_asked() -> None:
@@ -115,7 +123,7 @@ def test_addresses_behind_aliases_are_credited_to_the_name_asked() -> None:
         f"{API}. 100000 CNAME a.cdn.io.",
         "a.cdn.io. 5000 CNAME b.cdn.io.",
     )
-    (credit,) = reply.credits
+    credit = credited(reply)
     assert (credit.name, credit.selectors) == ((b"api", b"anthropic", b"com"), (3, 4))
     assert credit.until_s == conversation.now + 5000
 
@@ -123,7 +131,7 @@ def test_addresses_behind_aliases_are_credited_to_the_name_asked() -> None:
 def test_aliases_in_a_circle_open_nothing() -> None:
     conversation = talk()
     reply = conversation.answered(conversation.ask(API), f"{API}. 5 CNAME a.io.", f"a.io. 5 CNAME {API}.")
-    assert reply.credits == ()
+    assert reply.credit is None
 
 
 @pytest.mark.parametrize(
@@ -138,15 +146,15 @@ def test_aliases_in_a_circle_open_nothing() -> None:
 def test_a_record_beside_the_chain_spoils_the_answer(records: tuple[str, ...]) -> None:
     conversation = talk()
     reply = conversation.answered(conversation.ask(API), *records)
-    assert (rcode(reply.payload), reply.credits, reply.reason) == (Rcode.SERVFAIL, (), Reason.ANSWER_MALFORMED)
+    assert (rcode(reply.payload), reply.credit, reply.reason) == (Rcode.SERVFAIL, None, Reason.ANSWER_MALFORMED)
 
 
 def test_aaaa_and_https_hints_are_credited() -> None:
     conversation = talk()
-    (aaaa,) = conversation.answered(conversation.ask(API, "AAAA"), f"{API}. 5 AAAA 2001:db8::5").credits
-    assert aaaa.address == pack("2001:db8::5")
+    aaaa = credited(conversation.answered(conversation.ask(API, "AAAA"), f"{API}. 5 AAAA 2001:db8::5"))
+    assert aaaa.addresses == (pack("2001:db8::5"),)
     reply = conversation.answered(conversation.ask(API, "HTTPS"), f"{API}. 5 HTTPS 1 . alpn=h2 ipv4hint=192.0.2.8")
-    assert [c.address for c in reply.credits] == [pack("192.0.2.8")]
+    assert credited(reply).addresses == (pack("192.0.2.8"),)
 
 
 @pytest.mark.parametrize("code", [Rcode.NXDOMAIN, Rcode.SERVFAIL])
@@ -155,7 +163,7 @@ def test_a_negative_answer_passes_and_opens_nothing(code: Rcode) -> None:
     asked = conversation.ask(API)
     reply = conversation.hear(asked, answer_to(asked.sent, f"{API}. 5 A 192.0.2.1", rcode=code))
     assert isinstance(reply, Reply)
-    assert (rcode(reply.payload), reply.credits) == (code, ())
+    assert (rcode(reply.payload), reply.credit) == (code, None)
 
 
 def test_a_truncated_answer_passes_with_its_flag() -> None:
@@ -175,14 +183,14 @@ def test_no_name_opens_the_node_itself(address: str) -> None:
     conversation = talk()
     kind = "AAAA" if ":" in address else "A"
     reply = conversation.answered(conversation.ask(API, kind), f"{API}. 5 {kind} {address}")
-    assert (reply.credits, reply.reason) == ((), Reason.ANSWERED)
+    assert (reply.credit, reply.reason) == (None, Reason.ANSWERED)
     assert conversation.session.counters[Reason.ADDRESS_GUARDED] == 1
 
 
 def test_networks_of_the_settings_are_not_opened_while_others_of_the_answer_are() -> None:
     conversation = talk(never_open=("10.96.0.0/12",))
     reply = conversation.answered(conversation.ask(API), f"{API}. 5 A 10.96.0.1", f"{API}. 5 A 192.0.2.1")
-    assert [c.address for c in reply.credits] == [pack("192.0.2.1")]
+    assert credited(reply).addresses == (pack("192.0.2.1"),)
 
 
 def test_a_forged_answer_is_dropped_and_the_true_one_awaited() -> None:
@@ -191,8 +199,22 @@ def test_a_forged_answer_is_dropped_and_the_true_one_awaited() -> None:
     forged = answer_to(asked.sent, f"{API}. 5 A 203.0.113.66")
     for wrong in (b"\0\0" + forged[2:], answer_to(question("evil.anthropic.com", ident=0x8000)), b"", forged[:20]):
         assert conversation.hear(asked, wrong) == Drop(Reason.ANSWER_FOREIGN)
-    (credit,) = conversation.answered(asked, f"{API}. 5 A 192.0.2.1").credits
-    assert credit.address == pack("192.0.2.1")
+    commands = conversation.session.answer(asked.key, answer_to(asked.sent, f"{API}. 5 A 192.0.2.1"), conversation.now)
+    assert commands[0] == Close(asked.key), "a port that a forger has found serves no more"
+    assert isinstance(commands[1], Reply)
+    assert credited(commands[1]).addresses == (pack("192.0.2.1"),)
+
+
+def test_the_socket_of_an_answer_that_came_alone_may_serve_again() -> None:
+    conversation = talk()
+    asked = conversation.ask(API)
+    close, _ = conversation.session.answer(asked.key, answer_to(asked.sent, f"{API}. 5 A 192.0.2.1"), 1000.0)
+    assert close == Close(asked.key, clean=True)
+    for spoiled in (b"x", b""):
+        asked = conversation.ask(API)
+        payload = answer_to(asked.sent, f"{API}. 5 A 192.0.2.1")[: None if spoiled else -1] + spoiled
+        close, _ = conversation.session.answer(asked.key, payload, 1000.0)
+        assert close == Close(asked.key, clean=False)
 
 
 def test_an_answer_with_bytes_behind_its_end_is_not_passed_on() -> None:
@@ -207,9 +229,8 @@ def test_an_answer_with_too_many_addresses_is_not_passed_on() -> None:
     conversation = talk(max_addresses_per_answer=3)
     reply = conversation.answered(conversation.ask(API), *(f"{API}. 5 A 192.0.2.{n}" for n in range(4)))
     assert (rcode(reply.payload), reply.reason) == (Rcode.SERVFAIL, Reason.ANSWER_TOO_LARGE)
-    assert (
-        len(conversation.answered(conversation.ask(API), *(f"{API}. 5 A 192.0.2.{n}" for n in range(3))).credits) == 3
-    )
+    reply = conversation.answered(conversation.ask(API), *(f"{API}. 5 A 192.0.2.{n}" for n in range(3)))
+    assert len(credited(reply).addresses) == 3
 
 
 def test_an_answer_after_its_time_is_nobodys() -> None:
@@ -247,6 +268,36 @@ def test_the_next_pod_with_an_address_inherits_no_answer() -> None:
     assert conversation.answered(asked, f"{API}. 5 A 192.0.2.1").reason is Reason.ANSWER_STALE
     conversation.session.rules = Rules()
     assert conversation.refused(API).reason is Reason.POD_UNKNOWN
+
+
+def test_what_a_message_means_is_kept_but_not_what_is_allowed() -> None:
+    """The same question and the same answer, byte for byte, under other rules and an other identity of the server."""
+    conversation = talk()
+    conversation.answered(conversation.ask(API), f"{API}. 5 A 192.0.2.1")
+    conversation.session.refresh(parse(rules_text(endpoint(12, POD, {8: API}))))
+    credit = credited(conversation.answered(conversation.ask(API), f"{API}. 5 A 192.0.2.1"))
+    assert credit.selectors == (8,)
+    of_one_server = endpoint(12, POD) | {"queries": [{"to": 7, "port": 53, "names": [{"matchName": API}]}]}
+    rules = parse(rules_text(of_one_server))
+    conversation.session.refresh(rules)
+    conversation.refused(API)
+    conversation.identities[SERVER] = 7
+    conversation.session.refresh(rules)
+    conversation.ask(API)
+
+
+@pytest.mark.parametrize("length", [10, KEPT_BYTES])
+def test_long_messages_are_judged_like_short_ones(length: int) -> None:
+    conversation = talk()
+    asked = conversation.ask(API)
+    reply = conversation.answered(asked, f"{API}. 5 A 192.0.2.1", *(f'{API}. 5 TXT "{"t" * 50}"',) * (length // 50))
+    assert credited(reply).addresses == (pack("192.0.2.1"),)
+    padding = struct.pack("!HH", 12, length) + bytes(length)  # RFC 7830
+    opt = b"\0" + struct.pack("!HHIH", 41, 1232, 0, len(padding)) + padding
+    asking = bytearray(question(API) + opt)
+    asking[11] = 1
+    assert isinstance(conversation.say(bytes(asking)), Forward)
+    assert conversation.say(bytes(asking) + b"x") == Drop(Reason.QUERY_MALFORMED, "a query with bytes behind its end")
 
 
 def test_one_pods_flood_leaves_room_for_another() -> None:

@@ -134,3 +134,22 @@ def test_a_map_of_one_thread_answers_as_any_other(table: Map) -> None:
         assert (solo.get(number(2)), solo.get(number(1))) == (number(20), number(10))
         with pytest.raises(ValueError, match="a key has 4 bytes"):
             solo.get(b"x")
+        solo.put(number(3), number(30))
+        solo.put(number(1), number(11))
+        assert dict(table.items()) == {number(1): number(11), number(2): number(20), number(3): number(30)}
+        assert (solo.get(number(2)), solo.get(number(3))) == (number(20), number(30))
+        for flags, key, wrong in ((NOEXIST, 3, errno.EEXIST), (EXIST, 4, errno.ENOENT)):
+            with pytest.raises(BpfError) as refusal:
+                solo.put(number(key), number(1), flags)
+            assert refusal.value.errno == wrong
+        with pytest.raises(ValueError, match="a value has 4 bytes"):
+            solo.put(number(1), b"x")
+
+
+def test_a_map_of_one_thread_that_is_full_says_so() -> None:
+    with SoloMap.create("table", MapDefinition(l.HASH, 4, 4, 1)) as solo:
+        solo.put(number(1), number(10))
+        with pytest.raises(BpfError, match="write to table") as refusal:
+            solo.put(number(2), number(20))
+        assert refusal.value.errno == errno.E2BIG
+        assert solo.get(number(1)) == number(10)

@@ -149,6 +149,6 @@ class Talk:
         if (credit := command.credit) is not None:
             found = self.session.rules.endpoints[command.client.address]
             assert credit.endpoint == found.id
-            assert set(credit.selectors) <= found.selectors(credit.name)
+            assert credit.selectors <= found.selectors(credit.name)
             assert credit.until_s >= self.now + self.settings.min_ttl_s
             assert credit.addresses and command.otherwise()

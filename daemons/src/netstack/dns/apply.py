@@ -49,7 +49,7 @@ class Identities:
         self._table = table
 
     def __call__(self, address: bytes) -> int:
-        value = self._table.get(PrefixKey(128, address).pack())
+        value = self._table.get(PrefixKey.STRUCT.pack(128, address))
         return Identity.unpack(value).identity if value is not None else IDENTITY_WORLD
 
 
@@ -99,15 +99,15 @@ class Learned:
         self._settled[what] = until_s
 
     def _open(self, credit: Credit, address: bytes, until_s: int, now: float) -> None:
-        key = FqdnKey(credit.endpoint, address).pack()
+        key = FqdnKey.STRUCT.pack(credit.endpoint, address)
         held = self._table.get(key)
         if held is None and self._of_endpoint[credit.endpoint] >= self._max_per_pod:
             raise Refused(f"endpoint {credit.endpoint} has learned {self._max_per_pod} addresses, the most it may")
-        live = {} if held is None else _live(Fqdn.unpack(held), now)
+        live = {} if held is None else _live(held, now)
         live |= {selector: max(until_s, live.get(selector, 0)) for selector in credit.selectors}
         if len(live) > FQDN_SELECTORS:
             raise Refused(f"endpoint {credit.endpoint} needs {len(live)} selectors for one address")
-        if (value := Fqdn.of(live).pack()) != held:
+        if (value := Fqdn.packed(live)) != held:
             self._table.put(key, value)
         if held is None:
             self._of_endpoint[credit.endpoint] += 1
@@ -126,7 +126,7 @@ class Learned:
         gone = self._gone(endpoints, now, gone_after_s)
         for number, (key, value) in enumerate(list(self._table.items()), 1):
             owner = FqdnKey.unpack(key).endpoint
-            expiries = Fqdn.unpack(value).expiries()
+            expiries = Fqdn.read(value)
             if owner in gone:
                 self._remove(key, owner)
             elif min(expiries.values(), default=0) <= now + 2 * SWEEP_S:
@@ -146,14 +146,14 @@ class Learned:
         held = self._table.get(key)
         if held is None:
             return
-        live = _live(Fqdn.unpack(held), now)
+        live = _live(held, now)
         if not live:
             self._remove(key, owner)
             return
         used = self._used.get(key)
         if used is not None and now - Instant.unpack(used).value / 1e9 < IN_USE_S:
             until_s = math.ceil(now + IN_USE_S)
-            self._table.put(key, Fqdn.of({selector: max(until_s, at) for selector, at in live.items()}).pack())
+            self._table.put(key, Fqdn.packed({selector: max(until_s, at) for selector, at in live.items()}))
 
     def _remove(self, key: bytes, owner: int) -> None:
         self._settled.clear()
@@ -167,9 +167,9 @@ class Learned:
         """All addresses that are open."""
         for key, value in self._table.items():
             place = FqdnKey.unpack(key)
-            if live := _live(Fqdn.unpack(value), now):
+            if live := _live(value, now):
                 yield Entry(place.endpoint, place.address, live, dict(self._names.get(key, {})))
 
 
-def _live(entry: Fqdn, now: float) -> dict[int, int]:
-    return {selector: at for selector, at in entry.expiries().items() if at > now}
+def _live(entry: bytes, now: float) -> dict[int, int]:
+    return {selector: at for selector, at in Fqdn.read(entry).items() if at > now}

@@ -81,11 +81,8 @@ class Query:
     cls: int
     question: bytes
     edns: bool
-
-    @property
-    def is_lookup(self) -> bool:
-        """Whether it asks for records of one name of the Internet class: no zone transfer, no CHAOS."""
-        return self.cls == _IN and self.type not in (Type.AXFR, Type.IXFR)
+    is_lookup: bool
+    """It asks for records of one name of the Internet class: no zone transfer, no CHAOS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +121,8 @@ def read_query(payload: bytes) -> Query:
         end = start + length
     if end != len(payload):
         raise Malformed("a query with bytes behind its end")
-    return Query(flags, name, type_, cls, question, bool(additional))
+    is_lookup = cls == _IN and type_ not in (Type.AXFR, Type.IXFR)
+    return Query(flags, name, type_, cls, question, bool(additional), is_lookup)
 
 
 def answers(payload: bytes, ident: bytes, query: Query) -> bool:

@@ -62,12 +62,14 @@ class Proxy:
         self._ready = select.epoll()
         self._loop.add_reader(self._ready.fileno(), self._on_ready)
         self._upstreams = Upstreams(self._ready, random_number)
+        self._buffer = memoryview(bytearray(_MAX_MESSAGE))
         self._asked: dict[int, Upstream | None] = {}  # by Forward.key; None: TCP, closed by its own coroutine
         self._connections: dict[int, asyncio.StreamWriter] = {}
         self._of_pod: Counter[bytes] = Counter()
         self._next_connection = 0
         self._timer: asyncio.TimerHandle | None = None
         self._servers: list[asyncio.Server] = []
+        self._finishing = False
         self._drained = asyncio.Event()
 
     async def serve(self, listeners: list[socket.socket]) -> None:
@@ -87,7 +89,7 @@ class Proxy:
         for server in self._servers:
             server.close()
         if self._session.in_flight:
-            self._drained.clear()
+            self._finishing = True
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
                     await self._drained.wait()
@@ -119,7 +121,7 @@ class Proxy:
 
     def _on_answer(self, upstream: Upstream, now: float) -> None:
         try:
-            payload = upstream.sock.recv(_MAX_MESSAGE)
+            payload = self._buffer[: upstream.sock.recv_into(self._buffer)].tobytes()
         except BlockingIOError:
             return
         except OSError as error:
@@ -189,15 +191,10 @@ class Proxy:
                     self._close(command, now)
                 case Drop():
                     _log.debug("dropped: %s %s", command.reason, command.detail)
-        if not self._session.in_flight:
+        if self._finishing and not self._session.in_flight:
             self._drained.set()
-        elif self._timer is None:
-            self._arm()
-
-    def _arm(self) -> None:
-        """One timer, for the next deadline."""
-        if (deadline := self._session.deadline()) is not None:
-            self._timer = self._loop.call_at(deadline, self._on_deadline)
+        if self._timer is None and (deadline := self._session.deadline()) is not None:
+            self._timer = self._loop.call_at(deadline, self._on_deadline)  # the one timer
 
     def _on_deadline(self) -> None:
         self._timer = None

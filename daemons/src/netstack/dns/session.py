@@ -105,7 +105,7 @@ class Credit(NamedTuple):
 
     endpoint: int
     addresses: tuple[bytes, ...]
-    selectors: tuple[int, ...]
+    selectors: frozenset[int]
     name: Name
     server: bytes
     """Who said so."""
@@ -196,7 +196,7 @@ class Session:
         self._query_kept = lru_cache(KEPT)(read_query)
         self._meaning_kept = lru_cache(KEPT)(self._meaning)
         self._pending: dict[int, _Pending] = {}  # in order of their deadlines: all wait equally long
-        self._of_endpoint: Counter[int] = Counter()
+        self._of_endpoint: dict[int, int] = {}  # questions under way
         self._next_key = 0
 
     @property
@@ -227,7 +227,8 @@ class Session:
         server = self._identity(client.server)
         if not endpoint.may_ask(query.name, server, client.server_port):
             return [self._refuse(client, query, ident, Reason.NAME_NOT_ALLOWED, Explained.BLOCKED)]
-        if self._of_endpoint[endpoint.id] >= self._settings.max_in_flight_per_pod:
+        waiting = self._of_endpoint.get(endpoint.id, 0)
+        if waiting >= self._settings.max_in_flight_per_pod:
             return [self._fail(client, query, ident, Reason.POD_BUSY, Explained.OTHER)]
         if len(self._pending) >= self._settings.max_in_flight:
             return [self._fail(client, query, ident, Reason.PROXY_BUSY, Explained.OTHER)]
@@ -235,7 +236,7 @@ class Session:
         deadline_s = now + self._settings.upstream_timeout_s
         self._next_key += 1
         self._pending[self._next_key] = _Pending(client, query, ident, sent, server, endpoint, deadline_s)
-        self._of_endpoint[endpoint.id] += 1
+        self._of_endpoint[endpoint.id] = waiting + 1
         self.counters[Reason.FORWARDED] += 1
         return [Forward(self._next_key, client, identified(payload, sent))]
 
@@ -301,8 +302,7 @@ class Session:
         if not meaning.addresses:
             return None
         lifetime_s = min(max(meaning.ttl_s, self._settings.min_ttl_s), self._settings.max_ttl_s)
-        chosen = tuple(sorted(selectors))
-        return Credit(endpoint.id, meaning.addresses, chosen, query.name, client.server, now + lifetime_s)
+        return Credit(endpoint.id, meaning.addresses, selectors, query.name, client.server, now + lifetime_s)
 
     def unreachable(self, key: int) -> list[Command]:
         """The socket of `key` could not be made or used: the server is not there (a port closed, no route, reset)."""
@@ -328,9 +328,8 @@ class Session:
         pending = self._pending.pop(key, None)
         if pending is not None:
             number = pending.endpoint.id
-            self._of_endpoint[number] -= 1
-            if not self._of_endpoint[number]:
-                del self._of_endpoint[number]
+            if waiting := self._of_endpoint.pop(number) - 1:
+                self._of_endpoint[number] = waiting
         return pending
 
     def _refuse(self, client: Client, query: Query, ident: bytes, reason: Reason, why: Explained) -> Reply:

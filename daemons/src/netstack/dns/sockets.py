@@ -11,6 +11,7 @@ systemd keeps the sockets (netstack-dns.socket), so that questions which arrive 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import struct
@@ -28,20 +29,39 @@ _BACKLOG = 128
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """What an address family calls the same things; linux/in.h and linux/in6.h."""
+    """What an address family calls the same things, and how it lays them out; linux/in.h and linux/in6.h."""
 
     level: int
     transparent: int
     original: int
     pktinfo: int
+    sockaddr: struct.Struct
+    """Family, port, address."""
+    source: struct.Struct
+    """in_pktinfo (ifindex, ipi_spec_dst, ipi_addr), in6_pktinfo (address, ifindex): the address from which to send."""
+    prefix: bytes
+    """Of its addresses in 16 bytes."""
 
 
 _FAMILIES = {
-    socket.AF_INET: _Family(socket.IPPROTO_IP, transparent=19, original=20, pktinfo=8),
-    socket.AF_INET6: _Family(socket.IPPROTO_IPV6, transparent=75, original=74, pktinfo=50),
+    socket.AF_INET: _Family(
+        socket.IPPROTO_IP, 19, 20, 8, struct.Struct("=H2s4s8x"), struct.Struct("=4x4s4x"), V4_MAPPED
+    ),
+    socket.AF_INET6: _Family(
+        socket.IPPROTO_IPV6, 75, 74, 50, struct.Struct("=H2s4x16s4x"), struct.Struct("=16s4x"), b""
+    ),
 }
 
+_ORIGINAL = {(names.level, names.original): names for names in _FAMILIES.values()}
+_ANCILLARY = socket.CMSG_SPACE(28)
+
 Ancillary = Iterable[tuple[int, int, bytes]]
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_CMSGHDR = struct.Struct("=Qii")  # length with this header, level, type
+_MSGHDR = struct.Struct("=QI4xQQQQi4x")  # address, its size, iovec, their number, control, its size, flags
+_IOVEC = struct.Struct("=QQ")
+_MAX_MESSAGE = 65535
 
 
 class Listener:
@@ -51,14 +71,15 @@ class Listener:
         self.sock = sock
         self.v4 = sock.family == socket.AF_INET
         self._names = _FAMILIES[socket.AddressFamily(sock.family)]
-        self._name = sock.getsockname()
-        self._own = _packed(self._name[0])
+        own, self._port = sock.getsockname()[:2]
+        self._own = _packed(own)
+        self._sender = _Sender(sock, self._names)
 
     def receive(self) -> tuple[Client, bytes] | None:
         """The next datagram, one byte longer than a query may be if it was longer. None if none waits, or if it could
         not be answered as asked: sent to the listener itself, where asking on would end up again."""
         try:
-            payload, ancillary, _, sender = self.sock.recvmsg(MAX_QUERY + 1, socket.CMSG_SPACE(28))
+            payload, ancillary, _, sender = self.sock.recvmsg(MAX_QUERY + 1, _ANCILLARY)
         except BlockingIOError:
             return None
         asked = original_destination(ancillary)
@@ -68,19 +89,55 @@ class Listener:
 
     def send(self, client: Client, payload: bytes) -> None:
         """A datagram to `client` from the server that it asked. OSError as sendmsg(2) or bind(2)."""
-        target = (unpack(client.address), client.port)
-        if client.server_port != self._name[1]:
-            with socket.socket(self.sock.family, socket.SOCK_DGRAM) as sock:
-                sock.setsockopt(self._names.level, self._names.transparent, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.bind((unpack(client.server), client.server_port))
-                sock.sendto(payload, target)
+        if client.server_port == self._port:
+            self._sender.send(client, payload)
             return
-        if self.v4:
-            source = struct.pack("=i4s4x", 0, client.server[12:])  # in_pktinfo: ifindex, ipi_spec_dst, ipi_addr
-        else:
-            source = struct.pack("=16si", client.server, 0)  # in6_pktinfo: address, ifindex
-        self.sock.sendmsg([payload], [(self._names.level, self._names.pktinfo, source)], 0, target)
+        with socket.socket(self.sock.family, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(self._names.level, self._names.transparent, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((unpack(client.server), client.server_port))
+            sock.sendto(payload, (unpack(client.address), client.port))
+
+
+class _Sender:
+    """sendmsg(2) with a message laid out once, of which each datagram changes four places: Python's own builds it anew
+    from text and tuples, for twice the price. ValueError above 65535 bytes."""
+
+    def __init__(self, sock: socket.socket, names: _Family) -> None:
+        self._fd = sock.fileno()
+        self._family = int(sock.family)
+        self._names = names
+        self._skip = len(names.prefix)
+        self._target = bytearray(names.sockaddr.size)
+        size = _CMSGHDR.size + names.source.size
+        self._control = bytearray((size + 7) // 8 * 8)
+        _CMSGHDR.pack_into(self._control, 0, size, names.level, names.pktinfo)
+        payload = bytearray(_MAX_MESSAGE)
+        self._payload = memoryview(payload)
+        self._at = _address(payload)
+        self._iovec = bytearray(_IOVEC.size)
+        self._message = ctypes.create_string_buffer(
+            _MSGHDR.pack(
+                *(_address(self._target), len(self._target), _address(self._iovec), 1),
+                *(_address(self._control), len(self._control), 0),
+            ),
+            _MSGHDR.size,
+        )
+
+    def send(self, client: Client, payload: bytes) -> None:
+        names, skip, length = self._names, self._skip, len(payload)
+        names.sockaddr.pack_into(self._target, 0, self._family, client.port.to_bytes(2), client.address[skip:])
+        names.source.pack_into(self._control, _CMSGHDR.size, client.server[skip:])
+        self._payload[:length] = payload
+        _IOVEC.pack_into(self._iovec, 0, self._at, length)
+        if _LIBC.sendmsg(self._fd, self._message, 0) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+def _address(buffer: bytearray) -> int:
+    """Where it lies, as long as it keeps its size."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def _packed(text: str) -> bytes:
@@ -129,12 +186,9 @@ def _prepared(sock: socket.socket) -> socket.socket:
 def original_destination(ancillary: Ancillary) -> tuple[bytes, int] | None:
     """Address and port to which a datagram was sent: sockaddr_in or sockaddr_in6 as the kernel lays them out."""
     for level, kind, data in ancillary:
-        if (level, kind) == (socket.IPPROTO_IP, _FAMILIES[socket.AF_INET].original):
-            port, address = struct.unpack_from("!2xH4s", data)
-            return V4_MAPPED + address, port
-        if (level, kind) == (socket.IPPROTO_IPV6, _FAMILIES[socket.AF_INET6].original):
-            port, address = struct.unpack_from("!2xH4x16s", data)
-            return address, port
+        if (names := _ORIGINAL.get((level, kind))) is not None:
+            _, port, address = names.sockaddr.unpack_from(data)
+            return names.prefix + address, int.from_bytes(port)
     return None
 
 

@@ -286,24 +286,29 @@ class Map(Object):
 
 
 class SoloMap(Map):
-    """A map that one thread alone asks, and often: the buffers of `get` are made once."""
+    """A map that one thread alone uses, and often: the buffers of `get` and `put` are made once."""
 
     def __init__(self, fd: int, name: str) -> None:
         super().__init__(fd, name)
-        self._asked = ctypes.create_string_buffer(self.definition.key_size)
-        self._answer = ctypes.create_string_buffer(self._value_bytes)
-        attr = struct.pack("=IIQQQ", fd, 0, _address(self._asked), _address(self._answer), 0)
+        self._held_key = ctypes.create_string_buffer(self.definition.key_size)
+        self._held_value = ctypes.create_string_buffer(self._value_bytes)
+        attr = struct.pack("=IIQQQ", fd, 0, _address(self._held_key), _address(self._held_value), ANY)
         self._attr = ctypes.create_string_buffer(attr, len(attr))
 
     def get(self, key: bytes) -> bytes | None:
-        self._asked.raw = self._key(key)
-        try:
-            _bpf(_LOOKUP, self._attr, "look up in", self.name)
-        except BpfError as error:
-            if error.errno == errnos.ENOENT:
+        self._held_key.raw = self._key(key)
+        if _LIBC.syscall(_SYSCALL, _LOOKUP, self._attr, len(self._attr)) < 0:
+            if (number := ctypes.get_errno()) == errnos.ENOENT:
                 return None
-            raise
-        return self._answer.raw
+            raise BpfError(number, "look up in", self.name)
+        return self._held_value.raw
+
+    def put(self, key: bytes, value: bytes, flags: int = ANY) -> None:
+        if flags != ANY or len(value) != self._value_bytes:
+            super().put(key, value, flags)
+            return
+        self._held_key.raw, self._held_value.raw = self._key(key), value
+        _bpf(_UPDATE, self._attr, "write to", self.name)
 
 
 class Program(Object):

@@ -342,6 +342,18 @@ class Fqdn(Record):
         numbers = [getattr(self, name) for name in self.NAMES]
         return {selector: expires for selector, expires in zip(numbers[::2], numbers[1::2], strict=True) if selector}
 
+    @classmethod
+    def packed(cls, expiries: dict[int, int]) -> bytes:
+        """`of(expiries).pack()`, for who writes all the time; struct.error above FQDN_SELECTORS of them."""
+        numbers = [number for item in sorted(expiries.items()) for number in item]
+        return cls.STRUCT.pack(*numbers, *(0,) * (2 * FQDN_SELECTORS - len(numbers)))
+
+    @classmethod
+    def read(cls, data: bytes) -> dict[int, int]:
+        """`unpack(data).expiries()`, likewise."""
+        numbers = cls.STRUCT.unpack(data)
+        return {selector: expires for selector, expires in zip(numbers[::2], numbers[1::2], strict=True) if selector}
+
 
 # ---- conntrack ----
 

@@ -55,7 +55,7 @@ def learned(table: FakeTable, used: FakeTable) -> Learned:
 
 
 def credit(*selectors: int, addresses: tuple[bytes, ...] = (A,), until_s: float = 100.0, endpoint: int = 12) -> Credit:
-    return Credit(endpoint, addresses, selectors, NAME, SERVER, until_s)
+    return Credit(endpoint, addresses, frozenset(selectors), NAME, SERVER, until_s)
 
 
 def sweep(learned: Learned, endpoints: frozenset[int] | None, now: float) -> None:
@@ -165,7 +165,7 @@ def test_an_address_credited_during_a_sweep_is_kept(learned: Learned, table: Fak
 
 def test_entries_name_what_led_to_them(learned: Learned) -> None:
     for n in range(10):
-        learned.credit(Credit(12, (A,), (1,), (b"%d" % n, b"io"), SERVER, 100), now=0)
+        learned.credit(Credit(12, (A,), frozenset({1}), (b"%d" % n, b"io"), SERVER, 100), now=0)
     (entry,) = learned.entries(now=0)
     assert list(entry.names) == [(b"%d" % n, b"io") for n in range(2, 10)]
     assert set(entry.names.values()) == {SERVER}
@@ -204,7 +204,7 @@ def test_what_was_removed_is_written_when_it_comes_again(learned: Learned, table
 
 def test_so_many_credits_are_remembered_and_no_more(learned: Learned) -> None:
     for n in range(SETTLED + 1):
-        learned.credit(Credit(12, (A,), (1,), (b"%d" % n, b"io"), SERVER, 100), now=0)
+        learned.credit(Credit(12, (A,), frozenset({1}), (b"%d" % n, b"io"), SERVER, 100), now=0)
     assert len(learned._settled) == 1
 
 
@@ -212,7 +212,7 @@ credits_ = st.builds(
     Credit,
     st.sampled_from([12, 13]),
     st.sampled_from([(A,), (B,), (A, B)]),
-    st.sets(st.integers(1, 12), min_size=1, max_size=9).map(lambda s: tuple(sorted(s))),
+    st.frozensets(st.integers(1, 12), min_size=1, max_size=9),
     st.just(NAME),
     st.just(SERVER),
     st.integers(1, 200),

@@ -43,7 +43,7 @@ def test_an_allowed_name_is_asked_and_its_addresses_credited() -> None:
     assert reply.credit == Credit(
         12,
         (pack("192.0.2.1"), pack("192.0.2.2")),
-        (3, 4),
+        frozenset({3, 4}),
         (b"api", b"anthropic", b"com"),
         pack(SERVER),
         1000.0 + conversation.settings.min_ttl_s,
@@ -124,7 +124,7 @@ def test_addresses_behind_aliases_are_credited_to_the_name_asked() -> None:
         "a.cdn.io. 5000 CNAME b.cdn.io.",
     )
     credit = credited(reply)
-    assert (credit.name, credit.selectors) == ((b"api", b"anthropic", b"com"), (3, 4))
+    assert (credit.name, credit.selectors) == ((b"api", b"anthropic", b"com"), {3, 4})
     assert credit.until_s == conversation.now + 5000
 
 
@@ -276,7 +276,7 @@ def test_what_a_message_means_is_kept_but_not_what_is_allowed() -> None:
     conversation.answered(conversation.ask(API), f"{API}. 5 A 192.0.2.1")
     conversation.session.refresh(parse(rules_text(endpoint(12, POD, {8: API}))))
     credit = credited(conversation.answered(conversation.ask(API), f"{API}. 5 A 192.0.2.1"))
-    assert credit.selectors == (8,)
+    assert credit.selectors == {8}
     of_one_server = endpoint(12, POD) | {"queries": [{"to": 7, "port": 53, "names": [{"matchName": API}]}]}
     rules = parse(rules_text(of_one_server))
     conversation.session.refresh(rules)
@@ -372,4 +372,4 @@ def test_whatever_happens_every_question_ends_once_and_leaves_nothing(steps: lis
         assert conversation.session.in_flight == len(open_) <= 5
     conversation.session.tick(conversation.now + 100)
     assert conversation.session.in_flight == 0
-    assert not +conversation.session._of_endpoint
+    assert not conversation.session._of_endpoint

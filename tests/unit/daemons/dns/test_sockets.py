@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -9,6 +10,7 @@ import pytest
 
 from netstack.core.address import pack
 from netstack.dns import sockets
+from netstack.dns.session import Client, Transport
 
 
 def test_the_original_destination_is_read_from_either_family() -> None:
@@ -67,3 +69,31 @@ def test_an_answer_leaves_from_the_address_that_was_asked(
         assert len(payload) == 1233
         listener.send(client, b"answer")
         assert pod.recv(100) == b"answer"
+        for answer in (b"a longer answer", b"short", bytes(4000), b""):
+            listener.send(client, answer)
+            assert pod.recv(5000) == answer
+
+
+def test_an_answer_that_the_kernel_does_not_take_is_an_error_and_the_next_one_leaves() -> None:
+    with bound() as sock, bound() as pod:
+        listener = sockets.Listener(sock)
+        pod.settimeout(5)
+        client = Client(
+            pack("127.0.0.1"), pod.getsockname()[1], pack("127.0.0.1"), sock.getsockname()[1], Transport.UDP
+        )
+        with pytest.raises(OSError) as refusal:
+            listener.send(client, bytes(65535))
+        assert refusal.value.errno == errno.EMSGSIZE
+        with pytest.raises(ValueError):
+            listener.send(client, bytes(65536))
+        with pytest.raises(OSError) as refusal:
+            listener.send(client._replace(address=pack("255.255.255.255")), b"answer")
+        assert refusal.value.errno == errno.EACCES
+        listener.send(client, b"answer")
+        assert pod.recv(100) == b"answer"
+
+
+def bound() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    return sock

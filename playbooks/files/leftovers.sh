@@ -14,7 +14,9 @@ for family in -4 -6; do
     ip "$family" rule show 2>/dev/null | grep 'proto 78' | sed 's|^|rule: |'
 done
 ip netns list 2>/dev/null | grep -o '^netstack-ingress' | sed 's|^|network namespace: |'
-ss -Hlntup src 169.254.1.53 2>/dev/null | sed 's|^|listening: |'
+for address in 169.254.1.53 '[fd6e:6574::53]'; do
+    ss -Hlntup src "$address" 2>/dev/null | sed 's|^|listening: |'
+done
 for path in /run/netstack /run/netstack-haproxy; do
     [ ! -e "$path" ] || echo "running: $path"
 done

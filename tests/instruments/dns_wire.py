@@ -93,10 +93,11 @@ class Server:
             self._udp.sendto(self._answer(payload), sender)
 
     def __enter__(self) -> Self:
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
         with inside(self.netns):
-            self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._udp = socket.socket(family, socket.SOCK_DGRAM)
             self._udp.bind((self.address, self.port))
-            self._tcp = socket.create_server((self.address, self.port))
+            self._tcp = socket.create_server((self.address, self.port), family=family)
         self._kept: list[tuple[bytes, Any]] = []
         self._wake, self._sleep = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name="dns server")

@@ -11,8 +11,9 @@ import pytest
 from bpf.namespaces import Namespace
 from instruments.board import wait_for
 from instruments.cluster import Cluster
-from netstack.agent.apply import Kernel, routes_of, sync_neighbours, sync_routes, sync_rule
+from netstack.agent.apply import Kernel, routes_of, sync_neighbours, sync_routes, sync_rules
 from netstack.agent.order import NAMES, plan
+from netstack.agent.routes import PROXY_ROUTE_V6
 from netstack.core.address import Prefix, pack
 from netstack.kernel.bpf import Map
 from netstack.kernel.flows import FlowTables
@@ -112,13 +113,22 @@ def test_routes_and_the_rule_are_made_so_and_stay() -> None:
             uplink = netlink.link("eth0")
             assert uplink is not None
             cluster = Cluster()
-            wanted = routes_of(cluster.compile().routes, uplink.index, 1, {pack("10.244.1.3"): uplink.index})
+            routes = cluster.compile().routes
+            wanted = routes_of(routes, uplink.index, 1, {pack("10.244.1.3"): uplink.index})
             stale = Route(Prefix.parse("10.244.9.0/24"), uplink.index)
             netlink.put_route(stale)
             assert sync_routes(netlink, wanted) == len(wanted) + 1
             assert netlink.routes() == wanted
             assert sync_routes(netlink, wanted) == 0
-            assert (sync_rule(netlink), sync_rule(netlink)) == (1, 0)
+            assert (sync_rules(netlink, routes), sync_rules(netlink, routes)) == (1, 0)
+            both = routes | {PROXY_ROUTE_V6}
+            assert sync_routes(netlink, routes_of(both, uplink.index, 1, {})) > 0
+            assert (sync_rules(netlink, both), sync_rules(netlink, both)) == (1, 0)
+            assert {rule.v6 for rule in netlink.rules()} == {False, True}
+            assert "local default dev lo" in node.ip("-6", "route", "show", "table", "1053")
+            assert "fwmark 0x53000000/0xff000000 lookup 1053" in node.ip("-6", "rule")
+            assert sync_rules(netlink, routes) == 1
+            sync_routes(netlink, wanted)
             gone = wanted | {Route(Prefix.parse("10.244.7.0/24"), 4711)}
             assert sync_routes(netlink, gone) == 0, "a device that is not there is no reason to stop"
     finally:

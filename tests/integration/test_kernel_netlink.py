@@ -91,18 +91,19 @@ def test_routes_are_read_back_as_they_were_put(ends: tuple[Namespace, Namespace]
             assert not node.delete_route(route)
 
 
-def test_rules(ends: tuple[Namespace, Namespace]) -> None:
+@pytest.mark.parametrize(("v6", "family"), [(False, "-4"), (True, "-6")])
+def test_rules(ends: tuple[Namespace, Namespace], v6: bool, family: str) -> None:
     near, _ = ends
-    rule = Rule(1053, 0x53000000, 0xFF000000, 1053)
+    rule = Rule(1053, 0x53000000, 0xFF000000, 1053, v6)
     with opened(near) as node:
-        near.ip("rule", "add", "fwmark", "1", "lookup", "100")
+        near.ip(family, "rule", "add", "fwmark", "1", "lookup", "100")
         assert node.put_rule(rule)
         assert not node.put_rule(rule)
         assert node.rules() == {rule}
-        assert "1053:\tfrom all fwmark 0x53000000/0xff000000 lookup 1053" in near.ip("rule")
+        assert "1053:\tfrom all fwmark 0x53000000/0xff000000 lookup 1053" in near.ip(family, "rule")
         assert node.delete_rule(rule)
         assert not node.delete_rule(rule)
-        assert "fwmark 0x1 lookup 100" in near.ip("rule")
+        assert "fwmark 0x1 lookup 100" in near.ip(family, "rule")
 
 
 def test_a_refusal_is_an_os_error_with_the_kernels_number(ends: tuple[Namespace, Namespace]) -> None:

@@ -313,8 +313,10 @@ struct vip {
 /* ---- addresses, ports and marks fixed by design ---- */
 
 #define GATEWAY_V4	0xa9fe0101	/* 169.254.1.1, the gateway that every pod sees */
-#define PROXY_V4	0xa9fe0135	/* 169.254.1.53, where the DNS proxy listens ... */
-#define PROXY_PORT	53		/* ... on UDP and TCP */
+#define PROXY_V4	0xa9fe0135	/* 169.254.1.53, where the DNS proxy listens */
+#define PROXY_V6_FIRST	0xfd6e6574	/* fd6e:6574::53, the same for IPv6: its first 32 bits ... */
+#define PROXY_V6_LAST	0x00000053	/* ... and its last; zeros between */
+#define PROXY_PORT	53		/* on UDP and TCP */
 #define PROXY_MARK	0x53000000	/* "to the proxy": ip rule fwmark 0x53000000/0xff000000 */
 
 #define MASQUERADE_FIRST 49152	/* source ports for pods; the node's own end at 49151 */

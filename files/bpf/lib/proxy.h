@@ -12,12 +12,18 @@
 #include "parse.h"
 #include "verdict.h"
 
-#define TUPLE_V4 sizeof(((struct bpf_sock_tuple *)0)->ipv4)
-
-/* Only the proxy's own socket will do: another server of this node may be bound to 0.0.0.0:53. */
-INLINE bool proxy_socket(struct bpf_sock *sk)
+/* Only the proxy's own socket will do: another server of this node may be bound to 0.0.0.0:53 or [::]:53. */
+INLINE bool proxy_socket(struct bpf_sock *sk, bool v6)
 {
-	return sk->src_ip4 == be32(PROXY_V4) && sk->src_port == PROXY_PORT;
+	__be32 own = sk->src_ip4, first = sk->src_ip6[0], last = sk->src_ip6[3];
+
+	/* Read by now: else both families share one load at a computed offset, which the verifier refuses. */
+	asm volatile("" : "+r"(own), "+r"(first));
+	if (sk->src_port != PROXY_PORT)
+		return false;
+	if (!v6)
+		return own == be32(PROXY_V4);
+	return first == be32(PROXY_V6_FIRST) && !sk->src_ip6[1] && !sk->src_ip6[2] && last == be32(PROXY_V6_LAST);
 }
 
 INLINE int proxy_assign(struct __sk_buff *skb, struct bpf_sock *sk)
@@ -32,9 +38,9 @@ INLINE int proxy_assign(struct __sk_buff *skb, struct bpf_sock *sk)
 }
 
 INLINE int proxy_tcp(struct __sk_buff *skb, struct packet *p, struct bpf_sock_tuple *asked,
-		     struct bpf_sock_tuple *proxy)
+		     struct bpf_sock_tuple *proxy, __u32 size)
 {
-	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, asked, TUPLE_V4, BPF_F_CURRENT_NETNS, 0);
+	struct bpf_sock *sk = bpf_skc_lookup_tcp(skb, asked, size, BPF_F_CURRENT_NETNS, 0);
 
 	if (sk) {	/* a connection that the proxy has accepted, with the server's address as its own */
 		bool starts = p->tcp & TCP_SYN;
@@ -43,44 +49,63 @@ INLINE int proxy_tcp(struct __sk_buff *skb, struct packet *p, struct bpf_sock_tu
 			return proxy_assign(skb, sk);
 		bpf_sk_release(sk);
 	}
-	sk = bpf_skc_lookup_tcp(skb, proxy, TUPLE_V4, BPF_F_CURRENT_NETNS, 0);
+	sk = bpf_skc_lookup_tcp(skb, proxy, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return VERDICT_NO_PROXY;
-	if (sk->state == BPF_TCP_LISTEN && proxy_socket(sk))
+	if (sk->state == BPF_TCP_LISTEN && proxy_socket(sk, p->v6))
 		return proxy_assign(skb, sk);
 	bpf_sk_release(sk);
 	return VERDICT_NO_PROXY;
 }
 
-INLINE int proxy_udp(struct __sk_buff *skb, struct bpf_sock_tuple *proxy)
+INLINE int proxy_udp(struct __sk_buff *skb, struct packet *p, struct bpf_sock_tuple *proxy, __u32 size)
 {
-	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, proxy, TUPLE_V4, BPF_F_CURRENT_NETNS, 0);
+	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, proxy, size, BPF_F_CURRENT_NETNS, 0);
 
 	if (!sk)
 		return VERDICT_NO_PROXY;
-	if (proxy_socket(sk))
+	if (proxy_socket(sk, p->v6))
 		return proxy_assign(skb, sk);
 	bpf_sk_release(sk);
 	return VERDICT_NO_PROXY;
+}
+
+/* The pod's packet as a socket of this node would know it: `asked` at the address asked, `proxy` at the proxy's. Returns
+ * how much of them the family fills, by which the kernel tells families apart.
+ */
+INLINE __u32 proxy_tuples(struct packet *p, struct bpf_sock_tuple *asked, struct bpf_sock_tuple *proxy)
+{
+	if (p->v6) {
+		__builtin_memcpy(asked->ipv6.saddr, p->t.src.w, sizeof(asked->ipv6.saddr));
+		__builtin_memcpy(asked->ipv6.daddr, p->t.dst.w, sizeof(asked->ipv6.daddr));
+		asked->ipv6.sport = p->t.sport;
+		asked->ipv6.dport = p->t.dport;
+		__builtin_memcpy(proxy->ipv6.saddr, p->t.src.w, sizeof(proxy->ipv6.saddr));
+		proxy->ipv6.daddr[0] = be32(PROXY_V6_FIRST);
+		proxy->ipv6.daddr[3] = be32(PROXY_V6_LAST);
+		proxy->ipv6.sport = p->t.sport;
+		proxy->ipv6.dport = be16(PROXY_PORT);
+		return sizeof(asked->ipv6);
+	}
+	asked->ipv4.saddr = p->t.src.w[3];
+	asked->ipv4.daddr = p->t.dst.w[3];
+	asked->ipv4.sport = p->t.sport;
+	asked->ipv4.dport = p->t.dport;
+	proxy->ipv4.saddr = p->t.src.w[3];
+	proxy->ipv4.daddr = be32(PROXY_V4);
+	proxy->ipv4.sport = p->t.sport;
+	proxy->ipv4.dport = be16(PROXY_PORT);
+	return sizeof(asked->ipv4);
 }
 
 INLINE int proxy_redirect(struct __sk_buff *skb, struct packet *p)
 {
 	struct bpf_sock_tuple asked = {}, proxy = {};
+	__u32 size = proxy_tuples(p, &asked, &proxy);
 
-	if (p->v6)
-		return VERDICT_NO_PROXY;	/* it listens on IPv4 only */
-	asked.ipv4.saddr = p->t.src.w[3];
-	asked.ipv4.daddr = p->t.dst.w[3];
-	asked.ipv4.sport = p->t.sport;
-	asked.ipv4.dport = p->t.dport;
-	proxy.ipv4.saddr = p->t.src.w[3];
-	proxy.ipv4.daddr = be32(PROXY_V4);
-	proxy.ipv4.sport = p->t.sport;
-	proxy.ipv4.dport = be16(PROXY_PORT);
 	if (p->proto == IPPROTO_TCP)
-		return proxy_tcp(skb, p, &asked, &proxy);
+		return proxy_tcp(skb, p, &asked, &proxy, size);
 	if (p->proto == IPPROTO_UDP)
-		return proxy_udp(skb, &proxy);
+		return proxy_udp(skb, p, &proxy, size);
 	return VERDICT_UNSUPPORTED;
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from netstack.agent import report
-from netstack.agent.apply import Kernel, routes_of, sync_neighbours, sync_routes, sync_rule
+from netstack.agent.apply import Kernel, routes_of, sync_neighbours, sync_routes, sync_rules
 from netstack.agent.cni import Cni
 from netstack.agent.desired import Before, Desired, Memory, Place, compile_all
 from netstack.agent.good import GoodPolicies
@@ -141,7 +141,7 @@ class Agent:
         pods = {endpoint.address: endpoint.ifindex for endpoint in endpoints if endpoint.ifindex in up}
         wanted = routes_of(desired.routes, uplink.index if uplink else 0, links["lo"].index, pods)
         sync_routes(self.traffic, wanted)
-        sync_rule(self.traffic)
+        sync_rules(self.traffic, desired.routes)
         if uplink is not None:
             sync_neighbours(self.traffic, uplink.index, (route.via for route in desired.routes if route.via))
 

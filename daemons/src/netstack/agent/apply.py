@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from netstack.agent.order import NAMES, Tables
-from netstack.agent.routes import PROXY_RULE, Wanted
+from netstack.agent.routes import PROXY_ROUTE_V6, PROXY_RULE, Wanted
 from netstack.core.address import Prefix
 from netstack.core.table import Change, Op, Table
 from netstack.kernel import layout
@@ -151,10 +151,13 @@ def sync_neighbours(netlink: Netlink, uplink: int, wanted: Iterable[bytes]) -> i
     return len(nodes ^ present)
 
 
-def sync_rule(netlink: Netlink) -> int:
-    """The rule that leads the proxy's mark to its table, and no other rule of ours."""
-    rule = Rule(PROXY_RULE.priority, PROXY_RULE.mark, PROXY_RULE.mask, PROXY_RULE.table)
-    changes = int(netlink.put_rule(rule))
-    for other in netlink.rules() - {rule}:
-        changes += netlink.delete_rule(other)
-    return changes
+def sync_rules(netlink: Netlink, wanted: Iterable[Wanted]) -> int:
+    """A rule that leads the proxy's mark to its table for each family that has a route there, and no other of ours."""
+    rules = {
+        Rule(PROXY_RULE.priority, PROXY_RULE.mark, PROXY_RULE.mask, PROXY_RULE.table, v6=route == PROXY_ROUTE_V6)
+        for route in wanted
+        if route.table == PROXY_RULE.table
+    }
+    present = netlink.rules()
+    changes = sum(netlink.put_rule(rule) for rule in sorted(rules - present))
+    return changes + sum(netlink.delete_rule(rule) for rule in sorted(present - rules))

@@ -37,7 +37,7 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
             session.rules, learned.entries(loop.time()), loop.time(), request.get("addresses")
         ),
     )
-    await proxy.serve(sockets.inherited() or sockets.opened(chosen.listen))
+    await proxy.serve(sockets.inherited() or sockets.opened(*chosen.listen))
     unit.spawn(proxy.upkeep(SWEEP_S), "upkeep")
     unit.ready(f"rules of generation {session.rules.generation}, {len(learned)} addresses learned")
     await unit.stopping.wait()

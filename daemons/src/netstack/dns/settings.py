@@ -19,8 +19,9 @@ class DnsSettings:
     maps: str = "/sys/fs/bpf/netstack/maps"
     """Folder of the pinned tables: fqdn, which is written here, and fqdn_use, which the programs write."""
 
-    listen: str = "169.254.1.53"
-    """Address of the transparent sockets, port 53 UDP and TCP, when systemd hands none over."""
+    listen: tuple[str, ...] = ("169.254.1.53",)
+    """Addresses of the transparent sockets, port 53 UDP and TCP, when systemd hands none over: the one to which the
+    programs give questions, and fd6e:6574::53 where pods have IPv6."""
 
     min_ttl_s: int = 3600
     """A learned address stays open at least this long, whatever its TTL. CDNs answer with 20 to 300 s, while programs

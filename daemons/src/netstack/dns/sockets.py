@@ -12,6 +12,7 @@ systemd keeps the sockets (netstack-dns.socket), so that questions which arrive 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import socket
 import struct
@@ -155,11 +156,11 @@ def inherited() -> list[socket.socket]:
     return [_prepared(socket.socket(fileno=number)) for number in range(_FIRST_INHERITED, _FIRST_INHERITED + count)]
 
 
-def opened(address: str) -> list[socket.socket]:
-    """A UDP and a listening TCP socket at `address`, which need not be the node's (but has to be local to route to)."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+def opened(*addresses: str) -> list[socket.socket]:
+    """A UDP and a listening TCP socket at each address, which need not be the node's."""
     result = []
-    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+    for address, kind in itertools.product(addresses, (socket.SOCK_DGRAM, socket.SOCK_STREAM)):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = socket.socket(family, kind)
         names = _FAMILIES[family]
         sock.setsockopt(names.level, names.transparent, 1)

@@ -96,6 +96,7 @@ class Rule:
     mark: int
     mask: int
     table: int
+    v6: bool = False
 
 
 class Netlink:
@@ -212,11 +213,12 @@ class Netlink:
     def rules(self) -> set[Rule]:
         """Our own rules."""
         found = set()
-        for body in self._dump(GETRULE, ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)):
+        for body in self._dump(GETRULE, ROUTE.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)):
+            family, *_ = ROUTE.unpack_from(body)
             attributes = read_attributes(body[ROUTE.size :])
             if attributes.get(21) == bytes([PROTOCOL]):
                 priority, mark, mask, table = (read_integer(attributes.get(kind, bytes(4))) for kind in (6, 10, 16, 15))
-                found.add(Rule(priority, mark, mask, table))
+                found.add(Rule(priority, mark, mask, table, v6=family == socket.AF_INET6))
         return found
 
     def put_rule(self, rule: Rule) -> bool:
@@ -378,7 +380,8 @@ def _route(route: Route) -> bytes:
 
 
 def _rule(rule: Rule) -> bytes:
-    body = ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 1, 0)  # 1 = FR_ACT_TO_TBL
+    family = socket.AF_INET6 if rule.v6 else socket.AF_INET
+    body = ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 1, 0)  # 1 = FR_ACT_TO_TBL
     body += pack_attribute(6, struct.pack("=I", rule.priority)) + pack_attribute(10, struct.pack("=I", rule.mark))
     body += pack_attribute(16, struct.pack("=I", rule.mask)) + pack_attribute(15, struct.pack("=I", rule.table))
     return body + pack_attribute(21, bytes([PROTOCOL]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netstack.agent.routes import PROXY_ROUTE, PROXY_RULE, Wanted, compile_routes
+from netstack.agent.routes import PROXY_ROUTE, PROXY_ROUTE_V6, PROXY_RULE, Wanted, compile_routes
 from netstack.core.address import Prefix, pack
 from netstack.core.ref import Ref
 from netstack.source.models import Meta, Node
@@ -35,3 +35,9 @@ def test_the_clusters_ranges_are_refused_where_nobody_has_them() -> None:
 def test_the_proxys_mark_leads_here() -> None:
     assert (PROXY_RULE.mark, PROXY_RULE.mask, PROXY_RULE.table) == (0x53000000, 0xFF000000, PROXY_ROUTE.table)
     assert PROXY_ROUTE.device == "lo"
+
+
+def test_the_proxys_mark_leads_here_for_ipv6_where_the_cluster_has_it() -> None:
+    four, six = Prefix.parse("10.244.0.0/16"), Prefix.parse("fd00:244::/48")
+    assert PROXY_ROUTE_V6 not in compile_routes([], "n1", iter([four]))
+    assert {PROXY_ROUTE, PROXY_ROUTE_V6, Wanted(six, "")} <= compile_routes([], "n1", iter([four, six]))

@@ -94,8 +94,8 @@ class _Node:
     """Selectors of every name with at least one more label."""
 
 
-KEPT = 1024
-"""Answers of one matcher: a pod that asks for ever new names costs no more than this."""
+KEPT, KEPT_LABELS = 1024, 16
+"""Answers of one matcher, for names of no more labels: a pod that asks for ever new names costs no more than 2 MB."""
 
 
 class Matcher:
@@ -129,6 +129,8 @@ class Matcher:
         """Selectors that `name` (lower case) satisfies; empty if none."""
         found = self._known.get(name)
         if found is None:
+            if len(name) > KEPT_LABELS:
+                return self._find(name)
             if len(self._known) == KEPT:
                 self._known.clear()
             found = self._known[name] = self._find(name)

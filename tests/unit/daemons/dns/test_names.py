@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netstack.dns.names import Match, Matcher, Name, Rule, text
+from netstack.dns.names import KEPT, KEPT_LABELS, Match, Matcher, Name, Rule, text
 
 
 def name(presentation: str) -> Name:
@@ -125,3 +125,15 @@ def test_the_trie_agrees_with_one_regular_expression_a_rule(found: list[Rule], a
     numbered = [Rule(selector, rule.match, rule.text) for selector, rule in enumerate(found, 1)]
     expected = {rule.selector for rule in numbered if reference(rule, asked)}
     assert Matcher(numbered)(name(asked)) == expected
+
+
+def test_so_many_answers_are_kept_and_no_more_and_none_for_endless_names() -> None:
+    matcher = Matcher([Rule(1, Match.PATTERN, "**.x.io")])
+    deep = (b"a",) * KEPT_LABELS + (b"x", b"io")
+    for _ in range(2):
+        assert matcher(deep) == {1}
+    assert matcher._known == {}
+    for number in range(KEPT + 1):
+        assert matcher((b"%d" % number, b"x", b"io")) == {1}
+        assert len(matcher._known) <= KEPT
+    assert len(matcher._known) == 1

@@ -116,6 +116,10 @@ INLINE int from_pod(struct __sk_buff *skb, struct packet *p)
 			flow = flow_find(ep, p, DIRECTION_EGRESS);
 	}
 	verdict = flow_pass(config, ep, p, DIRECTION_EGRESS, NULL, flow);
+	if (verdict == VERDICT_REPLY && p->flow_flags & FLOW_PROXY) {
+		verdict = proxy_answered(skb, p);
+		return verdict ? verdict : VERDICT_NO_PROXY;
+	}
 	if (verdict == VERDICT_FORWARDED)
 		verdict = host_from_pod(skb, config, ep, p);
 	return verdict == VERDICT_REDIRECTED_DNS ? proxy_redirect(skb, p) : verdict;

@@ -536,6 +536,52 @@ def test_an_answer_past_the_proxy_does_not_arrive(lan: Lan, dns: tuple[str, int]
         assert node.count(Verdict.SPOOFED) >= before + FORGED  # a kernel's own words may be among the spoofed
 
 
+@pytest.mark.parametrize("kind", [DATAGRAM, STREAM], ids=["udp", "tcp"])
+@pytest.mark.parametrize("where", ["this node", "another node"])
+def test_the_proxy_asks_in_the_pods_name(lan: Lan, dns: tuple[str, int], where: str, kind: int) -> None:
+    """A server whose policy lets in that pod alone is asked with the pod's address; its answer goes to the proxy."""
+    node, pod = lan.nodes[0], lan.near
+    home, server = (node, lan.neighbour) if where == "this node" else (lan.nodes[1], lan.far)
+    protocol = 17 if kind == DATAGRAM else 6
+    node.enforce(pod, l.ENFORCE_EGRESS | l.PROXIED)
+    home.enforce(server, l.ENFORCE_INGRESS)
+    home.rule(server, l.ACTION_ALLOW, pod.identity, 1053, l.DIRECTION_INGRESS, protocol)
+    try:
+        with (
+            opened(server.namespace, kind, bind=(server.address, 1053)) as listening,
+            opened(node.namespace, kind, transparent=True) as proxy,
+            opened(pod.namespace, kind, bind=(pod.address, 40053)) as eavesdropping,
+            opened(node.namespace, kind, transparent=True) as stranger,
+        ):
+            proxy.bind(eavesdropping.getsockname())
+            proxy.connect((server.address, 1053))
+            far = listening if kind == DATAGRAM else listening.accept()[0]
+            for _ in range(2):
+                proxy.send(b"question")
+                data, peer = far.recvfrom(100)
+                assert data == b"question"
+                if kind == DATAGRAM:
+                    assert peer == (pod.address, proxy.getsockname()[1])
+                    far.sendto(b"answer", peer)
+                else:
+                    assert far.getpeername() == proxy.getsockname()
+                    far.send(b"answer")
+                assert proxy.recv(100) == b"answer"
+            eavesdropping.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                eavesdropping.accept() if kind == STREAM else eavesdropping.recv(100)
+            if where == "this node" and kind == DATAGRAM:  # in the name of who is not let in
+                stranger.bind((lan.neighbour.address, 0))
+                stranger.connect((server.address, 1053))
+                stranger.send(b"question")
+                far.settimeout(0.4)
+                with pytest.raises(TimeoutError):
+                    far.recv(100)
+    finally:
+        home.enforce(server, 0)
+        node.enforce(pod, 0)
+
+
 # ---- who lies ----
 
 

@@ -128,12 +128,13 @@ struct socket_origin {
 #define AUDIT		4	/* policies are on trial: what they would deny is said, not done ... */
 #define AUDIT_INGRESS	8	/* ... and in these directions that is what no rule allows */
 #define AUDIT_EGRESS	16
+#define PROXIED		32	/* the DNS proxy asks servers in this endpoint's name */
 
 struct endpoint {
 	__u32 id;		/* never 0, never reused on a node */
 	__u32 ifindex;		/* host-side veth */
 	__u32 identity;
-	__u32 enforce;		/* ENFORCE_*: what no rule allows is denied in these directions; AUDIT_*: see above */
+	__u32 enforce;		/* ENFORCE_*: what no rule allows is denied in these directions; the others: see above */
 	__u8 mac[6];		/* the pod's */
 	__u8 host_mac[6];	/* of the host-side veth, also the gateway's */
 };
@@ -149,6 +150,8 @@ struct endpoint {
 #define IDENTITY_INGRESS	8
 #define IDENTITY_NODES		0x02000000	/* .. END: nodes that address ranges in policies tell apart */
 #define IDENTITY_NODES_END	0x03000000
+#define IDENTITY_PODS		0x40000000	/* .. END: pods, by their labels */
+#define IDENTITY_PODS_END	0x80000000
 
 struct prefix {
 	__u32 bits;		/* 0 .. 128; IPv4 /n = 96 + n */
@@ -233,6 +236,7 @@ struct flow_key {
 #define FLOW_REDIRECT	16	/* goes to the DNS proxy; answers come from this node only */
 #define FLOW_NAMED	32	/* a name-selector allowed it: fqdn_use is kept */
 #define FLOW_SERVICE	64	/* the endpoint asked a service's address, packet by packet: answers bear it again */
+#define FLOW_PROXY	128	/* this node's proxy asks in a pod's name: answers go to the proxy, not to the pod */
 
 struct flow {
 	__u64 deadline;		/* past = absent */

@@ -127,6 +127,8 @@ INLINE int flow_judge(struct endpoint *ep, struct packet *p, __u8 direction, con
 		p->flow_made.flags = flow_tcp_flags(p, true) | (p->translated ? FLOW_SERVICE : 0);
 		if (direction == DIRECTION_INGRESS && who->identity == IDENTITY_HOST)
 			p->flow_made.flags |= FLOW_HOST;
+		else if (direction == DIRECTION_INGRESS && !p->from_device)
+			p->flow_made.flags |= FLOW_PROXY;
 		p->flow_made.deadline = p->now + flow_life(p->flow.proto, p->flow_made.flags);
 		if (d.named)
 			flow_use_name(&p->flow, p->now);

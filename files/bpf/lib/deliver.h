@@ -8,6 +8,7 @@
 #include "compat.h"
 #include "maps.h"
 #include "parse.h"
+#include "proxy.h"
 #include "rewrite.h"
 #include "verdict.h"
 
@@ -21,17 +22,26 @@ INLINE bool needs_router(struct __sk_buff *skb, struct packet *p, __u32 ifindex)
 	return p->ttl <= 1 || (skb->len > SMALL && bpf_check_mtu(skb, ifindex, &mtu, 0, BPF_MTU_CHK_SEGS));
 }
 
-/* FORWARDED if p->dst is a pod of this node, CONTINUE if the kernel shall route the packet, or a drop. */
+/* FORWARDED if p->dst is a pod of this node, REPLY if p answers what the proxy asked in its name, CONTINUE if the kernel
+ * shall route the packet, or a drop.
+ */
 INLINE int deliver(struct __sk_buff *skb, struct packet *p)
 {
 	struct endpoint *ep = endpoint_get(&p->dst);
-	int failed;
+	int verdict;
 
-	if (!ep || ep->id == HOST_ENDPOINT || needs_router(skb, p, ep->ifindex))
+	if (!ep || ep->id == HOST_ENDPOINT)
 		return CONTINUE;
-	failed = rewrite_ttl(skb, p);
-	if (failed)
-		return failed;
+	if (ep->enforce & PROXIED) {
+		verdict = proxy_answered(skb, p);
+		if (verdict)
+			return verdict;
+	}
+	if (needs_router(skb, p, ep->ifindex))
+		return CONTINUE;
+	verdict = rewrite_ttl(skb, p);
+	if (verdict)
+		return verdict;
 	if (bpf_skb_store_bytes(skb, 0, ep->mac, 2 * ETH_ALEN, 0))	/* the pod's, then the gateway's */
 		return VERDICT_MALFORMED;
 	p->action = bpf_redirect(ep->ifindex, 0);

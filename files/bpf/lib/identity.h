@@ -46,7 +46,7 @@ INLINE struct family_config *family(struct config *config, bool v6)
 }
 
 /* Who sent this packet towards a pod by the device `door`: CONTINUE, or SPOOFED. No device: this node itself, whatever
- * address it uses.
+ * address it uses; but with the address of a pod of its own it is the DNS proxy that asks for that pod, and no more than it.
  */
 INLINE int identify_at_door(struct config *config, bool v6, struct addr *src, __u32 door, struct who *who)
 {
@@ -54,8 +54,11 @@ INLINE int identify_at_door(struct config *config, bool v6, struct addr *src, __
 
 	identify(src, who);
 	if (!door) {
-		who->identity = IDENTITY_HOST;
-		who->outside = 0;
+		local = who->identity == IDENTITY_HOST || who->outside ? NULL : endpoint_get(src);
+		if (!local || local->id == HOST_ENDPOINT) {
+			who->identity = IDENTITY_HOST;
+			who->outside = 0;
+		}
 		return CONTINUE;
 	}
 	if (who->outside)

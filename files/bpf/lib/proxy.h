@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Hand a pod's DNS packet to the proxy's socket on this node, with the address that the pod asked left in place.
+ * Hand a pod's DNS packet to the proxy's socket on this node, with the address that the pod asked left in place; and what
+ * a server answers when the proxy asked it with the pod's address, so that the server's policy judged the pod.
  *
  * The mark makes the kernel deliver it here (ip rule fwmark, table `local default`), the assigned socket makes it the
  * proxy's. No socket, no packet: a redirect that finds nobody is a drop (the address asked may well be reachable).
@@ -24,6 +25,18 @@ INLINE bool proxy_socket(struct bpf_sock *sk, bool v6)
 	if (!v6)
 		return own == be32(PROXY_V4);
 	return first == be32(PROXY_V6_FIRST) && !sk->src_ip6[1] && !sk->src_ip6[2] && last == be32(PROXY_V6_LAST);
+}
+
+/* Is it bound to the very address to which p goes? A server of this node may be bound to all. */
+INLINE bool proxy_speaks(struct bpf_sock *sk, struct packet *p)
+{
+	__be32 own = sk->src_ip4, first = sk->src_ip6[0], last = sk->src_ip6[3];
+
+	asm volatile("" : "+r"(own), "+r"(first));	/* as above */
+	if (!p->v6)
+		return own == p->t.dst.w[3];
+	return first == p->t.dst.w[0] && sk->src_ip6[1] == p->t.dst.w[1] && sk->src_ip6[2] == p->t.dst.w[2] &&
+	       last == p->t.dst.w[3];
 }
 
 INLINE int proxy_assign(struct __sk_buff *skb, struct bpf_sock *sk)
@@ -108,4 +121,25 @@ INLINE int proxy_redirect(struct __sk_buff *skb, struct packet *p)
 	if (p->proto == IPPROTO_UDP)
 		return proxy_udp(skb, p, &proxy, size);
 	return VERDICT_UNSUPPORTED;
+}
+
+/* Does p answer what the proxy asked with a pod's address? Nobody else on this node has a socket there. CONTINUE if not. */
+INLINE int proxy_answered(struct __sk_buff *skb, struct packet *p)
+{
+	struct bpf_sock_tuple asked = {}, unused = {};
+	__u32 size = proxy_tuples(p, &asked, &unused);
+	struct bpf_sock *sk = NULL;
+
+	if (p->opaque || p->quoted)
+		return CONTINUE;
+	if (p->proto == IPPROTO_UDP)
+		sk = bpf_sk_lookup_udp(skb, &asked, size, BPF_F_CURRENT_NETNS, 0);
+	else if (p->proto == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(skb, &asked, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return CONTINUE;
+	if (proxy_speaks(sk, p))
+		return proxy_assign(skb, sk) == VERDICT_NO_PROXY ? VERDICT_NO_PROXY : VERDICT_REPLY;
+	bpf_sk_release(sk);
+	return CONTINUE;
 }

@@ -232,6 +232,7 @@ def _dns_addresses(snapshot: Snapshot, services: tuple[Ref, ...]) -> set[tuple[b
 
 
 def _endpoints(endpoints: tuple[LocalEndpoint, ...], identities: Identities, policy: PolicyTables) -> Table:
+    proxied = {item.endpoint: layout.PROXIED for item in policy.dns}
     return Table(
         "endpoints",
         {
@@ -239,7 +240,7 @@ def _endpoints(endpoints: tuple[LocalEndpoint, ...], identities: Identities, pol
                 endpoint.id,
                 endpoint.ifindex,
                 identities.of_endpoint[endpoint.id].number,
-                policy.enforce[endpoint.id],
+                policy.enforce[endpoint.id] | proxied.get(endpoint.id, 0),
                 endpoint.mac,
                 endpoint.host_mac,
             ).pack()

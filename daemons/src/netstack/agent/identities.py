@@ -39,7 +39,7 @@ OURS = ("io.kubernetes.pod.", "io.cilium.", "netstack.io/")
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 INGRESS_MANAGER = "netstack-ingress"
 
-LABELS_BASE, PREFIX_BASE, BITS = 1 << 30, 2 << 30, 30
+LABELS_BASE, PREFIX_BASE, BITS = layout.IDENTITY_PODS, layout.IDENTITY_PODS_END, 30
 """Identities above 2^30 are labels, above 2^31 ranges, above 3 * 2^30 name-selectors (policy/names.py)."""
 UNMANAGED_BASE, SMALL_BITS = 3 << 24, 24
 """Below 2^30, from layout.IDENTITY_NODES on: nodes that ranges tell apart (Cilium's scope of remote nodes), and from

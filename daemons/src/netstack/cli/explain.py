@@ -18,7 +18,7 @@ from netstack.cli.frames import PROTOCOLS, Flow
 from netstack.core.address import is_v4, unpack
 from netstack.core.verdict import REASONS, Verdict
 from netstack.kernel import layout
-from netstack.observer.names import RANGES_FROM, kind
+from netstack.observer.names import kind
 
 NAMES_FROM = 3 << 30
 """Numbers of name-selectors (netstack.agent.policy.names)."""
@@ -42,7 +42,11 @@ class Party:
 
     @property
     def kind(self) -> str:
-        return "world, in a range that a policy names" if self.identity >= RANGES_FROM else kind(self.identity)
+        return (
+            "world, in a range that a policy names"
+            if self.identity >= layout.IDENTITY_PODS_END
+            else kind(self.identity)
+        )
 
     def __str__(self) -> str:
         at = unpack(self.address)

@@ -24,7 +24,7 @@ from netstack.dns.apply import Learned, Refused
 from netstack.dns.rulesfile import RulesFile
 from netstack.dns.session import Client, Close, Command, Drop, Forward, Reason, Reply, Session, Transport
 from netstack.dns.settings import DnsSettings
-from netstack.dns.upstream import Upstream, Upstreams
+from netstack.dns.upstream import Place, Upstream, Upstreams
 
 _log = logging.getLogger("dns")
 
@@ -231,19 +231,20 @@ class Proxy:
             self._spawn(self._ask_by_tcp(forward), f"dns question {forward.key}")
             return
         try:
-            self._asked[forward.key] = self._upstreams.ask(
-                forward.key, client.server, client.server_port, forward.payload, now
-            )
+            place = Place(client.server, client.server_port, forward.source)
+            self._asked[forward.key] = self._upstreams.ask(forward.key, place, forward.payload, now)
         except OSError as error:
             self._unreachable(forward.key, error)
 
     async def _ask_by_tcp(self, forward: Forward) -> None:
+        client = forward.client
         with contextlib.ExitStack() as stack:
             try:
                 async with asyncio.timeout(self._settings.upstream_timeout_s):
-                    reader, writer = await asyncio.open_connection(
-                        unpack(forward.client.server), forward.client.server_port
-                    )
+                    sock = sockets.speaking(client.server, forward.source, socket.SOCK_STREAM)
+                    stack.callback(sock.close)
+                    await self._loop.sock_connect(sock, (unpack(client.server), client.server_port))
+                    reader, writer = await asyncio.open_connection(sock=sock)
                     stack.callback(writer.close)
                     writer.write(len(forward.payload).to_bytes(2) + forward.payload)
                     while forward.key in self._asked:

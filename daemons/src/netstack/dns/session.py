@@ -46,6 +46,7 @@ from netstack.dns.message import (
 from netstack.dns.names import Name
 from netstack.dns.rules import Endpoint, Rules
 from netstack.dns.settings import DnsSettings
+from netstack.kernel.layout import IDENTITY_PODS, IDENTITY_PODS_END
 
 REMEMBERED_REFUSALS = 32
 """The last refused questions, kept for whoever asks why something does not work."""
@@ -119,6 +120,9 @@ class Forward(NamedTuple):
     key: int
     client: Client
     payload: bytes
+    source: bytes | None = None
+    """In whose name: the pod's address if the server is a pod of the cluster, whose policies then judge who asks; None:
+    the node's own, for what is outside does not send answers to pods."""
 
 
 class Reply(NamedTuple):
@@ -238,7 +242,8 @@ class Session:
         self._pending[self._next_key] = _Pending(client, query, ident, sent, server, endpoint, deadline_s)
         self._of_endpoint[endpoint.id] = waiting + 1
         self.counters[Reason.FORWARDED] += 1
-        return [Forward(self._next_key, client, identified(payload, sent))]
+        source = client.address if IDENTITY_PODS <= server < IDENTITY_PODS_END else None
+        return [Forward(self._next_key, client, identified(payload, sent), source)]
 
     def _identity(self, server: bytes) -> int:
         found = self._identities.get(server)

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from netstack.core.address import V4_MAPPED, unpack
+from netstack.core.address import V4_MAPPED, is_v4, unpack
 from netstack.dns.message import MAX_QUERY
 from netstack.dns.session import Client, Transport
 
@@ -193,13 +193,26 @@ def original_destination(ancillary: Ancillary) -> tuple[bytes, int] | None:
     return None
 
 
-def towards(server: bytes, port: int) -> socket.socket:
+def towards(server: bytes, port: int, source: bytes | None = None) -> socket.socket:
     """A new UDP socket connected to the server: the kernel picks an unpredictable port for it, and lets in nothing but
-    what this server sends from there. OSError if there is no way to it."""
-    text = unpack(server)
-    sock = socket.socket(socket.AF_INET6 if ":" in text else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    what this server sends from there. `source`: another sender's address. OSError if there is no way to it."""
+    sock = speaking(server, source, socket.SOCK_DGRAM)
     try:
-        sock.connect((text, port))
+        sock.connect((unpack(server), port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def speaking(server: bytes, source: bytes | None, kind: int) -> socket.socket:
+    """A socket of the server's family, with the address `source` of whomever, or the node's. OSError."""
+    sock = socket.socket(socket.AF_INET if is_v4(server) else socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
+    try:
+        if source is not None:
+            names = _FAMILIES[socket.AddressFamily(sock.family)]
+            sock.setsockopt(names.level, names.transparent, 1)
+            sock.bind((unpack(source), 0))
     except OSError:
         sock.close()
         raise

@@ -19,6 +19,7 @@ import select
 import socket
 from array import array
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from netstack.dns import sockets
 
@@ -42,12 +43,20 @@ def unpredictable() -> Iterator[int]:
         yield from array("H", os.urandom(_BLOCK))
 
 
+class Place(NamedTuple):
+    """Where to, and in whose name: the address of the sender, None = this node's."""
+
+    server: bytes
+    port: int
+    source: bytes | None = None
+
+
 class Upstream:
     """One socket. `key` is the question that waits on it, None if none does."""
 
     __slots__ = ("born_s", "key", "place", "sock", "uses")
 
-    def __init__(self, key: int, sock: socket.socket, place: tuple[bytes, int], now: float) -> None:
+    def __init__(self, key: int, sock: socket.socket, place: Place, now: float) -> None:
         self.key: int | None = key
         self.sock = sock
         self.place = place
@@ -62,7 +71,7 @@ class Upstreams:
         self._ready = ready
         self._random = random_number
         self._by_descriptor: dict[int, Upstream] = {}
-        self._idle: dict[tuple[bytes, int], list[Upstream]] = {}  # by server and port
+        self._idle: dict[Place, list[Upstream]] = {}
         self._idle_count = 0
 
     def __len__(self) -> int:
@@ -71,9 +80,8 @@ class Upstreams:
     def at(self, descriptor: int) -> Upstream | None:
         return self._by_descriptor.get(descriptor)
 
-    def ask(self, key: int, server: bytes, port: int, payload: bytes, now: float) -> Upstream:
+    def ask(self, key: int, place: Place, payload: bytes, now: float) -> Upstream:
         """Send `payload`; the socket from which it went, until `release` or `close`. OSError if there is no way."""
-        place = server, port
         if (drawn := self._draw(key, place, now)) is not None:
             try:
                 drawn.sock.send(payload)
@@ -81,7 +89,7 @@ class Upstreams:
                 self.close(drawn)
             else:
                 return drawn
-        made = Upstream(key, sockets.towards(server, port), place, now)
+        made = Upstream(key, sockets.towards(*place), place, now)
         self._by_descriptor[made.sock.fileno()] = made
         self._ready.register(made.sock.fileno(), select.EPOLLIN)
         try:
@@ -91,7 +99,7 @@ class Upstreams:
             raise
         return made
 
-    def _draw(self, key: int, place: tuple[bytes, int], now: float) -> Upstream | None:
+    def _draw(self, key: int, place: Place, now: float) -> Upstream | None:
         idle = self._idle.get(place, [])
         while len(idle) >= SPARE:
             number = self._random() % len(idle)

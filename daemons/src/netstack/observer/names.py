@@ -21,7 +21,7 @@ ENTITIES = {
     layout.IDENTITY_KUBE_APISERVER: "kube-apiserver",
     layout.IDENTITY_INGRESS: "ingress",
 }
-UNMANAGED_FROM, PODS_FROM, RANGES_FROM = 3 << 24, 1 << 30, 2 << 30
+UNMANAGED_FROM = 3 << 24
 """Of the numbers that netstack.agent.identities gives."""
 REMEMBERED = 4096
 """Endpoints, and rules, that are remembered when they are gone."""
@@ -44,9 +44,9 @@ def kind(identity: int) -> str:
         return ENTITIES[identity]
     if layout.IDENTITY_NODES <= identity < layout.IDENTITY_NODES_END:
         return "remote-node"
-    if UNMANAGED_FROM <= identity < PODS_FROM:
+    if UNMANAGED_FROM <= identity < layout.IDENTITY_PODS:
         return "unmanaged"
-    return "pod" if PODS_FROM <= identity < RANGES_FROM else "world"
+    return "pod" if layout.IDENTITY_PODS <= identity < layout.IDENTITY_PODS_END else "world"
 
 
 class Names:

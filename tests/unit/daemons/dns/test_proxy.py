@@ -54,7 +54,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Tab
         pod, server = (stack.enter_context(bound(address)) for address in (POD, ASKED))
         # the pod asks the proxy's port of the server's address; the server itself has another one
         port, towards = server.getsockname()[1], sockets.towards
-        monkeypatch.setattr(sockets, "towards", lambda address, _: towards(address, port))
+        monkeypatch.setattr(sockets, "towards", lambda address, *_: towards(address, port))
         yield Table(), pod, server
 
 

@@ -14,6 +14,7 @@ from netstack.dns.message import Rcode
 from netstack.dns.rules import Rules, parse
 from netstack.dns.session import KEPT_BYTES, Close, Credit, Drop, Forward, Reason, Reply, Transport
 from netstack.dns.settings import DnsSettings
+from netstack.kernel.layout import IDENTITY_HOST, IDENTITY_PODS, IDENTITY_PODS_END, IDENTITY_WORLD
 
 API = "api.anthropic.com"
 
@@ -324,6 +325,27 @@ def test_a_question_by_tcp_is_forwarded_by_tcp() -> None:
     command = talk().say(question(API), transport=Transport.TCP)
     assert isinstance(command, Forward)
     assert (command.client.transport, command.client.server) == (Transport.TCP, pack(SERVER))
+
+
+@pytest.mark.parametrize(
+    ("server", "in_whose_name"),
+    [
+        (IDENTITY_WORLD, None),
+        (IDENTITY_HOST, None),
+        (IDENTITY_PODS - 1, None),
+        (IDENTITY_PODS, POD),
+        (IDENTITY_PODS_END - 1, POD),
+        (IDENTITY_PODS_END, None),
+    ],
+)
+def test_a_server_that_is_a_pod_is_asked_in_the_name_of_who_asks(server: int, in_whose_name: str | None) -> None:
+    conversation = talk()
+    conversation.identities[SERVER] = server
+    anywhere = endpoint(12, POD) | {"queries": [{"to": 0, "port": 53, "names": [{"matchName": API}]}]}
+    conversation.session.refresh(parse(rules_text(anywhere)))
+    asked = conversation.say(question(API))
+    assert isinstance(asked, Forward)
+    assert asked.source == (pack(in_whose_name) if in_whose_name else None)
 
 
 def test_who_asks_with_edns_reads_why_it_was_refused() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from netstack.core.address import pack
-from netstack.dns.upstream import IDLE, LIFE_S, SPARE, USES, Upstream, Upstreams, unpredictable
+from netstack.dns.upstream import IDLE, LIFE_S, SPARE, USES, Place, Upstream, Upstreams, unpredictable
 
 HERE = pack("127.0.0.10")
 
@@ -36,7 +36,7 @@ class Asker:
         self.now = 100.0
 
     def ask(self) -> Upstream:
-        return self.upstreams.ask(next(self.keys), HERE, self.port, b"question", self.now)
+        return self.upstreams.ask(next(self.keys), Place(HERE, self.port), b"question", self.now)
 
     def heard(self) -> Any:
         return self.server.recvfrom(100)[1]
@@ -119,9 +119,16 @@ def test_none_serves_longer_than_it_may(asker: Asker) -> None:
 
 def test_a_socket_of_one_server_does_not_serve_for_another(asker: Asker) -> None:
     made = asker.warm()
-    other = asker.upstreams.ask(99, pack("127.0.0.11"), asker.port, b"question", asker.now)
+    other = asker.upstreams.ask(99, Place(pack("127.0.0.11"), asker.port), b"question", asker.now)
     assert other not in made
     assert other.sock.getpeername() == ("127.0.0.11", asker.port)
+
+
+def test_a_socket_of_one_sender_does_not_serve_for_another(asker: Asker) -> None:
+    made = asker.warm()
+    other = asker.upstreams.ask(99, Place(HERE, asker.port, pack("127.0.0.12")), b"question", asker.now)
+    assert other not in made
+    assert other.sock.getsockname()[0] == "127.0.0.12"
 
 
 def test_so_many_stay_open_unused_and_no_more(asker: Asker) -> None:
@@ -152,7 +159,7 @@ def test_what_came_of_an_earlier_question_does_not_fail_the_next(asker: Asker) -
 
 def test_without_a_way_it_is_an_error_and_nothing_stays(asker: Asker) -> None:
     with pytest.raises(OSError):
-        asker.upstreams.ask(1, pack("255.255.255.255"), 53, b"question", asker.now)
+        asker.upstreams.ask(1, Place(pack("255.255.255.255"), 53), b"question", asker.now)
     assert len(asker.upstreams) == 0
 
 

@@ -11,6 +11,7 @@ from instruments.cluster import Cluster
 from netstack.agent.policy.accept import read_policy
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
+from netstack.kernel import layout
 
 SEED = """
 apiVersion: cilium.io/v2
@@ -82,6 +83,14 @@ def test_the_seed_policy_may_ask_the_clusters_dns_for_its_names_through_the_prox
     (server,) = endpoint.queries
     assert (server.identity, server.port) == (cluster.identity("10.244.2.53"), 53)
     assert endpoint.queries[server] == set(endpoint.names)
+
+
+def test_the_programs_know_for_which_pods_the_proxy_asks(cluster: Cluster) -> None:
+    cluster.put(SEED)
+    cluster.compile()
+    found = {layout.Endpoint.unpack(value) for value in cluster.table("endpoints").entries.values()}
+    assert {item.id: bool(item.enforce & layout.PROXIED) for item in found} == {1: True, 2: False}
+    assert {item.enforce & ~layout.PROXIED for item in found} == {layout.ENFORCE_EGRESS, 0}
 
 
 def test_dns_rules_file(cluster: Cluster) -> None:

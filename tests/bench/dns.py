@@ -27,6 +27,7 @@ from instruments.dns_programs import ENDPOINT, SELECTOR, Programs, compiled
 from instruments.dns_talk import endpoint, question, rules_text
 from instruments.dns_wire import NODE, POD, SERVER, STRANGER, Wire, inside
 from lab.shell import run, wait_until
+from netstack.kernel import layout
 
 NAMES = 1000
 ZONE = "bench.test"
@@ -139,7 +140,10 @@ class Site:
         wire.rules(rules_text(endpoint(ENDPOINT, POD, {SELECTOR: f"*.{ZONE}"})))
         wire.keep_sockets()
         Programs(wire, compiled(self._folder))
-        wire.start()
+        (asks,) = {layout.Endpoint.unpack(value).ifindex for _, value in wire.maps["endpoints"].items()}
+        limitless = layout.Budget(time.monotonic_ns() + 10**15, 1 << 31, 0)
+        wire.maps["dns_budget"].put(layout.Number(asks).pack(), limitless.pack())
+        wire.start(lan=[])  # the names' addresses are private
         assert wire.daemon is not None
         self.proxy = wire.daemon.pid
         self._authority()

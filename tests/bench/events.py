@@ -73,7 +73,7 @@ def _round(number: int, observer: int, home: Home) -> float:
     """So many events, each of another peer; events for each tenth of a second of the observer's processor time."""
     with home.namespace.entered(), Program.open(home.pins / "progs" / "pod_ingress") as program:
         device = socket.if_nametoindex("veth-a")
-        limitless = layout.EventBudget(time.monotonic_ns() + 10**15, 1 << 31, 0)
+        limitless = layout.Budget(time.monotonic_ns() + 10**15, 1 << 31, 0)
         home.put("event_budget", layout.Number(device), limitless)
         context = bytearray(CONTEXT_BYTES)
         context[36:44] = device.to_bytes(4, "little") * 2

@@ -31,7 +31,7 @@ STRUCTS: dict[type[l.Record], str] = {
     l.Event: "event",
     l.EventKey: "event_key",
     l.EventSeen: "event_seen",
-    l.EventBudget: "event_budget",
+    l.Budget: "budget",
     l.VipKey: "vip_key",
     l.Vip: "vip",
     l.AddressKey: "addr",

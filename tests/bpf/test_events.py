@@ -113,7 +113,7 @@ def test_another_peer_port_protocol_or_verdict_is_news(node: Packet, told: Told)
 
 def test_a_device_that_tells_too_much_spends_its_own_share(node: Packet, told: Told) -> None:
     enforce(node)
-    node.put("event_budget", l.Number(node.pod), l.EventBudget(c.monotonic_ns(3600), 2, 0))  # earns nothing
+    node.put("event_budget", l.Number(node.pod), l.Budget(c.monotonic_ns(3600), 2, 0))  # earns nothing
     for port in range(1, 6):
         node.from_pod(syn(port=port))
     assert [event.port for event in told()] == [1, 2]
@@ -124,11 +124,11 @@ def test_a_device_that_tells_too_much_spends_its_own_share(node: Packet, told: T
 
 def test_tokens_come_back_and_no_more_than_a_burst(node: Packet, told: Told) -> None:
     enforce(node)
-    node.put("event_budget", l.Number(node.pod), l.EventBudget(c.monotonic_ns(-1), l.EVENT_BURST - 5, 5))
+    node.put("event_budget", l.Number(node.pod), l.Budget(c.monotonic_ns(-1), l.EVENT_BURST - 5, 5))
     node.from_pod(syn())
     assert told.one().port == 443
     budget = node.entries("event_budget")[l.Number(node.pod)]
-    assert isinstance(budget, l.EventBudget) and (budget.tokens, budget.lost) == (l.EVENT_BURST - 1, 5)
+    assert isinstance(budget, l.Budget) and (budget.tokens, budget.lost) == (l.EVENT_BURST - 1, 5)
 
 
 @pytest.mark.parametrize(

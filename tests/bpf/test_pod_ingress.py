@@ -288,6 +288,30 @@ def test_a_redirect_without_a_proxy_is_a_drop(node: Packet) -> None:
     assert node.from_pod(query).verdict is Verdict.NO_PROXY  # the flow exists now, the proxy still does not
 
 
+@pytest.mark.parametrize("layer", [UDP, TCP])
+def test_a_device_asks_the_proxy_no_more_than_its_share(node: Packet, layer: type[UDP | TCP]) -> None:
+    """... for all pods wait in one queue. Another device has a share of its own."""
+    enforce(node)
+    number = {UDP: 17, TCP: 6}[layer]
+    node.rule(l.ACTION_REDIRECT_DNS, c.REMOTE_IDENTITY, 53, protocol=number)
+    node.put("dns_budget", l.Number(node.pod), l.Budget(c.monotonic_ns(3600), 2, 5))  # earns nothing
+    ports = range(4000, 4005)
+    verdicts = [node.from_pod(IP(src=POD, dst=c.REMOTE) / layer(sport=port, dport=53)).verdict for port in ports]
+    assert verdicts == [Verdict.NO_PROXY] * 2 + [Verdict.DNS_FLOOD] * 3
+    assert node.entries("dns_budget")[l.Number(node.pod)].lost == 8  # type: ignore[attr-defined]
+
+
+def test_a_share_of_the_proxy_comes_back_and_no_more_than_a_burst(node: Packet) -> None:
+    enforce(node)
+    node.rule(l.ACTION_REDIRECT_DNS, c.REMOTE_IDENTITY, 53, protocol=17)
+    query = IP(src=POD, dst=c.REMOTE) / UDP(sport=4000, dport=53) / Raw(b"?")
+    assert node.from_pod(query).verdict is Verdict.NO_PROXY
+    assert node.entries("dns_budget")[l.Number(node.pod)].tokens == l.DNS_BURST - 1  # type: ignore[attr-defined]
+    node.put("dns_budget", l.Number(node.pod), l.Budget(c.monotonic_ns(-1), 0, 0))
+    assert node.from_pod(query).verdict is Verdict.NO_PROXY
+    assert node.entries("dns_budget")[l.Number(node.pod)].tokens == l.DNS_BURST - 1  # type: ignore[attr-defined]
+
+
 # services
 
 

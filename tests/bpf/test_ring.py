@@ -77,4 +77,4 @@ def test_what_does_not_fit_is_counted_as_lost(node: Packet, ring: Ring) -> None:
     kept = ports(ring)
     assert kept == list(range(51))
     (budget,) = node.entries("event_budget").values()
-    assert isinstance(budget, l.EventBudget) and budget.lost == 49
+    assert isinstance(budget, l.Budget) and budget.lost == 49

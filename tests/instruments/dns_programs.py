@@ -1,4 +1,4 @@
-"""The real programs on the veth of the pod of dns_wire, with the tables that the agent would write for it:
+"""The real programs on the veths of the pods of dns_wire, with the tables that the agent would write for them:
 default deny, port 53 of the cluster's DNS to the proxy, 443/TCP of the names of selector 3."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from instruments.dns_wire import NODE, POD, ROOT, SERVER, Wire
+from instruments.dns_wire import NODE, POD, ROOT, SERVER, STRANGER, Wire
 from lab.shell import run
 from netstack.core.address import pack
 from netstack.core.verdict import Verdict
@@ -22,9 +22,10 @@ from netstack.kernel.loader import LoaderSettings
 from netstack.kernel.programs import Compiled
 
 SETTINGS = LoaderSettings()
-ENDPOINT, SELECTOR = 12, 3
+ENDPOINT, OTHER_ENDPOINT, SELECTOR = 12, 13, 3
 _POD_IDENTITY, _DNS_IDENTITY = 70001, 70002
 _MAC = bytes.fromhex
+_DIRECTIONS = {"pod_ingress": "ingress", "pod_egress": "egress"}
 
 
 def compiled(folder: Path) -> Compiled:
@@ -36,52 +37,68 @@ def compiled(folder: Path) -> Compiled:
 
 
 class Programs:
-    """pod_ingress and pod_egress, attached."""
+    """pod_ingress and pod_egress, attached to the first pod, and with `both` to the stranger too."""
 
-    def __init__(self, wire: Wire, programs: Compiled) -> None:
+    def __init__(self, wire: Wire, programs: Compiled, *, both: bool = False) -> None:
         self.wire = wire
         for name, declared in programs.maps.items():
             if name not in wire.maps:
                 wire.maps[name] = SETTINGS.create(name) if name in MAPS else Map.create(name, declared)
         self._fill()
-        descriptors = {name: table.fd for name, table in wire.maps.items()}
-        self._neighbour()
-        wire.nsenter(wire.node, "tc", "qdisc", "add", "dev", "pod5", "clsact")
-        for name, direction in (("pod_ingress", "ingress"), ("pod_egress", "egress")):
-            pin = wire.folder / "bpf" / name
+        self._load(programs)
+        pods = {POD: (ENDPOINT, "pod5"), STRANGER: (OTHER_ENDPOINT, "pod6")}
+        for address, (number, device) in list(pods.items())[: 1 + both]:
+            self.admit(address, number)
+            self._attach(device)
+
+    def _load(self, programs: Compiled) -> None:
+        descriptors = {name: table.fd for name, table in self.wire.maps.items()}
+        for name in _DIRECTIONS:
             with Program.load(name, SCHED_CLS, programs.programs[name].linked(descriptors)) as program:
-                program.pin(pin)
-            wire.nsenter(
-                wire.node, "tc", "filter", "add", "dev", "pod5", direction, "bpf", "da", "object-pinned", str(pin)
+                program.pin(self.wire.folder / "bpf" / name)
+
+    def _attach(self, device: str) -> None:
+        self.wire.nsenter(self.wire.node, "tc", "qdisc", "add", "dev", device, "clsact")
+        for name, direction in _DIRECTIONS.items():
+            pin = str(self.wire.folder / "bpf" / name)
+            self.wire.nsenter(
+                self.wire.node, "tc", "filter", "add", "dev", device, direction, "bpf", "da", "object-pinned", pin
             )
 
     def _link(self, netns: str, device: str) -> dict[str, Any]:
         (link,) = json.loads(run(["ip", "-n", netns, "-j", "link", "show", device]).stdout)
         return dict(link)
 
-    def _neighbour(self) -> None:
-        """The pod answers no ARP of the node's: the agent writes its MAC into the neighbour table."""
-        mac = self._link(self.wire.pods[POD], "eth0")["address"]
-        run(["ip", "-n", self.wire.node, "neigh", "replace", POD, "lladdr", mac, "dev", "pod5", "nud", "permanent"])
-
     def _fill(self) -> None:
-        veth, inside = self._link(self.wire.node, "pod5"), self._link(self.wire.pods[POD], "eth0")
-        macs = (_MAC(link["address"].replace(":", "")) for link in (inside, veth))
         uplink = self._link(self.wire.node, "eth0")["ifindex"]
         tables = self.wire.maps
         config = Config(node4=pack(NODE), pod_net4=pack("10.244.1.0"), pod_net4_bits=120, uplink=uplink, generation=1)
         tables["config"].put(Number(0).pack(), config.pack())
-        endpoint = Endpoint(ENDPOINT, veth["ifindex"], _POD_IDENTITY, layout.ENFORCE_EGRESS, *macs)
-        FlowTables(tables["conntrack"], SETTINGS.definition("flows")).add(ENDPOINT)
-        tables["endpoints"].put(pack(POD), endpoint.pack())
-        for address, identity, node in ((POD, _POD_IDENTITY, pack(NODE)), (SERVER, _DNS_IDENTITY, bytes(16))):
-            tables["identities"].put(PrefixKey(128, pack(address)).pack(), Identity(identity, 0, node).pack())
-        for protocol in (socket.IPPROTO_UDP, socket.IPPROTO_TCP):
-            self._rule(_DNS_IDENTITY, protocol, 53, layout.ACTION_REDIRECT_DNS)
-        self._rule(SELECTOR, socket.IPPROTO_TCP, 443, layout.ACTION_ALLOW)
+        self._identity(SERVER, _DNS_IDENTITY)
+        self._identity(NODE, layout.IDENTITY_HOST, NODE)
 
-    def _rule(self, peer: int, protocol: int, port: int, action: int) -> None:
-        key = PolicyKey(layout.POLICY_BITS_PORT, ENDPOINT, peer, layout.DIRECTION_EGRESS, protocol, port)
+    def _identity(self, address: str, identity: int, node: str | None = None) -> None:
+        value = Identity(identity, 0, bytes(16) if node is None else pack(node))
+        self.wire.maps["identities"].put(PrefixKey(128, pack(address)).pack(), value.pack())
+
+    def admit(self, address: str, number: int) -> None:
+        """What the agent writes when a pod with this address begins: its endpoint, its table of flows, its rules."""
+        device = {POD: "pod5", STRANGER: "pod6"}[address]
+        veth, inside = self._link(self.wire.node, device), self._link(self.wire.pods[address], "eth0")
+        macs = (_MAC(link["address"].replace(":", "")) for link in (inside, veth))
+        endpoint = Endpoint(number, veth["ifindex"], _POD_IDENTITY, layout.ENFORCE_EGRESS, *macs)
+        FlowTables(self.wire.maps["conntrack"], SETTINGS.definition("flows")).add(number)
+        self.wire.maps["endpoints"].put(pack(address), endpoint.pack())
+        self._identity(address, _POD_IDENTITY, NODE)
+        for protocol in (socket.IPPROTO_UDP, socket.IPPROTO_TCP):
+            self._rule(number, _DNS_IDENTITY, protocol, 53, layout.ACTION_REDIRECT_DNS)
+        self._rule(number, SELECTOR, socket.IPPROTO_TCP, 443, layout.ACTION_ALLOW)
+        # the pod answers no ARP of the node's: the agent writes its MAC into the neighbour table
+        neighbour = ["lladdr", inside["address"], "dev", device, "nud", "permanent"]
+        run(["ip", "-n", self.wire.node, "neigh", "replace", address, *neighbour])
+
+    def _rule(self, endpoint: int, peer: int, protocol: int, port: int, action: int) -> None:
+        key = PolicyKey(layout.POLICY_BITS_PORT, endpoint, peer, layout.DIRECTION_EGRESS, protocol, port)
         self.wire.maps["policy"].put(key.pack(), PolicyRule(1, action).pack())
 
     def counted(self, verdict: Verdict) -> int:

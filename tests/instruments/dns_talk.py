@@ -29,14 +29,22 @@ def rules_text(*endpoints: dict[str, object], generation: int = 1) -> str:
 
 
 def endpoint(
-    number: int, address: str, names: dict[int, str] | None = None, queries: tuple[str, ...] = ()
+    number: int,
+    address: str,
+    names: dict[int, str] | None = None,
+    queries: tuple[str, ...] = (),
+    lan: tuple[int, ...] = (),
 ) -> dict[str, object]:
-    """An entry of the rules file: selector -> name or pattern. These and `queries` may be asked, of any server."""
+    """An entry of the rules file: selector -> name or pattern. These and `queries` may be asked, of any server. `lan`:
+    selectors that open private addresses too."""
     texts = dict.fromkeys([*(names or {}).values(), *queries])
     return {
         "endpoint": number,
         "addresses": [address],
-        "names": [{"selector": selector, **_match(text)} for selector, text in (names or {}).items()],
+        "names": [
+            {"selector": selector, **_match(text), **({"lan": True} if selector in lan else {})}
+            for selector, text in (names or {}).items()
+        ],
         "queries": [{"to": 0, "port": 0, "names": [_match(text) for text in texts]}],
     }
 
@@ -146,7 +154,7 @@ class Talk:
             assert payload[:2] == original[:2]
             assert payload[12:end] == original[12:end]
             assert payload[2] & 0x80
-        if (credit := command.credit) is not None:
+        for credit in command.credits:
             found = self.session.rules.endpoints[command.client.address]
             assert credit.endpoint == found.id
             assert credit.selectors <= found.selectors(credit.name)

@@ -84,12 +84,16 @@ class Server:
     """(transport, name) of every question that arrived."""
     silent: bool = False
     """Questions are taken and kept, until `speak`."""
+    kept: list[tuple[bytes, Any]] = field(default_factory=list)
+    """(question, who asked) of each that waits (UDP)."""
+    replies: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
+    """Name -> what makes the whole answer of the question, in place of records of `zone`."""
 
     def speak(self) -> None:
         """Answer what is kept (UDP), and everything from now on."""
         self.silent = False
-        while self._kept:
-            payload, sender = self._kept.pop(0)
+        while self.kept:
+            payload, sender = self.kept.pop(0)
             self._udp.sendto(self._answer(payload), sender)
 
     def __enter__(self) -> Self:
@@ -98,7 +102,6 @@ class Server:
             self._udp = socket.socket(family, socket.SOCK_DGRAM)
             self._udp.bind((self.address, self.port))
             self._tcp = socket.create_server((self.address, self.port), family=family)
-        self._kept: list[tuple[bytes, Any]] = []
         self._wake, self._sleep = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name="dns server")
         self._thread.start()
@@ -117,7 +120,7 @@ class Server:
                 return
             if self._udp in ready:
                 payload, sender = self._udp.recvfrom(65535)
-                self._kept.append((payload, sender))
+                self.kept.append((payload, sender))
                 self._note("udp", payload)
                 if not self.silent:
                     self.speak()
@@ -133,6 +136,8 @@ class Server:
         self.asked.append((transport, _name(payload)))
 
     def _answer(self, payload: bytes) -> bytes:
+        if (made := self.replies.get(_name(payload))) is not None:
+            return made(payload)
         records = self.zone.get(_name(payload))
         return answer_to(payload, *(records or ()), rcode=0 if records is not None else 3)
 

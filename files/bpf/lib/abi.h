@@ -290,12 +290,15 @@ struct event_seen {
 	__u32 pad;
 };
 
-/* event_budget: ifindex -> what may still be told of it. */
-struct event_budget {
+/* event_budget: ifindex -> what may still be told of it; dns_budget: ... what it may still ask the DNS proxy. */
+struct budget {
 	__u64 at;		/* when tokens were last earned */
 	__u32 tokens;
-	__u32 lost;		/* events that were not told: no token, or the observer does not keep up */
+	__u32 lost;		/* events that were not told (no token, or the observer does not keep up); questions dropped */
 };
+
+#define DNS_RATE	1000		/* questions by UDP and connections by TCP that a device may begin in a second ... */
+#define DNS_BURST	500		/* ... and how many it may save up: far fewer than the proxy's socket holds */
 
 /* ---- LoadBalancer addresses, written by the announcer ---- */
 

@@ -8,6 +8,7 @@
  */
 #pragma once
 #include "abi.h"
+#include "budget.h"
 #include "compat.h"
 #include "maps.h"
 #include "parse.h"
@@ -17,7 +18,7 @@ struct telling {
 	struct event event;
 	struct event_key key;
 	struct event_seen seen;
-	struct event_budget budget;
+	struct budget budget;
 };
 
 SCRATCH(struct telling, telling);
@@ -38,24 +39,9 @@ INLINE bool event_news(struct telling *t)
 	return true;
 }
 
-/* A bucket of tokens for each device. CPUs that race for it may lose or save a few tokens. */
-INLINE bool event_affordable(struct telling *t, struct event_budget *budget)
-{
-	__u64 earned = t->event.at > budget->at ? (t->event.at - budget->at) / (NANOSECONDS / EVENT_RATE) : 0;
-	__u64 tokens = budget->tokens;
-
-	if (earned) {
-		tokens = tokens + earned > EVENT_BURST ? EVENT_BURST : tokens + earned;
-		budget->at = t->event.at;
-	}
-	if (tokens)
-		budget->tokens = tokens - 1;
-	return tokens;
-}
-
 INLINE void event_tell(struct telling *t)
 {
-	struct event_budget *budget = event_budget_get(&t->event.ifindex);
+	struct budget *budget = event_budget_get(&t->event.ifindex);
 
 	if (!budget) {
 		t->budget.at = t->event.at;
@@ -66,7 +52,7 @@ INLINE void event_tell(struct telling *t)
 		if (!budget)
 			return;
 	}
-	if (!event_affordable(t, budget) || event_put(&t->event))
+	if (!budget_spend(budget, t->event.at, EVENT_RATE, EVENT_BURST) || event_put(&t->event))
 		__sync_fetch_and_add(&budget->lost, 1);
 }
 

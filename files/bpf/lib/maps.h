@@ -61,7 +61,10 @@ RING(events);
 MAP("lru_hash", struct event_key, struct event_seen, event_seen);
 
 /* What may be told of a device. */
-MAP("lru_hash", __u32, struct event_budget, event_budget);
+MAP("lru_hash", __u32, struct budget, event_budget);
+
+/* What a device may ask the DNS proxy. */
+MAP("lru_hash", __u32, struct budget, dns_budget);
 
 /* Packets by verdict. */
 MAP("percpu_array", __u32, __u64, counters);
@@ -212,14 +215,24 @@ INLINE void event_seen_put(struct event_key *key, struct event_seen *value)
 	event_seen.update(key, value);
 }
 
-INLINE struct event_budget *event_budget_get(__u32 *ifindex)
+INLINE struct budget *event_budget_get(__u32 *ifindex)
 {
 	return event_budget.lookup(ifindex);
 }
 
-INLINE void event_budget_put(__u32 *ifindex, struct event_budget *value)
+INLINE void event_budget_put(__u32 *ifindex, struct budget *value)
 {
 	event_budget.update(ifindex, value);
+}
+
+INLINE struct budget *dns_budget_get(__u32 *ifindex)
+{
+	return dns_budget.lookup(ifindex);
+}
+
+INLINE void dns_budget_put(__u32 *ifindex, struct budget *value)
+{
+	dns_budget.update(ifindex, value);
 }
 
 INLINE void count(__u32 verdict)

@@ -6,10 +6,15 @@
  * The mark makes the kernel deliver it here (ip rule fwmark, table `local default`), the assigned socket makes it the
  * proxy's. No socket, no packet: a redirect that finds nobody is a drop (the address asked may well be reachable).
  * bpf_sk_assign on 6.1 refuses listeners with SO_REUSEPORT, so the proxy's have none.
+ *
+ * All pods share the proxy's sockets, so what one may begin there is bounded here (dns_budget): a pod that asks faster
+ * than the proxy reads would leave no room in the queue for the questions of others.
  */
 #pragma once
 #include "abi.h"
+#include "budget.h"
 #include "compat.h"
+#include "maps.h"
 #include "parse.h"
 #include "verdict.h"
 
@@ -50,6 +55,23 @@ INLINE int proxy_assign(struct __sk_buff *skb, struct bpf_sock *sk)
 	return VERDICT_REDIRECTED_DNS;
 }
 
+INLINE bool proxy_affordable(struct packet *p)
+{
+	struct budget full = { .at = p->now, .tokens = DNS_BURST };
+	struct budget *budget = dns_budget_get(&p->ifindex);
+
+	if (!budget) {
+		dns_budget_put(&p->ifindex, &full);
+		budget = dns_budget_get(&p->ifindex);
+		if (!budget)
+			return false;
+	}
+	if (budget_spend(budget, p->now, DNS_RATE, DNS_BURST))
+		return true;
+	__sync_fetch_and_add(&budget->lost, 1);
+	return false;
+}
+
 INLINE int proxy_tcp(struct __sk_buff *skb, struct packet *p, struct bpf_sock_tuple *asked,
 		     struct bpf_sock_tuple *proxy, __u32 size)
 {
@@ -62,6 +84,8 @@ INLINE int proxy_tcp(struct __sk_buff *skb, struct packet *p, struct bpf_sock_tu
 			return proxy_assign(skb, sk);
 		bpf_sk_release(sk);
 	}
+	if (!proxy_affordable(p))
+		return VERDICT_DNS_FLOOD;
 	sk = bpf_skc_lookup_tcp(skb, proxy, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return VERDICT_NO_PROXY;
@@ -73,8 +97,11 @@ INLINE int proxy_tcp(struct __sk_buff *skb, struct packet *p, struct bpf_sock_tu
 
 INLINE int proxy_udp(struct __sk_buff *skb, struct packet *p, struct bpf_sock_tuple *proxy, __u32 size)
 {
-	struct bpf_sock *sk = bpf_sk_lookup_udp(skb, proxy, size, BPF_F_CURRENT_NETNS, 0);
+	struct bpf_sock *sk;
 
+	if (!proxy_affordable(p))
+		return VERDICT_DNS_FLOOD;
+	sk = bpf_sk_lookup_udp(skb, proxy, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return VERDICT_NO_PROXY;
 	if (proxy_socket(sk, p->v6))

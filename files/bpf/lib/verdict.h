@@ -31,3 +31,4 @@
 #define VERDICT_NO_ENDPOINT	140	/* the address is no pod of this node */
 #define VERDICT_NO_SERVICE	141	/* a service address, but not one of its ports */
 #define VERDICT_NO_NEIGHBOUR	142	/* a cluster address from the LAN whose owner's MAC is not known yet */
+#define VERDICT_DNS_FLOOD	143	/* more DNS questions than one device may ask at once */

@@ -92,7 +92,10 @@ class Desired:
             {
                 "endpoint": item.endpoint,
                 "addresses": [unpack(address) for address in item.addresses],
-                "names": [{"selector": number, name.field: name.text} for name, number in sorted(item.names.items())],
+                "names": [
+                    {"selector": number, name.field: name.text, **({"lan": True} if name.lan else {})}
+                    for name, number in sorted(item.names.items())
+                ],
                 "queries": [
                     {"to": server.identity, "port": server.port, "names": [{n.field: n.text} for n in sorted(names)]}
                     for server, names in sorted(item.queries.items())

@@ -34,12 +34,9 @@ def rows(names: Iterable[Mapping[str, Any]], pods: Pods, wanted: str = "") -> li
 
 
 def refusals(status: Mapping[str, Any], pods: Pods, wanted: str = "") -> list[dict[str, str]]:
-    """The last questions that were refused, oldest first."""
+    """The last questions that were refused, and addresses that stay closed whoever names them; oldest first."""
     of_address = {view["address"]: view["pod"] for view in pods.values()}
-    found = [
-        {"pod": of_address.get(item["pod"], item["pod"]), "name": item["name"], "reason": item["reason"]}
-        for item in status["refused"]
-    ]
+    found = [{**item, "pod": of_address.get(item["pod"], item["pod"])} for item in status["refused"]]
     return [item for item in found if item["pod"].startswith(wanted)]
 
 
@@ -55,5 +52,8 @@ def render(rows: Iterable[Mapping[str, Any]], refused: Iterable[Mapping[str, str
         lines.append(f"  {row['address']:<16} {said}; {why}")
     refused = list(refused)
     if refused:
-        lines += ["refused of late", *(f"  {item['pod']}: {item['name']}: {item['reason']}" for item in refused)]
+        lines.append("refused of late")
+        for item in refused:
+            place = f" at {item['address']}" if "address" in item else ""
+            lines.append(f"  {item['pod']}: {item['name']}{place}: {item['reason']}")
     return "\n".join(lines or ["no pod has learned an address"]) + "\n"

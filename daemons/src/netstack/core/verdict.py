@@ -32,6 +32,7 @@ class Verdict(IntEnum):
     NO_ENDPOINT = 140
     NO_SERVICE = 141
     NO_NEIGHBOUR = 142
+    DNS_FLOOD = 143
 
     @property
     def dropped(self) -> bool:
@@ -61,4 +62,5 @@ REASONS: dict[Verdict, str] = {
     Verdict.NO_ENDPOINT: "no endpoint has this address",
     Verdict.NO_SERVICE: "service address, but not one of its ports",
     Verdict.NO_NEIGHBOUR: "the MAC of the node that owns the source address is not known yet",
+    Verdict.DNS_FLOOD: "more DNS questions at once than one pod may ask",
 }

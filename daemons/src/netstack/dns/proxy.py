@@ -24,15 +24,22 @@ from netstack.dns.apply import Learned, Refused
 from netstack.dns.rulesfile import RulesFile
 from netstack.dns.session import Client, Close, Command, Drop, Forward, Reason, Reply, Session, Transport
 from netstack.dns.settings import DnsSettings
+from netstack.dns.turns import Turns
 from netstack.dns.upstream import Place, Upstream, Upstreams
 
 _log = logging.getLogger("dns")
 
 _BATCH = 32
-"""Datagrams taken from one socket, and sockets served, before others get their turn."""
+"""Questions, and sockets with answers, that are looked at before others get their turn."""
 
 _ROUNDS = 8
 """... times, before everything but UDP gets its turn: at most 20 ms."""
+
+_READ = 256
+"""Datagrams of pods that are read at once: 2 ms."""
+
+_WAITING = 256
+"""Questions of one pod that are read and wait for their turn; one more is dropped."""
 
 _MAX_MESSAGE = 65535
 
@@ -59,6 +66,8 @@ class Proxy:
         self._loop = asyncio.get_running_loop()
         self._udp: dict[bool, sockets.Listener] = {}  # by whether it serves IPv4
         self._listeners: dict[int, sockets.Listener] = {}  # by descriptor
+        self._turns = Turns(_WAITING)
+        self._next_turn: asyncio.Handle | None = None
         self._ready = select.epoll()
         self._loop.add_reader(self._ready.fileno(), self._on_ready)
         self._upstreams = Upstreams(self._ready, random_number)
@@ -88,6 +97,8 @@ class Proxy:
             self._ready.unregister(descriptor)
         for server in self._servers:
             server.close()
+        while self._turns:
+            self._on_turn()
         if self._session.in_flight:
             self._finishing = True
             with contextlib.suppress(TimeoutError):
@@ -109,15 +120,30 @@ class Proxy:
                     self._on_answer(upstream, now)
 
     def _on_datagrams(self, listener: sockets.Listener, now: float) -> None:
-        for _ in range(_BATCH):
+        for _ in range(_READ):
             try:
                 received = listener.receive()
             except OSError as error:  # an ICMP error of an earlier answer: the pod has closed its socket
                 _log.debug("receive: %s", error)
                 continue
             if received is None:
+                break
+            if not self._turns.add(*received):
+                self._session.counters[Reason.POD_BUSY] += 1
+        self._serve(now)
+
+    def _serve(self, now: float) -> None:
+        for _ in range(_BATCH):
+            if (question := self._turns.take()) is None:
                 return
-            self._run(self._session.query(*received, now), now)
+            self._run(self._session.query(*question, now), now)
+        if self._turns and self._next_turn is None:
+            self._next_turn = self._loop.call_soon(self._on_turn)
+
+    def _on_turn(self) -> None:
+        self._next_turn = None
+        self._refresh()
+        self._serve(self._loop.time())
 
     def _on_answer(self, upstream: Upstream, now: float) -> None:
         try:
@@ -203,13 +229,13 @@ class Proxy:
 
     def _reply(self, reply: Reply, now: float) -> None:
         payload = reply.payload
-        if reply.credit is not None:
-            try:
-                self._learned.credit(reply.credit, now)
-            except (Refused, OSError) as error:
-                self._session.counters[Reason.TABLE_REFUSED] += 1
-                _log.warning("an answer for %s is held back: %s", unpack(reply.client.address), error)
-                payload = reply.otherwise()
+        try:
+            for credit in reply.credits:
+                self._learned.credit(credit, now)
+        except (Refused, OSError) as error:
+            self._session.counters[Reason.TABLE_REFUSED] += 1
+            _log.warning("an answer for %s is held back: %s", unpack(reply.client.address), error)
+            payload = reply.otherwise()
         self._send(reply.client, payload)
 
     def _send(self, client: Client, payload: bytes) -> None:

@@ -22,7 +22,13 @@ def status(session: Session, learned: int, error: str | None) -> dict[str, Any]:
         "learned": learned,
         "counters": {str(reason): count for reason, count in sorted(session.counters.items())},
         "refused": [
-            {"pod": unpack(pod), "name": text(name), "reason": str(reason)} for pod, name, reason in session.refused
+            {
+                "pod": unpack(item.pod),
+                "name": text(item.name),
+                "reason": str(item.reason),
+                **({"address": unpack(item.address)} if item.address else {}),
+            }
+            for item in session.refused
         ],
     }
 

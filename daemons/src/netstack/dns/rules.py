@@ -3,14 +3,14 @@
     {"generation": 7,
      "endpoints": [{"endpoint": 12, "addresses": ["10.244.1.5"],
                     "names":   [{"selector": 3, "matchName": "api.anthropic.com"},
-                                {"selector": 4, "matchPattern": "*.x.io"}],
+                                {"selector": 4, "matchPattern": "*.x.io", "lan": true}],
                     "queries": [{"to": 1073741911, "port": 53,
                                  "names": [{"matchName": "api.anthropic.com"}, {"matchPattern": "*.local"}]}]}]}
 
 `queries` may be asked of servers with the identity `to` (as the kernel's table `identities` has it) at that port; 0 is
-any. The addresses of `names` are credited to the selector. A pod without an entry may ask nothing. An entry of names or
-queries that has any other field is refused, because what it is not understood to restrict it must not allow; unknown
-fields elsewhere are left to newer versions.
+any. The addresses of `names` are credited to the selector, those of private networks only with `lan`. A pod without an
+entry may ask nothing. An entry of names or queries that has any other field is refused, because what it is not
+understood to restrict it must not allow; unknown fields elsewhere are left to newer versions.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Endpoint:
     matcher: Matcher
     queries: Mapping[Server, Matcher]
     rules: tuple[Rule, ...]
+    lan: frozenset[int] = frozenset()
+    """Selectors that open addresses of private networks too."""
 
     def may_ask(self, name: Name, identity: int, port: int) -> bool:
         """Whether the rules let the pod ask a server of this identity, at this port, for `name`."""
@@ -77,7 +79,8 @@ def parse(text: str) -> Rules:
     for place, entry in _entries(_mapping("(file)", data), "endpoints", "endpoints"):
         names = tuple(_rules(entry, "names", place, selects=True))
         queries = _queries(entry, place)
-        endpoint = Endpoint(_number(place, entry, "endpoint"), Matcher(names), queries, names)
+        lan = frozenset(_lan(entry, f"{place}.names"))
+        endpoint = Endpoint(_number(place, entry, "endpoint"), Matcher(names), queries, names, lan)
         if endpoint.id in ids:
             raise BadConfig(f"{place}.endpoint", f"{endpoint.id} is named twice")
         ids.add(endpoint.id)
@@ -110,9 +113,18 @@ def _rules(entry: Mapping[str, Any], key: str, place: str, *, selects: bool) -> 
         yield rule
 
 
+def _lan(entry: Mapping[str, Any], place: str) -> Iterator[int]:
+    for where, words in _entries(entry, "names", place):
+        said = words.get("lan", False)
+        if not isinstance(said, bool):
+            raise BadConfig(f"{where}.lan", f"must be true or false, not {said!r}")
+        if said:
+            yield words["selector"]
+
+
 def _rule(place: str, entry: Mapping[str, Any], selects: bool) -> Rule:
     found = [match for match in Match if match in entry]
-    known = {"selector"} if selects else set()
+    known = {"selector", "lan"} if selects else set()
     if len(found) != 1 or entry.keys() - known - set(found):
         wanted = f"{'selector and ' if selects else ''}one of matchName, matchPattern"
         held = ", ".join(sorted(entry)) or "nothing"

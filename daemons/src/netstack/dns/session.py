@@ -9,7 +9,8 @@ What has to hold, and where:
 * An answer counts if it comes from the server asked, to the port from which it was asked, with the id and the question
   asked. While a Forward waits, no other question is on its socket, which is connected to the server, on a port that the
   kernel picked at random: the shim's `key` stands for that socket, so source and port are settled before `answer`; id
-  and question are checked there. Others are dropped and the wait goes on: a forger does not end it.
+  and question are checked there. Others are dropped and the wait goes on, until there have been so many that somebody
+  is guessing.
 * The pod is told an address only after the kernel knows it: Reply carries the credits that must be written *first*, and
   the message to send instead if that fails.
 * Rules are looked up anew when the answer arrives. A policy that went, or a pod whose address was given to another one,
@@ -49,7 +50,12 @@ from netstack.dns.settings import DnsSettings
 from netstack.kernel.layout import IDENTITY_PODS, IDENTITY_PODS_END
 
 REMEMBERED_REFUSALS = 32
-"""The last refused questions, kept for whoever asks why something does not work."""
+"""The last refused questions and addresses, kept for whoever asks why something does not work."""
+
+MAX_FOREIGN = 16
+"""Answers to another question that one question endures. A port that nobody guessed hears none, and a forger who knows
+it is left with a chance of 1 in 4,000 to guess the id; unlimited, it tries all 65,536 in the time that a slow server
+takes. (PowerDNS, spoof-nearmiss-max, gives up at the first.)"""
 
 KEPT = 1024
 """Questions, and answers, whose meaning is kept: programs ask the same again and again, and reading both takes twice as
@@ -71,10 +77,12 @@ class Reason(StrEnum):
     POD_BUSY = "too many questions of one pod"
     PROXY_BUSY = "too many questions of all pods"
     ANSWER_FOREIGN = "answer to another question"
+    ANSWER_GUESSED = "too many answers to other questions"
     ANSWER_MALFORMED = "answer malformed"
     ANSWER_TOO_LARGE = "answer with too many addresses"
     ANSWER_STALE = "rules changed before the answer"
     ADDRESS_GUARDED = "address that no name opens"
+    ADDRESS_PRIVATE = "private address, and no policy with lan-names"
     SERVER_SILENT = "server silent"
     SERVER_UNREACHABLE = "server unreachable"
     TABLE_REFUSED = "address not writable"
@@ -126,12 +134,12 @@ class Forward(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """Write `credit`, if there is one, then send `payload`. If it cannot be written whole, send `otherwise()`."""
+    """Write `credits`, then send `payload`. If they cannot all be written, send `otherwise()`."""
 
     client: Client
     payload: bytes
     reason: Reason
-    credit: Credit | None = None
+    credits: tuple[Credit, ...] = ()
     otherwise: Callable[[], bytes] = bytes
 
 
@@ -154,6 +162,15 @@ class Close(NamedTuple):
 Command = Forward | Reply | Drop | Close
 
 
+class Refusal(NamedTuple):
+    """A question that was refused, or an address of its answer that stays closed."""
+
+    pod: bytes
+    name: Name
+    reason: Reason
+    address: bytes = b""
+
+
 class _Pending(NamedTuple):
     """A question on its way; the server sees it under the id `sent`, the pod under `ident`."""
 
@@ -165,8 +182,8 @@ class _Pending(NamedTuple):
     """Identity of the server that was asked."""
     endpoint: Endpoint
     deadline_s: float
-    disturbed: bool = False
-    """Something else than the answer has come."""
+    foreign: int = 0
+    """How much else than the answer has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +193,11 @@ class _Meaning:
     rcode: int
     count: int
     """Of its addresses."""
-    addresses: tuple[bytes, ...]
-    """Those that a name may open."""
+    public: tuple[bytes, ...]
+    private: tuple[bytes, ...]
+    """Those that a name opens if its policy says so."""
+    guarded: tuple[bytes, ...]
+    """Those that no name opens."""
     ttl_s: int
 
 
@@ -190,13 +210,12 @@ class Session:
     ) -> None:
         self.rules = rules
         self.counters: Counter[Reason] = Counter()
-        self.refused: deque[tuple[bytes, Name, Reason]] = deque(maxlen=REMEMBERED_REFUSALS)
+        self.refused: deque[Refusal] = deque(maxlen=REMEMBERED_REFUSALS)
         self._settings = settings
         self._random_id = random_id
         self._identify = identify
         self._identities: dict[bytes, int] = {}
-        guarded = [Prefix.parse(network) for network in settings.never_open]
-        self._guarded = [(128 - net.bits, int.from_bytes(net.address) >> 128 - net.bits) for net in guarded]
+        self._guarded, self._private = _networks(settings.never_open), _networks(settings.lan)
         self._query_kept = lru_cache(KEPT)(read_query)
         self._meaning_kept = lru_cache(KEPT)(self._meaning)
         self._pending: dict[int, _Pending] = {}  # in order of their deadlines: all wait equally long
@@ -258,9 +277,7 @@ class Session:
             return []
         client, query, ident = pending.client, pending.query, pending.ident
         if not answers(payload, pending.sent, query):
-            if not pending.disturbed:
-                self._pending[key] = pending._replace(disturbed=True)
-            return [self._drop(Reason.ANSWER_FOREIGN)]
+            return self._not_its_answer(key, pending)
         self._forget(key)
         endpoint = self._still_asking(pending)
         if endpoint is None:
@@ -272,10 +289,10 @@ class Session:
         if meaning.count > self._settings.max_addresses_per_answer:
             return [Close(key), self._fail(client, query, ident, Reason.ANSWER_TOO_LARGE, Explained.OTHER)]
         self.counters[Reason.ANSWERED] += 1
-        credit = self._credit(client, query, endpoint, meaning, now)
+        credits_ = self._credits(client, query, endpoint, meaning, now)
         otherwise = partial(reply, query, ident, Rcode.SERVFAIL, Explained.OTHER, Reason.TABLE_REFUSED)
         restored = renamed(payload, ident, query.question)
-        return [Close(key, not pending.disturbed), Reply(client, restored, Reason.ANSWERED, credit, otherwise)]
+        return [Close(key, not pending.foreign), Reply(client, restored, Reason.ANSWERED, credits_, otherwise)]
 
     def _still_asking(self, pending: _Pending) -> Endpoint | None:
         """The endpoint that asked, if the rules of today let it; they are the same for the same object."""
@@ -290,24 +307,51 @@ class Session:
         )
         return endpoint if allowed else None
 
+    def _not_its_answer(self, key: int, pending: _Pending) -> list[Command]:
+        dropped = self._drop(Reason.ANSWER_FOREIGN)
+        if pending.foreign + 1 < MAX_FOREIGN:
+            self._pending[key] = pending._replace(foreign=pending.foreign + 1)
+            return [dropped]
+        self._forget(key)
+        client, query, ident = pending.client, pending.query, pending.ident
+        return [Close(key), self._fail(client, query, ident, Reason.ANSWER_GUESSED, Explained.OTHER)]
+
     def _meaning(self, payload: bytes) -> _Meaning:
         answer = read_answer(payload)
         addresses, ttl_s = followed(answer)
-        opened = tuple(address for address in addresses if not self._is_guarded(int.from_bytes(address)))
-        return _Meaning(answer.rcode, len(addresses), opened, ttl_s)
+        public: list[bytes] = []
+        private: list[bytes] = []
+        guarded: list[bytes] = []
+        for address in addresses:
+            number = int.from_bytes(address)
+            closed, inward = _is_in(self._guarded, number), _is_in(self._private, number)
+            (guarded if closed else private if inward else public).append(address)
+        return _Meaning(answer.rcode, len(addresses), tuple(public), tuple(private), tuple(guarded), ttl_s)
 
-    def _is_guarded(self, address: int) -> bool:
-        return any(address >> shift == network for shift, network in self._guarded)
+    def lifetime(self, ttl_s: int) -> int:
+        """Seconds that an address with this TTL stays open."""
+        return min(max(ttl_s, self._settings.min_ttl_s), self._settings.max_ttl_s)
 
-    def _credit(self, client: Client, query: Query, endpoint: Endpoint, meaning: _Meaning, now: float) -> Credit | None:
+    def _credits(
+        self, client: Client, query: Query, endpoint: Endpoint, meaning: _Meaning, now: float
+    ) -> tuple[Credit, ...]:
         if meaning.rcode != Rcode.NOERROR or not (selectors := endpoint.selectors(query.name)):
-            return None
-        if guarded := meaning.count - len(meaning.addresses):
-            self.counters[Reason.ADDRESS_GUARDED] += guarded
-        if not meaning.addresses:
-            return None
-        lifetime_s = min(max(meaning.ttl_s, self._settings.min_ttl_s), self._settings.max_ttl_s)
-        return Credit(endpoint.id, meaning.addresses, selectors, query.name, client.server, now + lifetime_s)
+            return ()
+        inward = selectors & endpoint.lan
+        self._keep_closed(client, query.name, Reason.ADDRESS_GUARDED, meaning.guarded)
+        if not inward:
+            self._keep_closed(client, query.name, Reason.ADDRESS_PRIVATE, meaning.private)
+        until_s = now + self.lifetime(meaning.ttl_s)
+        return tuple(
+            Credit(endpoint.id, addresses, chosen, query.name, client.server, until_s)
+            for addresses, chosen in ((meaning.public, selectors), (meaning.private, inward))
+            if addresses and chosen
+        )
+
+    def _keep_closed(self, client: Client, name: Name, reason: Reason, addresses: tuple[bytes, ...]) -> None:
+        for address in addresses:
+            self.counters[reason] += 1
+            self.refused.append(Refusal(client.address, name, reason, address))
 
     def unreachable(self, key: int) -> list[Command]:
         """The socket of `key` could not be made or used: the server is not there (a port closed, no route, reset)."""
@@ -339,7 +383,7 @@ class Session:
 
     def _refuse(self, client: Client, query: Query, ident: bytes, reason: Reason, why: Explained) -> Reply:
         self.counters[reason] += 1
-        self.refused.append((client.address, query.name, reason))
+        self.refused.append(Refusal(client.address, query.name, reason))
         return Reply(client, reply(query, ident, self._settings.refusal, why, reason), reason)
 
     def _fail(self, client: Client, query: Query, ident: bytes, reason: Reason, why: Explained) -> Reply:
@@ -349,6 +393,16 @@ class Session:
     def _drop(self, reason: Reason, detail: str = "") -> Drop:
         self.counters[reason] += 1
         return Drop(reason, detail)
+
+
+def _networks(texts: tuple[str, ...]) -> list[tuple[int, int]]:
+    """As (bits that do not count, those that do)."""
+    found = map(Prefix.parse, texts)
+    return [(128 - net.bits, int.from_bytes(net.address) >> 128 - net.bits) for net in found]
+
+
+def _is_in(networks: list[tuple[int, int]], address: int) -> bool:
+    return any(address >> shift == network for shift, network in networks)
 
 
 def followed(answer: Answer) -> tuple[list[bytes], int]:

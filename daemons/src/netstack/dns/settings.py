@@ -75,6 +75,18 @@ class DnsSettings:
     The defaults are the node itself and its neighbours, for every pod; the role adds the cluster's own networks, so
     that whoever owns an allowed name cannot point it inwards (DNS rebinding)."""
 
+    lan: tuple[str, ...] = (
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "fc00::/7",
+        "fec0::/10",
+    )
+    """Networks that a name opens only if its policy says so (`lan` in the rules). The defaults are all that is nobody's
+    on the internet (RFC 6890), the home's LAN among it."""
+
     gone_after_s: float = 300.0
     """What a pod learned is removed when the rules have not named its endpoint for this long. Nothing can use it in the
     meantime (endpoint ids are never used again); the delay only forgives rules that are incomplete for a moment."""
@@ -98,7 +110,7 @@ class DnsSettings:
         for limit in limits:
             if getattr(self, limit) < 1:
                 raise ValueError(f"{limit} must be at least 1")
-        for network in self.never_open:
+        for network in (*self.never_open, *self.lan):
             Prefix.parse(network, strict=True)
 
     @property

@@ -11,6 +11,7 @@ systemd keeps the sockets (netstack-dns.socket), so that questions which arrive 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
@@ -24,8 +25,14 @@ from netstack.dns.message import MAX_QUERY
 from netstack.dns.session import Client, Transport
 
 PORT = 53
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _FIRST_INHERITED = 3  # sd_listen_fds(3)
 _BACKLOG = 128
+DATAGRAMS_WAITING = 4096
+"""Questions that the UDP socket holds while nobody reads it, in a restart say. The default of the kernel, some 270, is
+fewer than one pod may ask at once."""
+_DATAGRAM = 1024
+"""Bytes of memory that the kernel counts for a short datagram (768) and what its packet takes beside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +187,10 @@ def _prepared(sock: socket.socket) -> socket.socket:
         raise OSError(f"socket at {sock.getsockname()[0]} is not transparent (Transparent=yes in netstack-dns.socket)")
     if sock.type == socket.SOCK_DGRAM:
         sock.setsockopt(names.level, names.original, 1)
+        with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN it stays as it is
+            sock.setsockopt(
+                socket.SOL_SOCKET, _SO_RCVBUFFORCE, DATAGRAMS_WAITING * _DATAGRAM // 2
+            )  # the kernel doubles it
     sock.setblocking(False)
     return sock
 

@@ -396,6 +396,8 @@ class Flow(Record):
 EVENT_REPEAT = 1_000_000_000
 EVENT_RATE = 200
 EVENT_BURST = 2000
+DNS_RATE = 1000
+DNS_BURST = 500
 
 
 @record
@@ -440,7 +442,7 @@ class EventSeen(Record):
 
 @record
 @dataclass(frozen=True, slots=True)
-class EventBudget(Record):
+class Budget(Record):
     at: int = c("u64")
     tokens: int = c("u32")
     lost: int = c("u32")
@@ -532,7 +534,8 @@ MAPS: dict[str, MapSpec] = {
         MapSpec("node_alive", HASH, AddressKey, Instant, 256, "announcer"),
         MapSpec("events", RINGBUF, Nothing, Nothing, 1 << 20, "programs"),
         MapSpec("event_seen", LRU_HASH, EventKey, EventSeen, 8192, "programs"),
-        MapSpec("event_budget", LRU_HASH, Number, EventBudget, 1024, "programs"),
+        MapSpec("event_budget", LRU_HASH, Number, Budget, 1024, "programs"),
+        MapSpec("dns_budget", LRU_HASH, Number, Budget, 1024, "programs"),
         MapSpec("counters", PERCPU_ARRAY, Number, Instant, VERDICTS, "programs"),
     )
 }

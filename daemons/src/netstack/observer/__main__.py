@@ -110,7 +110,7 @@ class Observer:
         """Device -> events that were not told of it since it exists."""
         found = {}
         for key, value in self.budgets.items():
-            ifindex, budget = layout.Number.unpack(key).value, layout.EventBudget.unpack(value)
+            ifindex, budget = layout.Number.unpack(key).value, layout.Budget.unpack(value)
             if budget.lost:
                 endpoint = self.names.endpoints.get(self.names.endpoint_at(ifindex))
                 found[endpoint.pod if endpoint else f"device {ifindex}"] = budget.lost

@@ -52,4 +52,6 @@ def test_for_people() -> None:
         "refused of late",
         "  shop/cart: evil.example.: name not allowed",
     ]
+    closed = {"pod": "shop/cart", "name": "x.io.", "reason": "private address", "address": "10.0.0.1"}
+    assert render([], [closed]).splitlines()[-1] == "  shop/cart: x.io. at 10.0.0.1: private address"
     assert render([], []) == "no pod has learned an address\n"

@@ -58,8 +58,10 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Tab
         yield Table(), pod, server
 
 
-async def served(folder: Path, table: Table, talk: Callable[[int], None]) -> Session:
-    """Run `talk(port of the proxy)` in a thread while a proxy serves; its session afterwards."""
+async def served(
+    folder: Path, table: Table, talk: Callable[[int], None], early: Callable[[int], None] = lambda port: None
+) -> Session:
+    """Run `early(port of the proxy)`, and in a thread `talk(port)` while a proxy serves; its session afterwards."""
     write_atomic(folder / "rules.json", rules_text(endpoint(12, POD, {3: "x.io"})))
     rules = RulesFile(folder / "rules.json", folder / "copy.json")
     session = Session(DnsSettings(), rules.rules, lambda: 0xABCD, Identities(Table()))
@@ -76,6 +78,7 @@ async def served(folder: Path, table: Table, talk: Callable[[int], None]) -> Ses
         listener.bind(("0.0.0.0", 0))
         listener.setsockopt(socket.IPPROTO_IP, 20, 1)  # IP_RECVORIGDSTADDR
         listener.setblocking(False)
+        early(listener.getsockname()[1])
         await proxy.serve([listener])
         await asyncio.to_thread(talk, listener.getsockname()[1])
         await proxy.finish(1)
@@ -202,3 +205,31 @@ def test_a_server_that_went_and_came_back_is_asked_anew(
 
     session = asyncio.run(served(tmp_path, table, talk))
     assert session.counters[Reason.SERVER_UNREACHABLE] == 1
+
+
+def test_told_to_stop_it_answers_every_question_that_it_has_read(
+    tmp_path: Path, parts: tuple[Table, socket.socket, socket.socket]
+) -> None:
+    table, pod, _ = parts
+
+    def ask(port: int) -> None:
+        for number in range(200):
+            pod.sendto(question("evil.example", ident=number), (ASKED, port))
+
+    session = asyncio.run(served(tmp_path, table, lambda port: None, ask))
+    assert [int.from_bytes(pod.recv(512)[:2]) for _ in range(200)] == list(range(200))
+    assert session.counters == {Reason.NAME_NOT_ALLOWED: 200}
+
+
+def test_more_questions_of_one_pod_than_may_wait_are_dropped_and_counted(
+    tmp_path: Path, parts: tuple[Table, socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netstack.dns.proxy._WAITING", 20)
+    table, pod, _ = parts
+
+    def ask(port: int) -> None:
+        for number in range(100):
+            pod.sendto(question("evil.example", ident=number), (ASKED, port))
+
+    session = asyncio.run(served(tmp_path, table, lambda port: None, ask))
+    assert session.counters == {Reason.NAME_NOT_ALLOWED: 20, Reason.POD_BUSY: 80}

@@ -21,6 +21,13 @@ def test_status_counts_by_reason_and_names_the_last_refusals() -> None:
     }
 
 
+def test_status_names_addresses_that_stayed_closed() -> None:
+    talk = Talk(endpoint(12, POD, {3: "x.io"}))
+    talk.answered(talk.ask("x.io"), "x.io. 5 A 10.0.0.1")
+    (refused,) = report.status(talk.session, 5, None)["refused"]
+    assert (refused["pod"], refused["name"], refused["address"]) == (POD, "x.io.", "10.0.0.1")
+
+
 def test_names_says_by_which_rule_and_for_how_long() -> None:
     rules = Talk(endpoint(12, POD, {3: "x.io", 4: "*.io"})).session.rules
     entries = [

@@ -61,6 +61,16 @@ def test_fields_of_newer_versions_are_left_to_them_where_they_cannot_widen_anyth
     assert parse(json.dumps(data | {"written": "by someone"})).ids == {12}
 
 
+LAN: tuple[dict[str, bool], ...] = ({}, {"lan": True}, {"lan": False})
+
+
+def test_selectors_that_lead_into_the_lan_are_known() -> None:
+    names = [{"selector": 3 + number, "matchName": "x.io", **more} for number, more in enumerate(LAN)]
+    (found,) = parse(json.dumps(file(names=names))).endpoints.values()
+    assert found.lan == {4}
+    assert found.selectors((b"x", b"io")) == {3, 4, 5}
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -81,6 +91,7 @@ def test_fields_of_newer_versions_are_left_to_them_where_they_cannot_widen_anyth
             file(names=[{"selector": 1, "matchName": "x", "matchPattern": "*"}]),
             "and nothing else; it holds matchName, matchPattern, selector",
         ),
+        (file(names=[{"selector": 1, "matchName": "x", "lan": 1}]), "endpoints[0].names[0].lan: must be true or false"),
         (file(names=[{"selector": 1, "matchName": "x", "port": 443}]), "and nothing else; it holds matchName, port"),
         (
             file(queries=[{"matchName": "x"}]),

@@ -12,7 +12,7 @@ from instruments.dns_talk import OTHER_POD, POD, SERVER, Talk, answer_to, endpoi
 from netstack.core.address import pack
 from netstack.dns.message import Rcode
 from netstack.dns.rules import Rules, parse
-from netstack.dns.session import KEPT_BYTES, Close, Credit, Drop, Forward, Reason, Reply, Transport
+from netstack.dns.session import KEPT_BYTES, MAX_FOREIGN, Close, Credit, Drop, Forward, Reason, Reply, Transport
 from netstack.dns.settings import DnsSettings
 from netstack.kernel.layout import IDENTITY_HOST, IDENTITY_PODS, IDENTITY_PODS_END, IDENTITY_WORLD
 
@@ -28,8 +28,8 @@ def talk(**settings: object) -> Talk:
 
 
 def credited(reply: Reply) -> Credit:
-    assert reply.credit is not None
-    return reply.credit
+    (credit,) = reply.credits
+    return credit
 
 
 def rcode(payload: bytes) -> int:
@@ -41,7 +41,7 @@ def test_an_allowed_name_is_asked_and_its_addresses_credited() -> None:
     asked = conversation.ask(API)
     assert asked.sent[:2] == b"\x80\x00"
     reply = conversation.answered(asked, f"{API}. 30 A 192.0.2.1", f"{API}. 30 A 192.0.2.2")
-    assert reply.credit == Credit(
+    assert credited(reply) == Credit(
         12,
         (pack("192.0.2.1"), pack("192.0.2.2")),
         frozenset({3, 4}),
@@ -70,8 +70,8 @@ def test_a_name_that_is_not_allowed_is_refused_unasked(name: str) -> None:
     assert rcode(conversation.refused(name).payload) == Rcode.REFUSED
     assert conversation.session.counters == {Reason.NAME_NOT_ALLOWED: 1}
     assert conversation.session.in_flight == 0
-    ((pod, _, reason),) = conversation.session.refused
-    assert (pod, reason) == (pack(POD), Reason.NAME_NOT_ALLOWED)
+    (refusal,) = conversation.session.refused
+    assert (refusal.pod, refusal.reason, refusal.address) == (pack(POD), Reason.NAME_NOT_ALLOWED, b"")
 
 
 def test_the_refusal_can_be_nxdomain() -> None:
@@ -104,7 +104,7 @@ def test_a_query_only_name_is_answered_without_credit() -> None:
     conversation = talk()
     name = "db.svc.cluster.local"
     reply = conversation.answered(conversation.ask(name), f"{name}. 5 A 10.96.3.4")
-    assert reply.credit is None
+    assert reply.credits == ()
 
 
 def test_the_name_comes_back_as_the_pod_spelled_it() -> None:
@@ -132,7 +132,7 @@ def test_addresses_behind_aliases_are_credited_to_the_name_asked() -> None:
 def test_aliases_in_a_circle_open_nothing() -> None:
     conversation = talk()
     reply = conversation.answered(conversation.ask(API), f"{API}. 5 CNAME a.io.", f"a.io. 5 CNAME {API}.")
-    assert reply.credit is None
+    assert reply.credits == ()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_aliases_in_a_circle_open_nothing() -> None:
 def test_a_record_beside_the_chain_spoils_the_answer(records: tuple[str, ...]) -> None:
     conversation = talk()
     reply = conversation.answered(conversation.ask(API), *records)
-    assert (rcode(reply.payload), reply.credit, reply.reason) == (Rcode.SERVFAIL, None, Reason.ANSWER_MALFORMED)
+    assert (rcode(reply.payload), reply.credits, reply.reason) == (Rcode.SERVFAIL, (), Reason.ANSWER_MALFORMED)
 
 
 def test_aaaa_and_https_hints_are_credited() -> None:
@@ -164,7 +164,7 @@ def test_a_negative_answer_passes_and_opens_nothing(code: Rcode) -> None:
     asked = conversation.ask(API)
     reply = conversation.hear(asked, answer_to(asked.sent, f"{API}. 5 A 192.0.2.1", rcode=code))
     assert isinstance(reply, Reply)
-    assert (rcode(reply.payload), reply.credit) == (code, None)
+    assert (rcode(reply.payload), reply.credits) == (code, ())
 
 
 def test_a_truncated_answer_passes_with_its_flag() -> None:
@@ -184,7 +184,7 @@ def test_no_name_opens_the_node_itself(address: str) -> None:
     conversation = talk()
     kind = "AAAA" if ":" in address else "A"
     reply = conversation.answered(conversation.ask(API, kind), f"{API}. 5 {kind} {address}")
-    assert (reply.credit, reply.reason) == (None, Reason.ANSWERED)
+    assert (reply.credits, reply.reason) == ((), Reason.ANSWERED)
     assert conversation.session.counters[Reason.ADDRESS_GUARDED] == 1
 
 
@@ -192,6 +192,45 @@ def test_networks_of_the_settings_are_not_opened_while_others_of_the_answer_are(
     conversation = talk(never_open=("10.96.0.0/12",))
     reply = conversation.answered(conversation.ask(API), f"{API}. 5 A 10.96.0.1", f"{API}. 5 A 192.0.2.1")
     assert credited(reply).addresses == (pack("192.0.2.1"),)
+
+
+PRIVATE = ["192.168.86.7", "10.9.9.9", "172.31.0.1", "100.64.0.9", "fd00::7", "::ffff:c0a8:101"]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_a_name_opens_private_addresses_where_its_policy_says_so(address: str) -> None:
+    kind = "AAAA" if ":" in address else "A"
+    conversation = Talk(endpoint(12, POD, {3: API, 4: "*.anthropic.com"}))
+    assert conversation.answered(conversation.ask(API, kind), f"{API}. 5 {kind} {address}").credits == ()
+    (refusal,) = conversation.session.refused
+    assert (refusal.name, refusal.address) == ((b"api", b"anthropic", b"com"), pack(address))
+    assert refusal.reason is Reason.ADDRESS_PRIVATE
+    assert conversation.session.counters[Reason.ADDRESS_PRIVATE] == 1
+    conversation = Talk(endpoint(12, POD, {3: API, 4: "*.anthropic.com"}, lan=(4,)))
+    (credit,) = conversation.answered(conversation.ask(API, kind), f"{API}. 5 {kind} {address}").credits
+    assert (credit.addresses, credit.selectors) == ((pack(address),), {4})
+    assert list(conversation.session.refused) == []
+
+
+def test_no_policy_opens_the_cluster_to_a_name() -> None:
+    conversation = Talk(endpoint(12, POD, {3: API}, lan=(3,)), settings=DnsSettings(never_open=("10.96.0.0/12",)))
+    reply = conversation.answered(conversation.ask(API), f"{API}. 5 A 10.96.0.1", f"{API}. 5 A 10.1.0.1")
+    assert credited(reply).addresses == (pack("10.1.0.1"),)
+
+
+def test_who_guesses_at_answers_ends_the_question() -> None:
+    conversation = talk()
+    asked, other = conversation.ask(API), conversation.ask("www.anthropic.com")
+    forged = answer_to(asked.sent, f"{API}. 5 A 203.0.113.66")
+    for guess in range(MAX_FOREIGN - 1):
+        assert conversation.hear(asked, guess.to_bytes(2) + forged[2:]) == Drop(Reason.ANSWER_FOREIGN)
+        conversation.hear(other, b"")
+    ended = conversation.hear(asked, b"\0\0" + forged[2:])
+    assert isinstance(ended, Reply)
+    assert (rcode(ended.payload), ended.credits, ended.reason) == (Rcode.SERVFAIL, (), Reason.ANSWER_GUESSED)
+    assert conversation.hear(asked, forged) is None
+    assert conversation.answered(other, "www.anthropic.com. 5 A 192.0.2.1").credits
+    assert conversation.session.in_flight == 0
 
 
 def test_a_forged_answer_is_dropped_and_the_true_one_awaited() -> None:

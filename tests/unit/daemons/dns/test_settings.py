@@ -33,6 +33,7 @@ def test_the_refusal_is_chosen_by_name() -> None:
         ({"gone_after_s": -1}, "cannot be negative"),
         ({"max_in_flight": 0}, "max_in_flight must be at least 1"),
         ({"never_open": ["10.0.0.1/8"]}, "10.0.0.1/8 has host bits set"),
+        ({"lan": ["10.0.0.1/8"]}, "10.0.0.1/8 has host bits set"),
         ({"upstream": "1.1.1.1"}, "upstream: unknown field"),
     ],
 )

@@ -7,6 +7,7 @@ A policy that reads well is in force and is remembered. One that does not is ref
    every pod). One that selects nodes denies nothing: a mistake must not lock its author out.
 
 A policy on trial (annotation, of itself or of its namespace) is read in the same way, and only says what it would deny.
+Names open addresses of private networks only in a policy that says so, by annotation.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from netstack.agent.identities import NAMESPACE
 from netstack.agent.policy import cilium, kubernetes
-from netstack.agent.policy.rules import Direction, Spec
+from netstack.agent.policy.rules import Direction, Rule, Spec
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
 from netstack.source.fields import Fields
@@ -39,6 +40,9 @@ class Reader:
 TRIAL = "netstack.kubelab.io/audit"
 """Annotation "true" of a policy, or of a Namespace for all policies in it: not for cluster-wide ones, in which whoever
 owns a namespace has no say."""
+LAN_NAMES = "netstack.kubelab.io/lan-names"
+"""Annotation "true" of a policy: its names may lead into private networks. Without, whoever owns an allowed name could
+point it at the printer (DNS rebinding)."""
 CILIUM = Reader(cilium.read_cilium, cilium.read_subject, cilium.read_directions)
 READERS = {
     "NetworkPolicy": Reader(kubernetes.read_kubernetes, kubernetes.read_subject, kubernetes.read_directions),
@@ -70,21 +74,29 @@ class Accepted:
     good: Mapping[Ref, RawSpecs] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What annotations say of a policy."""
+
+    on_trial: bool = False
+    lan_names: bool = False
+
+
 class Readings:
     """What was read of each policy last. An unchanged policy is not read again, and its specs stay the same objects."""
 
     def __init__(self) -> None:
-        self._known: dict[Ref, tuple[RawSpecs, bool, tuple[Spec, ...] | BadObject]] = {}
+        self._known: dict[Ref, tuple[RawSpecs, Notes, tuple[Spec, ...] | BadObject]] = {}
 
-    def read(self, ref: Ref, raw: RawSpecs, on_trial: bool) -> tuple[Spec, ...]:
+    def read(self, ref: Ref, raw: RawSpecs, notes: Notes) -> tuple[Spec, ...]:
         """As `read_policy`."""
         known = self._known.get(ref)
-        if known is None or known[1] != on_trial or (known[0] is not raw and known[0] != raw):
+        if known is None or known[1] != notes or (known[0] is not raw and known[0] != raw):
             try:
-                found: tuple[Spec, ...] | BadObject = tuple(_tried(read_policy(ref, raw), on_trial))
+                found: tuple[Spec, ...] | BadObject = tuple(_noted(read_policy(ref, raw), notes))
             except BadObject as error:
                 found = error
-            known = self._known[ref] = raw, on_trial, found
+            known = self._known[ref] = raw, notes, found
         if isinstance(known[2], BadObject):
             raise known[2].with_traceback(None)  # else each raise would add its frames to it
         return known[2]
@@ -109,24 +121,24 @@ def accept(
     refused: dict[Ref, Refusal] = {}
     kept: dict[Ref, RawSpecs] = {}
     wanted = {policy.meta.ref: policy.specs for policy in policies}
-    tried = {policy.meta.ref for policy in policies if on_trial(policy.meta) or policy.meta.namespace in trials}
+    noted = {policy.meta.ref: _notes(policy.meta, trials) for policy in policies}
     failed = dict(unreadable or {})
     for ref in sorted(wanted.keys() | failed.keys()):
-        raw = wanted.get(ref, ())
+        raw, notes = wanted.get(ref, ()), noted.get(ref, Notes())
         try:
             if ref in failed:
                 raise failed[ref]
-            specs.extend(readings.read(ref, raw, ref in tried))
+            specs.extend(readings.read(ref, raw, notes))
             kept[ref] = raw
         except BadObject as error:
             refused[ref] = Refusal(error, kept=ref in good)
             if ref in good:
-                specs.extend(_tried(read_policy(ref, good[ref]), ref in tried))
+                specs.extend(_noted(read_policy(ref, good[ref]), notes))
                 kept[ref] = good[ref]
             else:
                 instead = _deny(ref, raw)
                 refused[ref] = Refusal(error, kept=False, denies=bool(instead))
-                specs.extend(_tried(instead, ref in tried))
+                specs.extend(_noted(instead, notes))
     return Accepted(tuple(specs), refused, kept)
 
 
@@ -143,8 +155,22 @@ def on_trial(meta: Meta) -> bool:
     return meta.annotations.get(TRIAL) == "true"
 
 
-def _tried(specs: list[Spec], on_trial: bool) -> list[Spec]:
-    return [replace(spec, on_trial=True) for spec in specs] if on_trial else specs
+def _notes(meta: Meta, trials: Collection[str]) -> Notes:
+    return Notes(on_trial(meta) or meta.namespace in trials, meta.annotations.get(LAN_NAMES) == "true")
+
+
+def _noted(specs: list[Spec], notes: Notes) -> list[Spec]:
+    if notes.on_trial:
+        specs = [replace(spec, on_trial=True) for spec in specs]
+    if notes.lan_names:
+        specs = [replace(spec, rules=tuple(map(_into_the_lan, spec.rules))) for spec in specs]
+    return specs
+
+
+def _into_the_lan(rule: Rule) -> Rule:
+    if rule.peers is None or not rule.peers.names:
+        return rule
+    return replace(rule, peers=replace(rule.peers, names=tuple(replace(name, lan=True) for name in rule.peers.names)))
 
 
 def _deny(ref: Ref, raw: RawSpecs) -> list[Spec]:

@@ -145,7 +145,7 @@ def _ask_the_clusters(
         asked = [question for question in _questions(place, server.port) if _open(entries, question)]
         if not asked:
             asked = _questions(place, server.port)
-            _may_ask(queries, server, names)
+            _may_ask(queries, server, (replace(name, lan=False) for name in names))
         for question in asked:
             _put(entries, question, Action.REDIRECT_DNS, reason)
 

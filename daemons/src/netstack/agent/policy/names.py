@@ -32,7 +32,7 @@ def read_name(fields: Fields) -> Name:
 
 def key(name: Name) -> str:
     """The text whose hash is the selector's number."""
-    return f"{name.field} {name.text}"
+    return f"{name.field} {name.text}{' lan' if name.lan else ''}"
 
 
 __all__ = ["BASE", "BITS", "key", "read_name"]

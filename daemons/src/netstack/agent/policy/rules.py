@@ -68,6 +68,8 @@ class Name:
 
     text: str
     pattern: bool
+    lan: bool = False
+    """Whether it opens addresses of private networks too."""
 
     @property
     def field(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from instruments.cluster import Cluster
 from instruments.depth import examples
+from netstack.kernel.layout import DIRECTION_EGRESS, PolicyKey
 
 GOOD = "{endpointSelector: {matchLabels: {app: a}}, egress: [{toEntities: [world]}]}"
 
@@ -216,6 +218,35 @@ def test_names_of_a_policy_on_trial_are_learned_and_no_question_is_refused(clust
     assert cluster.may_ask("one/a", dns) == {"*"}
     assert cluster.would_deny("one/a", "egress", "8.8.8.8", 443)
     assert not cluster.would_deny("one/a", "egress", "8.8.8.8", 443, learned=("api.x.io",))
+
+
+# names of the LAN
+
+
+def test_names_lead_into_the_lan_only_for_the_rules_of_the_policy_that_says_so(cluster: Cluster) -> None:
+    dns = cluster.pod("kube-system/coredns", {"k8s-app": "kube-dns"})
+    cluster.service("kube-system/kube-dns", [dns], port=53, target_port=53)
+    by_name = "{endpointSelector: {matchLabels: {app: a}}, egress: [{toFQDNs: [{matchName: nas.x.io}], PORTS}]}"
+    documents = []
+    for name, port, note in (("lan", 80, "true"), ("world", 81, "yes")):
+        ports = f"toPorts: [{{ports: [{{port: '{port}'}}]}}]"
+        document = policy(by_name.replace("PORTS", ports))
+        document["metadata"] |= {"name": name, "annotations": {"netstack.kubelab.io/lan-names": note}}
+        documents.append(document)
+    cluster.put(*documents)
+    (told,) = json.loads(cluster.compile().dns_rules())["endpoints"]
+    assert [(entry["matchName"], entry.get("lan")) for entry in told["names"]].count(("nas.x.io", None)) == 1
+    assert [(entry["matchName"], entry.get("lan")) for entry in told["names"]].count(("nas.x.io", True)) == 1
+    assert told["queries"][0]["names"] == [{"matchName": "nas.x.io"}]
+    assert cluster.desired is not None
+    (item,) = cluster.desired.policy.dns
+    of_lan = {number for name, number in item.names.items() if name.lan}
+    ports = {
+        key.port
+        for key in map(PolicyKey.unpack, cluster.desired.tables["policy"].entries)
+        if key.peer in of_lan and key.direction == DIRECTION_EGRESS
+    }
+    assert ports == {80}
 
 
 SPECS = (

@@ -42,5 +42,6 @@ def test_what_is_no_name(data: dict[str, str]) -> None:
         read(data)
 
 
-def test_a_name_and_a_pattern_of_one_text_are_two_selectors() -> None:
-    assert key(Name("x.io", False)) != key(Name("x.io", True))
+def test_a_name_a_pattern_and_a_name_of_the_lan_of_one_text_are_three_selectors() -> None:
+    names = [Name("x.io", False), Name("x.io", True), Name("x.io", False, lan=True), Name("x.io", True, lan=True)]
+    assert len({key(name) for name in names}) == 4

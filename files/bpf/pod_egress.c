@@ -9,6 +9,7 @@
 #include "lib/compat.h"
 #include "lib/conntrack.h"
 #include "lib/finish.h"
+#include "lib/heard.h"
 #include "lib/identity.h"
 #include "lib/maps.h"
 #include "lib/parse.h"
@@ -33,6 +34,8 @@ INLINE int to_pod(struct __sk_buff *skb, struct packet *p)
 	if (verdict)
 		return verdict;
 	verdict = flow_pass(config, ep, p, DIRECTION_INGRESS, &peer, flow_find(ep, p, DIRECTION_INGRESS));
+	if (verdict == VERDICT_REPLY)
+		hear(skb, p);
 	if (verdict >= VERDICT_DROPS || !(p->flow_flags & FLOW_SERVICE))
 		return verdict;
 	answer = service_answer(skb, p, NAT_POD_REPLY);

@@ -79,6 +79,11 @@ def test_fqdn_is_eight_pairs(tmp_path: Path) -> None:
     assert evaluate(wanted, tmp_path) == [*l.Fqdn.offsets().values(), l.Fqdn.size()]
 
 
+def test_a_heard_message_follows_its_head(tmp_path: Path) -> None:
+    wanted = [f"offsetof(struct heard, {field})" for field in ("server", "endpoint", "length", "message")]
+    assert evaluate(wanted, tmp_path) == [*l.Heard.offsets().values(), l.Heard.size()]
+
+
 def test_every_constant_is_the_same_on_both_sides(tmp_path: Path) -> None:
     names = re.findall(r"^#define (\w+)[ \t]+\S", text(), re.MULTILINE)
     assert len(names) > 40
@@ -86,5 +91,5 @@ def test_every_constant_is_the_same_on_both_sides(tmp_path: Path) -> None:
 
 
 def test_every_struct_is_compared() -> None:
-    elsewhere = {"family_config", "config", "fqdn", "fqdn_learned"}
+    elsewhere = {"family_config", "config", "fqdn", "fqdn_learned", "heard"}
     assert set(re.findall(r"^struct (\w+) {", text(), re.MULTILINE)) == set(STRUCTS.values()) | elsewhere

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.root
 
 def test_every_program_and_every_shared_map_is_there(compiled: Compiled) -> None:
     assert set(compiled.programs) == set(PROGRAMS)
-    assert set(compiled.maps) == {*l.MAPS, *l.INNER, "scratch", "telling"}
+    assert set(compiled.maps) == {*l.MAPS, *l.INNER, "scratch", "hearing", "telling"}
 
 
 def test_each_map_is_used_by_some_program(compiled: Compiled) -> None:

@@ -33,7 +33,7 @@ def test_a_trial_tells_verdict_and_rule_and_leaves_no_trace(tmp_path: Path) -> N
             (Verdict.DEFAULT_DENY, 0),
         ]
         # the devices have had packets of their own: but none that a policy judged
-        told = ("counters", "events", "event_seen", "event_budget")
+        told = ("counters", "events", "event_seen", "event_budget", "heard")
         for name in WRITTEN:
             if name not in (*told, "conntrack"):
                 with node.map(name) as table:
@@ -42,5 +42,7 @@ def test_a_trial_tells_verdict_and_rule_and_leaves_no_trace(tmp_path: Path) -> N
         assert flows.keys() == {11, 12} and all(not dict(table.items()) for table in flows.values())
         with closing(Ring(node.map("events"))) as ring:
             assert not [record for record in ring.read() if l.Event.unpack(record).endpoint]
+        with closing(Ring(node.map("heard"))) as ring:
+            assert ring.read() == []
         with node.map("counters") as table:
             assert not any(table.get(l.Number(Verdict.POLICY_DENIED).pack()) or b"")

@@ -204,7 +204,7 @@ class Wire:
         bpffs = self.folder / "bpf"
         bpffs.mkdir()
         run(["mount", "-t", "bpf", "bpf", str(bpffs)])
-        for name in ("fqdn", "fqdn_use", "identities"):
+        for name in ("fqdn", "fqdn_use", "identities", "heard"):
             self.make_map(name, MAPS[name].entries)
 
     def redirect(self) -> None:

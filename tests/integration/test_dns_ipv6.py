@@ -21,7 +21,7 @@ from lab.shell import run
 from netstack.core.address import pack
 from netstack.core.verdict import Verdict
 from netstack.dns import sockets
-from netstack.kernel.layout import Config, Identity, Number, PrefixKey
+from netstack.kernel.layout import Identity, PrefixKey
 from netstack.kernel.programs import Compiled
 
 pytestmark = pytest.mark.root
@@ -81,10 +81,11 @@ class Programs6(Programs):
 
     def _fill(self) -> None:
         super()._fill()
+        self.config = replace(self.config, node6=pack(NODE6), pod_net6=pack("fd00:244:1::"), pod_net6_bits=48)
+
+    def admit(self, address: str, number: int) -> None:
+        super().admit(address, number)  # with a new generation, so the whole of config is written
         tables = self.wire.maps
-        config = Config.unpack(tables["config"].get(Number(0).pack()) or b"")
-        config = replace(config, node6=pack(NODE6), pod_net6=pack("fd00:244:1::"), pod_net6_bits=48)
-        tables["config"].put(Number(0).pack(), config.pack())
         tables["endpoints"].put(pack(POD6), tables["endpoints"].get(pack(POD)) or b"")
         for four, six, node in ((POD, POD6, pack(NODE6)), (SERVER, SERVER6, bytes(16))):
             identity = Identity.unpack(tables["identities"].get(PrefixKey(128, pack(four)).pack()) or b"")

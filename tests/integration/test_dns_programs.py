@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 
 from instruments.dns_programs import ENDPOINT, SELECTOR, Programs, compiled
 from instruments.dns_talk import endpoint, question, rules_text
-from instruments.dns_wire import POD, ROUTER, SERVER, Server, Wire, framed, inside, receive_framed
-from lab.shell import run
+from instruments.dns_wire import POD, ROUTER, SERVER, Server, Wire, eventually, framed, inside, receive_framed
+from lab.shell import run, wait_until
 from netstack.core.address import pack
 from netstack.core.verdict import Verdict
 from netstack.kernel.layout import FqdnKey
@@ -137,3 +138,117 @@ def test_a_policy_deleted_while_the_daemon_is_dead_closes_the_address(
     for key, _ in list(wire.maps["policy"].items()):
         wire.maps["policy"].delete(key)
     assert not reaches(wire, WEB)
+
+
+# ---- what was told past the proxy ----
+
+
+@contextlib.contextmanager
+def unrestricted(wire: Wire, built: Compiled) -> Iterator[Programs]:
+    """The pod asks and connects as it likes. After it, its policy is in force."""
+    programs = Programs(wire, built, restricted=False)
+    wire.rules(rules_text())
+    yield programs
+    restrict(wire, programs)
+
+
+def restrict(wire: Wire, programs: Programs) -> None:
+    wire.rules(rules_text(endpoint(ENDPOINT, POD, {SELECTOR: API})))
+    programs.restrict(POD, ENDPOINT)
+
+
+@contextlib.contextmanager
+def connected(wire: Wire, address: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The pod's connection, and its other end."""
+    with inside(wire.server_ns):
+        listening = socket.create_server((address, 8443))
+    with listening, wire.pod_socket(socket.SOCK_STREAM) as sock:
+        sock.connect((address, 8443))
+        with listening.accept()[0] as other:
+            yield sock, other
+
+
+def speaks(ends: tuple[socket.socket, socket.socket]) -> bool:
+    """Within what a few repetitions by TCP take."""
+    sock, other = ends
+    sock.send(b"still here")
+    other.settimeout(2)
+    try:
+        return bool(other.recv(64))
+    except TimeoutError:
+        return False
+
+
+def heard(wire: Wire) -> int:
+    return int(wire.ask("status")["heard"])
+
+
+def test_a_policy_that_begins_cuts_no_connection_that_it_allows_and_every_other(
+    wire: Wire, server: Server, built: Compiled
+) -> None:
+    wire.start()
+    with contextlib.ExitStack() as stack:
+        with unrestricted(wire, built) as programs:
+            assert wire.look_up(API).header.rcode == 0
+            assert wire.look_up("evil.example").header.rcode == 0
+            eventually(lambda: heard(wire) == 2, "both names to be heard")
+            told = {entry["address"]: entry["names"] for entry in wire.ask("names")}
+            assert told == {WEB: [f"{API}."], NEIGHBOUR: ["evil.example."]}
+            programs.allow(8443)
+            allowed, other = (stack.enter_context(connected(wire, address)) for address in (WEB, NEIGHBOUR))
+        assert speaks(allowed)
+        assert reaches(wire, WEB)
+        assert not speaks(other)
+        assert not reaches(wire, NEIGHBOUR)
+    assert server.asked == [("udp", API), ("udp", "evil.example")]
+
+
+def test_what_was_heard_outlives_the_daemon_and_counts_for_a_policy_that_began_meanwhile(
+    wire: Wire, server: Server, built: Compiled
+) -> None:
+    wire.start()
+    with unrestricted(wire, built):
+        wire.look_up(API)
+        eventually(lambda: heard(wire) == 1, "the name to be heard")
+        wire.stop()
+    assert not reaches(wire, WEB)
+    wire.start()
+    assert reaches(wire, WEB)
+
+
+def test_killed_it_has_what_it_wrote_down(wire: Wire, server: Server, built: Compiled) -> None:
+    wire.start()
+    with unrestricted(wire, built):
+        wire.look_up(API)
+        eventually(lambda: heard(wire) == 1, "the name to be heard")
+        wait_until(lambda: (wire.folder / "run/dns-heard.json").exists(), "a copy", timeout_s=15)
+        wire.kill()
+    wire.start()
+    assert reaches(wire, WEB)
+
+
+def test_answers_while_the_daemon_is_away_are_heard_later(wire: Wire, server: Server, built: Compiled) -> None:
+    with unrestricted(wire, built):
+        wire.look_up(API)
+        wire.start()
+        eventually(lambda: heard(wire) == 1, "the name to be heard")
+    eventually(lambda: reaches(wire, WEB), "the address to open")
+
+
+def test_a_server_of_the_lan_is_not_believed(wire: Wire, server: Server, built: Compiled) -> None:
+    wire.start()
+    with unrestricted(wire, built), Server(wire.server_ns, ROUTER, zone=dict(ZONE)), wire.pod_socket() as sock:
+        sock.connect((ROUTER, 53))
+        sock.send(question(API))
+        assert sock.recv(512)
+        eventually(lambda: heard(wire) == 1, "the name to be heard")
+    wire.look_up("evil.example")  # by now the rules are in force
+    assert heard(wire) == 1
+    assert not reaches(wire, WEB)
+
+
+def test_without_a_ring_it_serves_and_says_so(wire: Wire, server: Server, programs: Programs) -> None:
+    run(["rm", str(wire.folder / "bpf/heard")])
+    wire.start()
+    assert wire.look_up(API).header.rcode == 0
+    assert "what pods are told past the proxy stays unknown: open" in wire.log()

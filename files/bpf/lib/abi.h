@@ -290,7 +290,9 @@ struct event_seen {
 	__u32 pad;
 };
 
-/* event_budget: ifindex -> what may still be told of it; dns_budget: ... what it may still ask the DNS proxy. */
+/* event_budget: ifindex -> what may still be told of it; dns_budget: ... what it may still ask the DNS proxy;
+ * heard_budget: ... what may still be told of the answers that it hears.
+ */
 struct budget {
 	__u64 at;		/* when tokens were last earned */
 	__u32 tokens;
@@ -299,6 +301,19 @@ struct budget {
 
 #define DNS_RATE	1000		/* questions by UDP and connections by TCP that a device may begin in a second ... */
 #define DNS_BURST	500		/* ... and how many it may save up: far fewer than the proxy's socket holds */
+
+/* ---- DNS answers that went past the proxy, drained by dns ---- */
+
+#define HEARD_BYTES	1232		/* longest message that is told: what fits every path (DNS flag day 2020) */
+#define HEARD_RATE	50		/* messages a second that may be told of one device ... */
+#define HEARD_BURST	100		/* ... and how many it may save up */
+
+struct heard {
+	struct addr server;	/* a service's backend, not the service */
+	__u32 endpoint;		/* who asked */
+	__u32 length;		/* of the message; a record in the ring ends with it */
+	__u8 message[HEARD_BYTES];
+};
 
 /* ---- LoadBalancer addresses, written by the announcer ---- */
 

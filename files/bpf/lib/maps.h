@@ -66,6 +66,12 @@ MAP("lru_hash", __u32, struct budget, event_budget);
 /* What a device may ask the DNS proxy. */
 MAP("lru_hash", __u32, struct budget, dns_budget);
 
+/* DNS answers past the proxy. */
+RING(heard);
+
+/* What may be told of them. */
+MAP("lru_hash", __u32, struct budget, heard_budget);
+
 /* Packets by verdict. */
 MAP("percpu_array", __u32, __u64, counters);
 
@@ -233,6 +239,22 @@ INLINE struct budget *dns_budget_get(__u32 *ifindex)
 INLINE void dns_budget_put(__u32 *ifindex, struct budget *value)
 {
 	dns_budget.update(ifindex, value);
+}
+
+/* 0, or negative if the ring is full */
+INLINE int heard_put(struct heard *record, __u32 size)
+{
+	return heard.ringbuf_output(record, size, 0);
+}
+
+INLINE struct budget *heard_budget_get(__u32 *ifindex)
+{
+	return heard_budget.lookup(ifindex);
+}
+
+INLINE void heard_budget_put(__u32 *ifindex, struct budget *value)
+{
+	heard_budget.update(ifindex, value);
 }
 
 INLINE void count(__u32 verdict)

@@ -12,7 +12,8 @@ Pods = Mapping[int, Mapping[str, Any]]
 def rows(names: Iterable[Mapping[str, Any]], pods: Pods, wanted: str = "") -> list[dict[str, Any]]:
     """Of the DNS proxy's answer to `names`: one row for each address of each pod whose name begins with `wanted`.
 
-    `open` is False where no rule is in force any more: the address is noted, and opens nothing.
+    `open` is False where no rule is in force any more: the address is noted, and opens nothing. `heard`: said past the
+    proxy, to a pod without names in its policies.
     """
     found = []
     for entry in names:
@@ -28,6 +29,7 @@ def rows(names: Iterable[Mapping[str, Any]], pods: Pods, wanted: str = "") -> li
                 "rules": [selector["rule"] for selector in live],
                 "open": bool(live) and entry["endpoint"] in pods,
                 "for_s": max((selector["for_s"] for selector in live), default=0),
+                "heard": entry.get("heard", False),
             }
         )
     return sorted(found, key=lambda row: (row["pod"], [item["name"] for item in row["names"]], row["address"]))
@@ -49,6 +51,8 @@ def render(rows: Iterable[Mapping[str, Any]], refused: Iterable[Mapping[str, str
             lines.append(pod)
         said = ", ".join(f"{item['name']} (said {item['from']})" for item in row["names"]) or "name not known any more"
         why = f"open for {row['for_s']} s by {', '.join(row['rules'])}" if row["open"] else "closed: no rule in force"
+        if row["heard"]:
+            why = "heard, past the proxy"
         lines.append(f"  {row['address']:<16} {said}; {why}")
     refused = list(refused)
     if refused:

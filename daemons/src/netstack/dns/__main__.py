@@ -5,19 +5,28 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import logging
 import resource
 from pathlib import Path
 
 from netstack.core import settings
-from netstack.core.unit import Unit, run
+from netstack.core.unit import RUN, Unit, run
 from netstack.dns import report, sockets
 from netstack.dns.apply import SWEEP_S, Identities, Learned
+from netstack.dns.heard import Memory
 from netstack.dns.proxy import Proxy
+from netstack.dns.recall import Recall
 from netstack.dns.rulesfile import RulesFile
 from netstack.dns.session import Session
 from netstack.dns.settings import DnsSettings
 from netstack.dns.upstream import unpredictable
-from netstack.kernel.bpf import SoloMap
+from netstack.kernel.bpf import BpfError, Map, SoloMap
+from netstack.kernel.ring import Ring
+
+_log = logging.getLogger("dns")
+
+WATCH_S = 0.25
+"""How long new rules may wait to be seen while nobody asks: connections that they open by name stand still so long."""
 
 
 async def serve(chosen: DnsSettings, unit: Unit) -> None:
@@ -29,20 +38,32 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     identities = Identities(SoloMap.open(maps / "identities"))
     random_number = unpredictable().__next__
     session = Session(chosen, rules.rules, random_number, identities)
-    proxy = Proxy(chosen, session, learned, rules, random_number, unit.spawn)
-    unit.command("status", lambda _: report.status(session, len(learned), rules.error))
+    memory = Memory(session.lifetime, chosen.max_addresses_per_answer)
+    recall = Recall(memory, session, learned, identities.inside, RUN / "dns-heard.json")
+    recall.load()
+    recall.apply(loop.time())
+    proxy = Proxy(chosen, session, learned, rules, recall, random_number, unit.spawn)
+    unit.command("status", lambda _: report.status(session, len(learned), len(memory), rules.error))
     unit.command(
         "names",
-        lambda request: report.names(
-            session.rules, learned.entries(loop.time()), loop.time(), request.get("addresses")
-        ),
+        lambda request: [
+            *report.names(session.rules, learned.entries(loop.time()), loop.time(), request.get("addresses")),
+            *report.heard(memory, request.get("addresses")),
+        ],
     )
     await proxy.serve(sockets.inherited() or sockets.opened(*chosen.listen))
     unit.spawn(proxy.upkeep(SWEEP_S), "upkeep")
+    unit.spawn(proxy.watch(WATCH_S), "watch")
+    unit.spawn(recall.upkeep(SWEEP_S), "copy of what was heard")
+    try:
+        unit.spawn(recall.listen(Ring(Map.open(maps / "heard"))), "listen")
+    except BpfError as error:  # programs of an earlier release
+        _log.warning("what pods are told past the proxy stays unknown: %s", error)
     unit.ready(f"rules of generation {session.rules.generation}, {len(learned)} addresses learned")
     await unit.stopping.wait()
     unit.status(f"stopping, {session.in_flight} questions under way")
     await proxy.finish(chosen.finish_within_s)
+    recall.save()
 
 
 def main() -> None:

@@ -52,6 +52,11 @@ class Identities:
         value = self._table.get(PrefixKey.STRUCT.pack(128, address))
         return Identity.unpack(value).identity if value is not None else IDENTITY_WORLD
 
+    def inside(self, address: bytes) -> bool:
+        """Whether it is an address of a pod or node of the cluster."""
+        value = self._table.get(PrefixKey(128, address).pack())
+        return value is not None and any(Identity.unpack(value).node)
+
 
 class Refused(Exception):
     """The address cannot be opened, with the limit that is in the way."""

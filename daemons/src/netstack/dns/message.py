@@ -159,6 +159,16 @@ def read_answer(payload: bytes) -> Answer:
     return Answer(flags & _RCODE, name, tuple(records))
 
 
+def read_heard(payload: bytes) -> Answer:
+    """An answer of which the question is not known; Malformed as above."""
+    flags, questions, *_ = _header(payload)
+    if flags & (_QR | _OPCODE) != _QR or questions != 1:
+        raise Malformed("not an answer to one question")
+    if _question(payload)[2] != _IN:
+        raise Malformed("an answer of another class than the Internet's")
+    return read_answer(payload)
+
+
 def _ttl(value: int) -> int:
     """RFC 2181, section 8: with the top bit set it means zero."""
     return value if value < 1 << 31 else 0

@@ -21,6 +21,7 @@ from typing import Any
 from netstack.core.address import is_v4, pack, unpack
 from netstack.dns import sockets
 from netstack.dns.apply import Learned, Refused
+from netstack.dns.recall import Recall
 from netstack.dns.rulesfile import RulesFile
 from netstack.dns.session import Client, Close, Command, Drop, Forward, Reason, Reply, Session, Transport
 from netstack.dns.settings import DnsSettings
@@ -55,6 +56,7 @@ class Proxy:
         session: Session,
         learned: Learned,
         rules: RulesFile,
+        recall: Recall,
         random_number: Callable[[], int],
         spawn: Spawn,
     ) -> None:
@@ -62,6 +64,7 @@ class Proxy:
         self._session = session
         self._learned = learned
         self._rules = rules
+        self._recall = recall
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._udp: dict[bool, sockets.Listener] = {}  # by whether it serves IPv4
@@ -165,8 +168,10 @@ class Proxy:
 
     def _refresh(self) -> None:
         """Before each batch of messages: judged is by what is known now."""
-        self._rules.refresh()
+        changed = self._rules.refresh()
         self._session.refresh(self._rules.rules)
+        if changed:
+            self._recall.apply(self._loop.time())
 
     async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer, asked = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
@@ -294,6 +299,12 @@ class Proxy:
             self._upstreams.close(upstream)
 
     # ---- upkeep ----
+
+    async def watch(self, every_s: float) -> None:
+        """Look at the rules also while nobody asks, for ever: what pods were told before counts from then on."""
+        while True:
+            await asyncio.sleep(every_s)
+            self._refresh()
 
     async def upkeep(self, every_s: float) -> None:
         """Sweep the table and keep a copy of the rules, for ever."""

@@ -7,12 +7,13 @@ from typing import Any
 
 from netstack.core.address import unpack
 from netstack.dns.apply import Entry
+from netstack.dns.heard import Fact
 from netstack.dns.names import text
 from netstack.dns.rules import Rules
 from netstack.dns.session import Session
 
 
-def status(session: Session, learned: int, error: str | None) -> dict[str, Any]:
+def status(session: Session, learned: int, heard: int, error: str | None) -> dict[str, Any]:
     """`error`: why the rules file on disk is not in force; None if it is."""
     return {
         "generation": session.rules.generation,
@@ -20,6 +21,7 @@ def status(session: Session, learned: int, error: str | None) -> dict[str, Any]:
         "pods": len(session.rules.ids),
         "in_flight": session.in_flight,
         "learned": learned,
+        "heard": heard,
         "counters": {str(reason): count for reason, count in sorted(session.counters.items())},
         "refused": [
             {
@@ -31,6 +33,26 @@ def status(session: Session, learned: int, error: str | None) -> dict[str, Any]:
             for item in session.refused
         ],
     }
+
+
+def heard(facts: Iterable[Fact], wanted: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """As `names`: what pods were told past the proxy, which opens nothing and needs to open nothing."""
+    found: dict[tuple[int, bytes], dict[str, str]] = {}
+    for fact in facts:
+        found.setdefault((fact.endpoint, fact.address), {})[text(fact.name)] = unpack(fact.server)
+    return [
+        {
+            "endpoint": endpoint,
+            "pod": [],
+            "address": unpack(address),
+            "names": list(servers),
+            "from": servers,
+            "selectors": [],
+            "heard": True,
+        }
+        for (endpoint, address), servers in sorted(found.items())
+        if wanted is None or unpack(address) in wanted
+    ]
 
 
 def names(

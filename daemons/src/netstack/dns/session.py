@@ -52,6 +52,8 @@ from netstack.kernel.layout import IDENTITY_PODS, IDENTITY_PODS_END
 REMEMBERED_REFUSALS = 32
 """The last refused questions and addresses, kept for whoever asks why something does not work."""
 
+DNS_PORT = 53
+
 MAX_FOREIGN = 16
 """Answers to another question that one question endures. A port that nobody guessed hears none, and a forger who knows
 it is left with a chance of 1 in 4,000 to guess the id; unlimited, it tries all 65,536 in the time that a slow server
@@ -352,6 +354,16 @@ class Session:
         for address in addresses:
             self.counters[reason] += 1
             self.refused.append(Refusal(client.address, name, reason, address))
+
+    def recalled(self, endpoint: Endpoint, name: Name, address: bytes, server: bytes, until_s: float) -> Credit | None:
+        """The credit for what `server` told the pod past us, if the rules let it ask there and open it. None if not."""
+        number = int.from_bytes(address)
+        if not endpoint.may_ask(name, self._identity(server), DNS_PORT) or _is_in(self._guarded, number):
+            return None
+        selectors = endpoint.selectors(name)
+        if _is_in(self._private, number):
+            selectors &= endpoint.lan
+        return Credit(endpoint.id, (address,), selectors, name, server, until_s) if selectors else None
 
     def unreachable(self, key: int) -> list[Command]:
         """The socket of `key` could not be made or used: the server is not there (a port closed, no route, reset)."""

@@ -448,6 +448,23 @@ class Budget(Record):
     lost: int = c("u32")
 
 
+# ---- DNS answers past the proxy ----
+
+HEARD_BYTES = 1232
+HEARD_RATE = 50
+HEARD_BURST = 100
+
+
+@record
+@dataclass(frozen=True, slots=True)
+class Heard(Record):
+    """The head of a record in the ring; `length` bytes of the message follow."""
+
+    server: bytes = c("addr")
+    endpoint: int = c("u32")
+    length: int = c("u32")
+
+
 # ---- LoadBalancer addresses ----
 
 
@@ -536,6 +553,8 @@ MAPS: dict[str, MapSpec] = {
         MapSpec("event_seen", LRU_HASH, EventKey, EventSeen, 8192, "programs"),
         MapSpec("event_budget", LRU_HASH, Number, Budget, 1024, "programs"),
         MapSpec("dns_budget", LRU_HASH, Number, Budget, 1024, "programs"),
+        MapSpec("heard", RINGBUF, Nothing, Nothing, 1 << 18, "programs"),
+        MapSpec("heard_budget", LRU_HASH, Number, Budget, 1024, "programs"),
         MapSpec("counters", PERCPU_ARRAY, Number, Instant, VERDICTS, "programs"),
     )
 }

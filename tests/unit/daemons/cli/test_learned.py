@@ -52,6 +52,10 @@ def test_for_people() -> None:
         "refused of late",
         "  shop/cart: evil.example.: name not allowed",
     ]
+    heard = entry(12, "192.0.2.1", "x.io.") | {"selectors": [], "heard": True}
+    assert render(rows([heard], PODS), []).splitlines()[-1] == (
+        "  192.0.2.1        x.io (said 10.96.0.10); heard, past the proxy"
+    )
     closed = {"pod": "shop/cart", "name": "x.io.", "reason": "private address", "address": "10.0.0.1"}
     assert render([], [closed]).splitlines()[-1] == "  shop/cart: x.io. at 10.0.0.1: private address"
     assert render([], []) == "no pod has learned an address\n"

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netstack.core.address import pack
-from netstack.dns.apply import IN_USE_S, SETTLED, Learned, Refused
+from netstack.dns.apply import IN_USE_S, SETTLED, Identities, Learned, Refused
 from netstack.dns.session import Credit
-from netstack.kernel.layout import Fqdn, FqdnKey, Instant
+from netstack.kernel.layout import Fqdn, FqdnKey, Identity, Instant, PrefixKey
 
 A, B = pack("192.0.2.1"), pack("192.0.2.2")
 NAME = (b"x", b"io")
@@ -246,3 +246,12 @@ def test_the_table_is_what_a_list_of_all_credits_says(steps: list[tuple[Credit |
         assert {(e.endpoint, e.address): e.expiries_s for e in learned.entries(now)} == {
             k: v for k, v in live.items() if v
         }
+
+
+def test_who_is_inside_the_cluster() -> None:
+    table = FakeTable()
+    pod, ranged, stranger = pack("10.244.2.53"), pack("192.168.86.1"), pack("192.168.86.2")
+    for address, node in ((pod, pack("192.168.86.22")), (ranged, bytes(16))):
+        table[PrefixKey(128, address).pack()] = Identity(70_000, 0, node).pack()
+    identities = Identities(table)
+    assert [identities.inside(address) for address in (pod, ranged, stranger)] == [True, False, False]

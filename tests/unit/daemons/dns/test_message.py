@@ -17,6 +17,7 @@ from netstack.dns.message import (
     answers,
     identified,
     read_answer,
+    read_heard,
     read_query,
     renamed,
     reply,
@@ -121,6 +122,27 @@ def test_records_outside_the_answer_section_and_class_are_not_read() -> None:
     assert read_answer(message(records=record(b"\xc0\x0c", 1, b"\1\2\3\4", cls=3), counts=(1, 0, 0))).records == ()
 
 
+def test_an_answer_that_was_heard_says_what_it_is_about() -> None:
+    answer = read_heard(answer_to(question("Www.x.io"), "www.x.io. 300 A 192.0.2.1"))
+    assert answer.name == (b"www", b"x", b"io")
+    assert answer == read_answer(answer_to(question("Www.x.io"), "www.x.io. 300 A 192.0.2.1"))
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (question("x.io"), "not an answer to one question"),
+        (struct.pack("!6H", 7, 0x8180, 0, 0, 0, 0), "not an answer to one question"),
+        (struct.pack("!6H", 7, 0x8980, 1, 0, 0, 0) + question("x.io")[12:], "not an answer to one question"),
+        (answer_to(question("x.io"))[:-1] + b"\3", "of another class than the Internet's"),
+        (b"", "shorter than a header"),
+    ],
+)
+def test_what_was_heard_and_is_no_answer_is_malformed(payload: bytes, reason: str) -> None:
+    with pytest.raises(Malformed, match=reason):
+        read_heard(payload)
+
+
 def test_a_ttl_with_its_top_bit_set_is_zero() -> None:
     (found,) = read_answer(
         message(records=record(b"\xc0\x0c", 1, b"\1\2\3\4", ttl=0x80000001), counts=(1, 0, 0))
@@ -177,7 +199,7 @@ def test_a_ladder_of_pointers_is_not_climbed() -> None:
 @example(b"\xc0\x0c" * 20)
 def test_no_bytes_break_the_readers(junk: bytes) -> None:
     for payload in (junk, message(records=junk, counts=(3, 1, 1)), struct.pack("!6H", 7, 0x100, 1, 0, 0, 1) + junk):
-        for read in (read_query, read_answer):
+        for read in (read_query, read_answer, read_heard):
             try:
                 read(payload)
             except Malformed as error:

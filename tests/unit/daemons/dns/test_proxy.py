@@ -16,8 +16,10 @@ from instruments.dns_talk import answer_to, endpoint, question, rules_text
 from netstack.core.files import write_atomic
 from netstack.dns import sockets
 from netstack.dns.apply import Identities, Learned
+from netstack.dns.heard import Memory
 from netstack.dns.message import Rcode
 from netstack.dns.proxy import Proxy
+from netstack.dns.recall import Recall
 from netstack.dns.rulesfile import RulesFile
 from netstack.dns.session import Reason, Session
 from netstack.dns.settings import DnsSettings
@@ -66,11 +68,14 @@ async def served(
     rules = RulesFile(folder / "rules.json", folder / "copy.json")
     session = Session(DnsSettings(), rules.rules, lambda: 0xABCD, Identities(Table()))
     tasks = []
+    learned = Learned(table, Table(), 9)
+    recall = Recall(Memory(session.lifetime, 9), session, learned, lambda address: False, folder / "heard.json")
     proxy = Proxy(
         DnsSettings(),
         session,
-        Learned(table, Table(), 9),
+        learned,
         rules,
+        recall,
         unpredictable().__next__,
         lambda work, _: tasks.append(asyncio.Task(work)),
     )

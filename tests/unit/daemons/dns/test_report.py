@@ -4,18 +4,20 @@ from instruments.dns_talk import POD, Talk, endpoint
 from netstack.core.address import pack
 from netstack.dns import report
 from netstack.dns.apply import Entry
+from netstack.dns.heard import Fact
 
 
 def test_status_counts_by_reason_and_names_the_last_refusals() -> None:
     talk = Talk(endpoint(12, POD, {3: "x.io"}))
     talk.ask("x.io")
     talk.refused("Evil.example")
-    assert report.status(talk.session, 5, None) == {
+    assert report.status(talk.session, 5, 2, None) == {
         "generation": 1,
         "rules_error": None,
         "pods": 1,
         "in_flight": 1,
         "learned": 5,
+        "heard": 2,
         "counters": {"forwarded": 1, "name not allowed": 1},
         "refused": [{"pod": POD, "name": "evil.example.", "reason": "name not allowed"}],
     }
@@ -24,7 +26,7 @@ def test_status_counts_by_reason_and_names_the_last_refusals() -> None:
 def test_status_names_addresses_that_stayed_closed() -> None:
     talk = Talk(endpoint(12, POD, {3: "x.io"}))
     talk.answered(talk.ask("x.io"), "x.io. 5 A 10.0.0.1")
-    (refused,) = report.status(talk.session, 5, None)["refused"]
+    (refused,) = report.status(talk.session, 5, 2, None)["refused"]
     assert (refused["pod"], refused["name"], refused["address"]) == (POD, "x.io.", "10.0.0.1")
 
 
@@ -56,3 +58,25 @@ def test_names_says_by_which_rule_and_for_how_long() -> None:
             "selectors": [{"selector": 8, "rule": None, "for_s": 400}],
         },
     ]
+
+
+def test_what_was_heard_is_told_by_pod_and_address() -> None:
+    web, server, other = pack("192.0.2.1"), pack("10.244.2.53"), pack("10.244.3.53")
+    facts = [
+        Fact(13, (b"x", b"io"), web, server, 0, 9),
+        Fact(12, (b"x", b"io"), web, server, 0, 9),
+        Fact(12, (b"y", b"io"), web, other, 0, 9),
+        Fact(12, (b"x", b"io"), pack("192.0.2.2"), server, 0, 9),
+    ]
+    told = report.heard(facts, {"192.0.2.1"})
+    assert told[0] == {
+        "endpoint": 12,
+        "pod": [],
+        "address": "192.0.2.1",
+        "names": ["x.io.", "y.io."],
+        "from": {"x.io.": "10.244.2.53", "y.io.": "10.244.3.53"},
+        "selectors": [],
+        "heard": True,
+    }
+    assert [item["endpoint"] for item in told] == [12, 13]
+    assert len(report.heard(facts)) == 3

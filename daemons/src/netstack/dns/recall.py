@@ -1,0 +1,94 @@
+"""The shim around Memory: from the ring into it, to the table when rules change, and a copy for the next daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from netstack.core.address import unpack
+from netstack.core.files import write_atomic
+from netstack.dns.apply import Learned, Refused
+from netstack.dns.heard import Memory
+from netstack.dns.names import text
+from netstack.dns.session import Session
+from netstack.kernel.ring import Ring
+
+_log = logging.getLogger("dns")
+
+PACE_S = 0.1
+"""How long the ring fills before it is read: one wake-up serves many answers."""
+
+GRACE_S = 60.0
+"""How long an address opens whose time was over when the rules came: for connections that exist to show it."""
+
+
+class Recall:
+    """`inside`: whether an address is the cluster's own. `copy`: a file that does not outlive the boot, whose clock it
+    is by."""
+
+    def __init__(
+        self, memory: Memory, session: Session, learned: Learned, inside: Callable[[bytes], bool], copy: Path
+    ) -> None:
+        self._memory = memory
+        self._session = session
+        self._learned = learned
+        self._inside = inside
+        self._copy = copy
+
+    def load(self) -> None:
+        """What an earlier daemon has heard."""
+        try:
+            self._memory.load(self._copy.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            _log.warning("%s: %s; what pods were told past the proxy is not known", self._copy, error)
+
+    def save(self) -> None:
+        """OSError if the disk refuses; the next call tries again."""
+        if self._memory.changed:
+            try:
+                write_atomic(self._copy, self._memory.dump())
+            except OSError:
+                self._memory.changed = True
+                raise
+
+    def apply(self, now: float) -> None:
+        """Rules have changed: credit what they open of what their pods were told."""
+        for endpoint in self._session.rules.endpoints.values():
+            for fact in self._memory.of(endpoint.id):
+                until_s = max(fact.until_s, now + GRACE_S)
+                if not self._inside(fact.server):
+                    continue
+                credit = self._session.recalled(endpoint, fact.name, fact.address, fact.server, until_s)
+                if credit is None:
+                    continue
+                try:
+                    self._learned.credit(credit, now)
+                except (Refused, OSError) as error:
+                    _log.warning("%s at %s stays closed: %s", text(fact.name), unpack(fact.address), error)
+                self._memory.take(fact)
+
+    async def listen(self, ring: Ring) -> None:
+        """Ring -> memory, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            readable = asyncio.Event()
+            loop.add_reader(ring.fileno(), readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(ring.fileno())
+            await asyncio.sleep(PACE_S)
+            for record in ring.read():
+                self._memory.hear(record, loop.time())
+
+    async def upkeep(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            self._memory.expire(asyncio.get_running_loop().time())
+            with contextlib.suppress(OSError):  # no room in memory: the next turn tries again
+                self.save()

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.root
 API, OWN = "api.anthropic.com", "own.x.io"
 WEB, FORGED, HINTED, DOH = "203.0.113.10", "203.0.113.66", "203.0.113.11", "203.0.113.53"
 LOOK_UP_S = 2.0
-"""A resolver's patience in the issue: time-out 2 s, tries 1."""
+"""A resolver's patience: time-out 2 s, tries 1."""
 
 
 @pytest.fixture(scope="module")

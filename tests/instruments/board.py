@@ -206,7 +206,7 @@ class Board:
     def _answers(self) -> bool:
         try:
             return bool(self.ask("status"))
-        except (ConnectionError, FileNotFoundError, RuntimeError):
+        except (ConnectionError, FileNotFoundError, TimeoutError, RuntimeError):  # it reads much, or the disk is slow
             return False
 
     def stop(self, number: int = signal.SIGTERM) -> None:

@@ -56,7 +56,9 @@ class Inotify:
         return named
 
     def _wake(self) -> None:
-        events = list(_events(os.read(self._fd, 1 << 16)))
+        events = [event for event in _events(os.read(self._fd, 1 << 16)) if not _half_written(event)]
+        if not events:
+            return
         named = self._names(events)
         if all(mask & CREATE and not mask & IS_FOLDER for _, mask, _ in events):
             asyncio.get_running_loop().call_later(WRITING_S, self._tell, named)
@@ -66,8 +68,8 @@ class Inotify:
     def _names(self, events: Iterable[tuple[int, int, str]]) -> set[str] | None:
         named = set()
         for watch, mask, name in events:
-            moved_aside = mask & MOVED_TO and name.startswith(".")  # "..data": names that link through it change
-            if watch not in self._folders or mask & (IS_FOLDER | OVERFLOW | IGNORED | DELETE_SELF) or moved_aside:
+            hidden = name.startswith(".")  # "..data": names that link through it change
+            if watch not in self._folders or mask & (IS_FOLDER | OVERFLOW | IGNORED | DELETE_SELF) or hidden:
                 return None
             named.add(f"{self._folders[watch]}/{name}")
         return named
@@ -79,6 +81,12 @@ class Inotify:
     def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)
         os.close(self._fd)
+
+
+def _half_written(event: tuple[int, int, str]) -> bool:
+    """A hidden file that is about to be moved to its name. To look now would only delay the look at that."""
+    _, mask, name = event
+    return name.startswith(".") and not mask & (MOVED_TO | IS_FOLDER)
 
 
 def _events(data: bytes) -> Iterator[tuple[int, int, str]]:

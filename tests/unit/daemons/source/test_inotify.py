@@ -1,7 +1,9 @@
 import asyncio
 from pathlib import Path
 
-from netstack.source.inotify import Inotify
+import pytest
+
+from netstack.source.inotify import WRITING_S, Inotify
 
 
 def test_a_write_a_move_and_a_removal_wake_it(tmp_path: Path) -> None:
@@ -60,7 +62,11 @@ def test_it_names_files_and_says_where_names_do_not_suffice(tmp_path: Path) -> N
         assert inotify.take() is None  # nobody has looked yet
         (tmp_path / ".a").write_text("x")
         (tmp_path / ".a").rename(tmp_path / "a")
-        assert await told() == {f"{tmp_path}/.a", f"{tmp_path}/a"}
+        assert await told() == {f"{tmp_path}/a"}
+        (tmp_path / ".b").write_text("x")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2 * WRITING_S):
+                await inotify.changed.wait()
         (tmp_path / "link").symlink_to("a")
         assert await told() == {f"{tmp_path}/link"}
         (tmp_path / "link").rename(tmp_path / "..data")

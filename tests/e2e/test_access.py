@@ -111,3 +111,8 @@ def test_the_playbook_makes_credentials_and_narrows_them(locked: Home) -> None:
         client.list("Secret", "home")
     assert refused.value.code == 403
     client.close()
+
+    site(lab)  # and back, as those who come after expect it
+    wait_until(lambda: trusted(lab, "safe.home.lab"), "the other Secret to be known again", PATIENCE_S)
+    for node in lab.nodes:
+        wait_until(lambda node=node: in_step(node), f"{node.name} to be in step", PATIENCE_S)  # type: ignore[misc]

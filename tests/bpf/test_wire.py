@@ -539,11 +539,12 @@ def test_an_answer_past_the_proxy_does_not_arrive(lan: Lan, dns: tuple[str, int]
 @pytest.mark.parametrize("kind", [DATAGRAM, STREAM], ids=["udp", "tcp"])
 @pytest.mark.parametrize("where", ["this node", "another node"])
 def test_the_proxy_asks_in_the_pods_name(lan: Lan, dns: tuple[str, int], where: str, kind: int) -> None:
-    """A server whose policy lets in that pod alone is asked with the pod's address; its answer goes to the proxy."""
+    """A server whose policy lets in that pod alone is asked with the pod's address; its answer goes to the proxy,
+    though the pod itself lets in nobody."""
     node, pod = lan.nodes[0], lan.near
     home, server = (node, lan.neighbour) if where == "this node" else (lan.nodes[1], lan.far)
     protocol = 17 if kind == DATAGRAM else 6
-    node.enforce(pod, l.ENFORCE_EGRESS | l.PROXIED)
+    node.enforce(pod, l.ENFORCE_EGRESS | l.ENFORCE_INGRESS | l.PROXIED)
     home.enforce(server, l.ENFORCE_INGRESS)
     home.rule(server, l.ACTION_ALLOW, pod.identity, 1053, l.DIRECTION_INGRESS, protocol)
     try:
@@ -567,8 +568,14 @@ def test_the_proxy_asks_in_the_pods_name(lan: Lan, dns: tuple[str, int], where: 
                     assert far.getpeername() == proxy.getsockname()
                     far.send(b"answer")
                 assert proxy.recv(100) == b"answer"
-            eavesdropping.setblocking(False)
-            with pytest.raises(BlockingIOError):
+            asked_from = proxy.getsockname()
+            proxy.close()
+            if kind == DATAGRAM:  # with the proxy gone, the answer is nobody's: not even the pod's, at the very port
+                far.sendto(b"late", asked_from)
+            else:
+                far.send(b"late")
+            eavesdropping.settimeout(0.3)
+            with pytest.raises(TimeoutError):
                 eavesdropping.accept() if kind == STREAM else eavesdropping.recv(100)
             if where == "this node" and kind == DATAGRAM:  # in the name of who is not let in
                 stranger.bind((lan.neighbour.address, 0))

@@ -1,4 +1,4 @@
-"""How deep property tests look: `make unit` takes seconds, `make test` sets DEPTH higher, a soak higher still."""
+"""How deep property tests look: `make unit` is a quick run, `make test` sets DEPTH higher, a soak higher still."""
 
 from __future__ import annotations
 

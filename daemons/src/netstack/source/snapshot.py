@@ -31,7 +31,7 @@ class Snapshot:
 
     objects: Mapping[Ref, Object] = field(default_factory=dict)
     broken: tuple[Broken, ...] = ()
-    _of_model: dict[type, tuple[Object, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _of_model: dict[type, tuple[Object, ...]] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         found: dict[type, list[Object]] = {}

@@ -110,7 +110,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Run:
         jobs["compile"] = COMPILE
     machine = Guest(exchange, "arm64")
     compiled.seed(machine.kernel)
-    return Run(exchange, machine.run(jobs, timeout_s=3600 if LONG else 1200))
+    return Run(exchange, machine.run(jobs, timeout_s=7200 if LONG else 1200))
 
 
 @pytest.fixture(scope="module")

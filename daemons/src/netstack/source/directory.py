@@ -19,8 +19,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,17 @@ log = logging.getLogger("source")
 Documents = dict[Ref, Mapping[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """An object as its file has it, the status that lies over it, both together, and what came of them."""
+
+    raw: Mapping[str, Any]
+    status: Any
+    document: Mapping[str, Any]
+    model: Object | None
+    error: BadObject | None = None
+
+
 @dataclass(slots=True)
 class File:
     """One manifest file: its documents as last read, what stands in for those that are wrong, and what is wrong."""
@@ -57,6 +68,10 @@ class File:
     documents: Documents = field(default_factory=dict)
     fallback: Documents = field(default_factory=dict)
     errors: list[Broken] = field(default_factory=list)
+    parsed: dict[Ref, Parsed] | None = None
+    """What is in force of it; None: to be parsed."""
+    refused: list[Broken] = field(default_factory=list)
+    """Which of its documents are not."""
 
 
 class DirectorySource:
@@ -72,7 +87,8 @@ class DirectorySource:
         self._onlooker = onlooker
         self._files: dict[str, File] = {}
         self._overlay: dict[str, File] = {}
-        self._parsed: dict[Ref, tuple[Mapping[str, Any], Object | None]] = {}
+        self._statuses: dict[Ref, Any] = {}
+        self._parsed: dict[Ref, Parsed] = {}
         self._unreadable: tuple[Broken, ...] = ()
         self._snapshot = Snapshot()
         self._unsaved: set[str] = set()
@@ -110,9 +126,7 @@ class DirectorySource:
         """Read what changed on disk since the last call, or only of the files `named`; True if the snapshot is another
         one."""
         unreadable, changed = self._unreadable, self._look(named)
-        overlaid = (
-            self._status is not None and self._status.is_dir() and _scan(self._status, self._overlay, None, named)
-        )
+        overlaid = self._look_over(named)
         if not changed and not overlaid and unreadable == self._unreadable:
             return False
         before, self._snapshot = self._snapshot, self._compose()
@@ -144,6 +158,18 @@ class DirectorySource:
             return set()
         self._unreadable = ()
         return changed
+
+    def _look_over(self, named: Collection[str] | None) -> bool:
+        """Whether any status is another one."""
+        if self._status is None or not self._status.is_dir() or not _scan(self._status, self._overlay, None, named):
+            return False
+        before, self._statuses = self._statuses, {}
+        for overlay in self._overlay.values():
+            self._statuses |= {ref: document.get("status") for ref, document in overlay.documents.items()}
+        for file in self._files.values():
+            if any(self._statuses.get(ref) != before.get(ref) for ref in file.documents):
+                file.parsed = None
+        return True
 
     def _remember(self, name: str, path: Path) -> None:
         if name not in self._files:
@@ -180,39 +206,58 @@ class DirectorySource:
             inotify.close()
 
     def _compose(self) -> Snapshot:
-        """Documents with the status folder over them -> models; the last good version where one is refused."""
-        broken = [*self._unreadable, *(error for file in self._files.values() for error in file.errors)]
-        overlay = {ref: doc.get("status") for file in self._overlay.values() for ref, doc in file.documents.items()}
-        parsed: dict[Ref, tuple[Mapping[str, Any], Object | None]] = {}
-        owner: dict[Ref, str] = {}
-        for name in sorted(self._files):
+        """The models of all files; of a file that did not change, those that it had."""
+        parsed: dict[Ref, Parsed] = {}
+        counted = 0
+        for name in sorted(self._files, reverse=True):  # so the first of two that define one object wins
             file = self._files[name]
-            for ref, raw in file.documents.items():
-                if ref in owner:
-                    error = BadObject(ref, "metadata.name", f"is defined in {owner[ref]} already")
-                    broken.append(Broken(name, error, kept=True))
-                    continue
-                owner[ref] = name
-                try:
-                    parsed[ref] = self._parse(ref, raw, overlay.get(ref))
-                    file.fallback[ref] = raw
-                except BadObject as error:
-                    kept = file.fallback.get(ref)
-                    broken.append(Broken(name, error, kept=kept is not None))
-                    if kept is not None:
-                        parsed[ref] = self._parse(ref, kept, overlay.get(ref))
+            if file.parsed is None:
+                file.parsed, file.refused = self._parse(name, file)
+            parsed |= file.parsed
+            counted += len(file.parsed)
+        broken = [*self._unreadable, *(wrong for file in self._files.values() for wrong in file.errors + file.refused)]
+        if counted > len(parsed):
+            broken += self._defined_twice()
         self._parsed = parsed
-        return Snapshot({ref: obj for ref, (_, obj) in parsed.items() if obj is not None}, tuple(broken))
+        return Snapshot({ref: item.model for ref, item in parsed.items() if item.model is not None}, tuple(broken))
 
-    def _parse(self, ref: Ref, raw: Mapping[str, Any], status: Any) -> tuple[Mapping[str, Any], Object | None]:
-        """The document with `status` over its own, and its model; what was parsed before is not parsed again."""
+    def _parse(self, name: str, file: File) -> tuple[dict[Ref, Parsed], list[Broken]]:
+        """What is in force of a file, the last good version where one is refused; and what is refused."""
+        parsed: dict[Ref, Parsed] = {}
+        refused: list[Broken] = []
+        for ref, raw in file.documents.items():
+            parsed[ref] = self._parsed_one(ref, raw)
+            error = parsed[ref].error
+            if error is None:
+                file.fallback[ref] = raw
+                continue
+            refused.append(Broken(name, error, kept=ref in file.fallback))
+            if ref in file.fallback:
+                parsed[ref] = self._parsed_one(ref, file.fallback[ref])
+        return parsed, refused
+
+    def _parsed_one(self, ref: Ref, raw: Mapping[str, Any]) -> Parsed:
+        """With its status over its own. What was parsed before is not parsed again."""
+        before, status = self._parsed.get(ref), self._statuses.get(ref)
+        if before is not None and before.raw is raw and before.status is status:
+            return before
         document = raw
         if isinstance(status, Mapping):
             document = {**raw, "status": {**(raw.get("status") or {}), **status}}
-        before = self._parsed.get(ref)
-        if before is not None and (before[0] is document or before[0] == document):
-            return before
-        return document, parse(document)
+        if before is not None and before.document == document:
+            return replace(before, raw=raw, status=status)
+        try:
+            return Parsed(raw, status, document, parse(document))
+        except BadObject as error:
+            return Parsed(raw, status, document, None, error)
+
+    def _defined_twice(self) -> Iterator[Broken]:
+        owner: dict[Ref, str] = {}
+        for name in sorted(self._files):
+            for ref in self._files[name].documents:
+                if owner.setdefault(ref, name) != name:
+                    error = BadObject(ref, "metadata.name", f"is defined in {owner[ref]} already")
+                    yield Broken(name, error, kept=True)
 
 
 def _scan(root: Path, files: dict[str, File], keep: Path | None, named: Collection[str] | None) -> set[str]:

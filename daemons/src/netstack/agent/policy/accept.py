@@ -12,7 +12,7 @@ Names open addresses of private networks only in a policy that says so, by annot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,32 +82,48 @@ class Notes:
     lan_names: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A policy and what was read in it."""
+
+    policy: Policy
+    tried: bool
+    """Whether its namespace is on trial."""
+    notes: Notes
+    found: tuple[Spec, ...] | BadObject
+
+
 class Readings:
     """What was read of each policy last. An unchanged policy is not read again, and its specs stay the same objects."""
 
     def __init__(self) -> None:
-        self._known: dict[Ref, tuple[RawSpecs, Notes, tuple[Spec, ...] | BadObject]] = {}
+        self._known: dict[Ref, Reading] = {}
 
-    def read(self, ref: Ref, raw: RawSpecs, notes: Notes) -> tuple[Spec, ...]:
-        """As `read_policy`."""
-        known = self._known.get(ref)
-        if known is None or known[1] != notes or (known[0] is not raw and known[0] != raw):
-            try:
-                found: tuple[Spec, ...] | BadObject = tuple(_noted(read_policy(ref, raw), notes))
-            except BadObject as error:
-                found = error
-            known = self._known[ref] = raw, notes, found
-        if isinstance(known[2], BadObject):
-            raise known[2].with_traceback(None)  # else each raise would add its frames to it
-        return known[2]
+    def update(self, policies: Iterable[Policy], trials: Collection[str]) -> Mapping[Ref, Reading]:
+        """Of these policies and no others."""
+        before, self._known = self._known, {}
+        for policy in policies:
+            ref = policy.meta.ref
+            known, tried = before.get(ref), ref.namespace in trials
+            if known is None or known.policy is not policy or known.tried != tried:
+                known = _reading(policy, tried, known)
+            self._known[ref] = known
+        return self._known
 
-    def keep(self, refs: Collection[Ref]) -> None:
-        """Forget all others."""
-        self._known = {ref: known for ref, known in self._known.items() if ref in refs}
+
+def _reading(policy: Policy, tried: bool, before: Reading | None) -> Reading:
+    notes = _notes(policy.meta, tried)
+    if before is not None and (before.notes, before.policy.specs) == (notes, policy.specs):
+        return Reading(policy, tried, notes, before.found)
+    try:
+        found: tuple[Spec, ...] | BadObject = tuple(_noted(read_policy(policy.meta.ref, policy.specs), notes))
+    except BadObject as error:
+        found = error
+    return Reading(policy, tried, notes, found)
 
 
 def accept(
-    policies: Collection[Policy],
+    policies: Iterable[Policy],
     good: Mapping[Ref, RawSpecs],
     unreadable: Mapping[Ref, BadObject] | None = None,
     readings: Readings | None = None,
@@ -115,30 +131,26 @@ def accept(
 ) -> Accepted:
     """`good`: the last good specs by policy. `unreadable`: policies of which the source could read only the name.
     `trials`: namespaces whose policies are all on trial."""
-    readings = readings or Readings()
-    readings.keep({policy.meta.ref for policy in policies})
+    read = (readings or Readings()).update(policies, trials)
+    failed = unreadable or {}
     specs: list[Spec] = []
     refused: dict[Ref, Refusal] = {}
     kept: dict[Ref, RawSpecs] = {}
-    wanted = {policy.meta.ref: policy.specs for policy in policies}
-    noted = {policy.meta.ref: _notes(policy.meta, trials) for policy in policies}
-    failed = dict(unreadable or {})
-    for ref in sorted(wanted.keys() | failed.keys()):
-        raw, notes = wanted.get(ref, ()), noted.get(ref, Notes())
-        try:
-            if ref in failed:
-                raise failed[ref]
-            specs.extend(readings.read(ref, raw, notes))
+    for ref in sorted(read.keys() | failed.keys()):
+        reading = read.get(ref)
+        found = failed.get(ref) or (reading.found if reading else ())
+        raw, notes = (reading.policy.specs, reading.notes) if reading else ((), Notes())
+        if not isinstance(found, BadObject):
+            specs.extend(found)
             kept[ref] = raw
-        except BadObject as error:
-            refused[ref] = Refusal(error, kept=ref in good)
-            if ref in good:
-                specs.extend(_noted(read_policy(ref, good[ref]), notes))
-                kept[ref] = good[ref]
-            else:
-                instead = _deny(ref, raw)
-                refused[ref] = Refusal(error, kept=False, denies=bool(instead))
-                specs.extend(_noted(instead, notes))
+        elif ref in good:
+            refused[ref] = Refusal(found, kept=True)
+            specs.extend(_noted(read_policy(ref, good[ref]), notes))
+            kept[ref] = good[ref]
+        else:
+            instead = _deny(ref, raw)
+            refused[ref] = Refusal(found, kept=False, denies=bool(instead))
+            specs.extend(_noted(instead, notes))
     return Accepted(tuple(specs), refused, kept)
 
 
@@ -155,8 +167,8 @@ def on_trial(meta: Meta) -> bool:
     return meta.annotations.get(TRIAL) == "true"
 
 
-def _notes(meta: Meta, trials: Collection[str]) -> Notes:
-    return Notes(on_trial(meta) or meta.namespace in trials, meta.annotations.get(LAN_NAMES) == "true")
+def _notes(meta: Meta, tried: bool) -> Notes:
+    return Notes(on_trial(meta) or tried, meta.annotations.get(LAN_NAMES) == "true")
 
 
 def _noted(specs: list[Spec], notes: Notes) -> list[Spec]:

@@ -154,7 +154,7 @@ def _questions(match: Match, port: int) -> list[Match]:
     """The part of an egress match that may be DNS questions at `port`."""
     if match.direction is not Direction.EGRESS:
         return []
-    exact = (replace(match, protocol=protocol, port=port, port_bits=16) for protocol in (UDP, TCP))
+    exact = (match._replace(protocol=protocol, port=port, port_bits=16) for protocol in (UDP, TCP))
     return [question for question in exact if match.covers(question)]
 
 

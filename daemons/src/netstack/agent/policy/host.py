@@ -81,11 +81,11 @@ def _open(entries: Entries, flows: tuple[tuple[Match, RuleRef], ...], resolver: 
         over = {deny.peer: why for deny, why in denies if deny.direction is match.direction and deny.covers(match)}
         if match.peer == layout.IDENTITY_ANY:
             for peer in over:
-                found[replace(match, peer=peer)] = (Action.ALLOW, ref)
+                found[match._replace(peer=peer)] = (Action.ALLOW, ref)
         elif layout.IDENTITY_ANY in over:  # the deny of anybody becomes one of everybody else
             for peer in resolver.everyone():
-                if replace(match, peer=peer) not in certain:
-                    found[replace(match, peer=peer)] = (Action.DENY, over[layout.IDENTITY_ANY])
-            found[replace(match, peer=layout.IDENTITY_ANY)] = (Action.ALLOW, ref)
+                if match._replace(peer=peer) not in certain:
+                    found[match._replace(peer=peer)] = (Action.DENY, over[layout.IDENTITY_ANY])
+            found[match._replace(peer=layout.IDENTITY_ANY)] = (Action.ALLOW, ref)
         found[match] = (Action.ALLOW, ref)
     return found

@@ -8,7 +8,7 @@ has changed (tables.py).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from netstack.agent.identities import NAMESPACE, Identities, Peer
 from netstack.agent.policy.ports import prefixes
@@ -31,9 +31,8 @@ from netstack.kernel import layout
 ANYONE = (layout.IDENTITY_ANY,)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Match:
-    """A policy key without its endpoint."""
+class Match(NamedTuple):
+    """A policy key without its endpoint. A tuple (as core/ref.py says why): a subject has hundreds."""
 
     peer: int
     direction: Direction
@@ -63,28 +62,36 @@ class Resolver:
     def __init__(self) -> None:
         self.selectors: Mapping[Name, int] = {}
         self.version = 0
-        """Another one whenever any identity came, went or changed."""
+        """Another one whenever an identity came, went or changed, or a name-selector did."""
+        self._listed: tuple[Peer, ...] = ()
         self._peers: dict[int, Peer] = {}
         self._known: dict[int, tuple[Peers, tuple[int, ...]]] = {}
         """By id() of the Peers, which unchanged policies keep: their content is slow to hash."""
 
     def update(self, identities: Identities, selectors: Mapping[Name, int], used: Iterable[Peers]) -> None:
         """From now on answer for these identities, and remember no Peers but those `used`."""
-        now = {peer.number: peer for peer in identities.peers}
+        renamed = selectors != self.selectors
+        known = {} if renamed else self._known
+        self.selectors = selectors
+        self._known = {id(peers): known[id(peers)] for peers in used if id(peers) in known}
+        self.version += self._meet(identities.peers) or renamed
+
+    def _meet(self, listed: tuple[Peer, ...]) -> bool:
+        """True if these identities are others than those of the last time."""
+        if listed is self._listed:
+            return False
+        now = {peer.number: peer for peer in listed}
         come = [peer for number, peer in now.items() if self._peers.get(number) != peer]
         gone = {number for number, peer in self._peers.items() if now.get(number) != peer}
-        known = self._known if selectors == self.selectors else {}
-        self.selectors, self._peers = selectors, now
-        self.version += bool(come or gone)
-        self._known = {id(peers): known[id(peers)] for peers in used if id(peers) in known}
-        if come or gone:
-            for key, (peers, numbers) in self._known.items():
-                changed = (
-                    *(number for number in numbers if number not in gone),
-                    *(peer.number for peer in come if _is_one(peer, peers)),
-                )
-                if changed != numbers:
-                    self._known[key] = peers, changed
+        self._listed, self._peers = listed, now
+        for key, (peers, numbers) in self._known.items() if come or gone else ():
+            changed = (
+                *(number for number in numbers if number not in gone),
+                *(peer.number for peer in come if _is_one(peer, peers)),
+            )
+            if changed != numbers:
+                self._known[key] = peers, changed
+        return bool(come or gone)
 
     def everyone(self) -> Iterable[int]:
         """All identities."""

@@ -2,7 +2,7 @@
 
 A `Compiler` remembers what it made of what, so that a change costs what it touches. The result depends on its input
 alone: whoever compiles anew gets the same (tests/instruments/cluster.py compares the two after every change). Policies
-that did not change must come as the same objects (accept.py): they are told apart by that.
+that did not change should come as the same objects (accept.py): to see that is cheap, and to select pods again is not.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ class _Made:
 
     peer: Peer
     specs: tuple[Spec, ...]
+    at: tuple[object, ...]
+    """The state of everything else, when it last was found to be as it should be."""
     depends: tuple[object, ...]
+    """What of that state it was made of."""
     subject: Subject
     refs: frozenset[RuleRef]
     packed: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
@@ -130,19 +133,25 @@ class Compiler:
 
     def _make(self, peer: Peer, specs: tuple[Spec, ...], servers: tuple[Server, ...], kept: Kept) -> _Made:
         """What was made before, if nothing of what it was made of has changed."""
+        at = (self._resolver.version, servers, kept)
+        old = self._made.get(peer.number)
+        if old is not None and (old.peer, old.specs) != (peer, specs):
+            old = None
+        if old is not None and old.at == at:
+            return old
         rules = [rule for spec in specs for rule in spec.rules]
         by_name = any(port.name for rule in rules for port in rule.ports)
         depends: tuple[object, ...] = tuple(self._resolver.numbers(rule.peers) for rule in rules)
         host = peer.number == layout.IDENTITY_HOST
         depends += (servers, self._resolver.version if by_name or host else 0, kept if host else None)
-        old = self._made.get(peer.number)
-        if old is not None and old.peer == peer and _same(old.specs, specs) and old.depends == depends:
+        if old is not None and old.depends == depends:
+            old.at = at
             return old
         made = subject(peer, specs, self._resolver, servers)
         if host:
             made = keep(made, kept, self._resolver, servers)
         refs = frozenset(ref for entries in (made.entries, made.trial) for _, ref in entries.values())
-        return _Made(peer, specs, depends, made, refs)
+        return _Made(peer, specs, at, depends, made, refs)
 
     def _number(self) -> None:
         """Give each rule its number. Packed entries hold numbers: if one is another now, they are packed anew."""
@@ -174,10 +183,6 @@ def _selects(spec: Spec, peer: Peer) -> bool:
     if spec.subject is None or spec.nodes != (peer.number == layout.IDENTITY_HOST):
         return False
     return spec.subject.matches(peer.labels)
-
-
-def _same(old: tuple[Spec, ...], new: tuple[Spec, ...]) -> bool:
-    return len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True))
 
 
 def _asks(item: _Made) -> bool:

@@ -38,6 +38,7 @@ from lab.shell import run
 from netstack.core.address import pack
 from netstack.core.verdict import Verdict
 from netstack.dns.session import MAX_FOREIGN
+from netstack.dns.settings import DnsSettings
 from netstack.kernel.layout import DNS_BURST, DNS_RATE, FqdnKey
 from netstack.kernel.programs import Compiled
 
@@ -47,6 +48,7 @@ API, OWN = "api.anthropic.com", "own.x.io"
 WEB, FORGED, HINTED, DOH = "203.0.113.10", "203.0.113.66", "203.0.113.11", "203.0.113.53"
 LOOK_UP_S = 2.0
 """A resolver's patience: time-out 2 s, tries 1."""
+AT_ONCE = DnsSettings().max_in_flight_per_pod
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,13 @@ def opened(wire: Wire) -> set[tuple[int, bytes]]:
     """(endpoint, address) of all that the kernel's table holds."""
     keys = [FqdnKey.unpack(key) for key, _ in wire.maps["fqdn"].items()]
     return {(key.endpoint, key.address) for key in keys}
+
+
+def memory_mb(wire: Wire) -> float:
+    """Of the daemon."""
+    assert wire.daemon is not None
+    lines = Path(f"/proc/{wire.daemon.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 @contextlib.contextmanager
@@ -326,6 +335,29 @@ def test_a_flood_during_a_restart_leaves_room_for_the_question_of_another_pod(
             sock.send(question(API))
         wire.start()
         assert dnslib.DNSRecord.parse(sock.recv(512)).header.rcode == 0
+
+
+def test_answers_that_a_pod_does_not_read_fill_no_memory(wire: Wire, server: Server) -> None:
+    """As many and as large as they may be: 4 MB a connection, for as long as it may be silent."""
+
+    def large(asked: bytes) -> bytes:
+        if len(server.asked) % AT_ONCE == 1:
+            time.sleep(0.3)  # all other questions are under way by then
+        record = struct.pack("!HHHIH", 0xC00C, 65280, 1, 30, 65000)
+        return asked[:2] + b"\x81\x80\0\1\0\1\0\0\0\0" + asked[12:] + record + bytes(65000)
+
+    server.replies[API] = large
+    wire.start()
+    before = memory_mb(wire)
+    with contextlib.ExitStack() as stack:
+        for number in range(1, 6):
+            sock = stack.enter_context(wire.pod_socket(socket.SOCK_STREAM))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect((SERVER, 53))
+            sock.sendall(framed(question(API)) * AT_ONCE)
+            eventually(lambda number=number: counted(wire, "answered") == AT_ONCE * number, "all answers")  # type: ignore[misc]
+        assert memory_mb(wire) < before + 10
+    assert wire.look_up(OWN, pod=STRANGER).header.rcode == 0
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,10 @@ _WAITING = 256
 
 _MAX_MESSAGE = 65535
 
+_UNREAD = 2 * _MAX_MESSAGE
+"""Bytes of answers that wait for a pod to read them; a connection with more is cut. Answers to all that a pod may ask
+at once, on as many connections as it may hold, would else take more memory than there is."""
+
 Spawn = Callable[[Coroutine[Any, Any, None], str], object]
 
 
@@ -247,6 +251,8 @@ class Proxy:
         if client.transport is Transport.TCP:
             if (writer := self._connections.get(client.connection)) is not None and not writer.is_closing():
                 writer.write(len(payload).to_bytes(2) + payload)
+                if writer.transport.get_write_buffer_size() > _UNREAD:
+                    writer.transport.abort()
             return
         try:
             self._udp[is_v4(client.address)].send(client, payload)

@@ -131,6 +131,7 @@ class Server:
                     payload = receive_framed(connection)
                     self._note("tcp", payload)
                     connection.sendall(framed(self._answer(payload)))
+                    connection.recv(1)  # as real servers do, it lets the asker close first
 
     def _note(self, transport: str, payload: bytes) -> None:
         self.asked.append((transport, _name(payload)))

@@ -360,6 +360,15 @@ def test_answers_that_a_pod_does_not_read_fill_no_memory(wire: Wire, server: Ser
     assert wire.look_up(OWN, pod=STRANGER).header.rcode == 0
 
 
+def test_a_pod_that_asks_by_tcp_without_end_takes_no_ports_from_another(wire: Wire, server: Server) -> None:
+    """A connection that the proxy closes would keep its port for a minute, and a node has 28,000."""
+    wire.nsenter(wire.node, "sysctl", "-q", "net.ipv4.ip_local_port_range=40000 40099")
+    wire.start()
+    for _ in range(3):
+        assert {answer.header.rcode for answer in wire.look_up_by_tcp(*[OWN] * 50, pod=STRANGER)} == {0}
+    assert wire.look_up_by_tcp(API)[0].header.rcode == 0
+
+
 @pytest.mark.parametrize(
     ("address", "port", "kind"),
     [

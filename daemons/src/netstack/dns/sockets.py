@@ -28,6 +28,7 @@ PORT = 53
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _FIRST_INHERITED = 3  # sd_listen_fds(3)
 _BACKLOG = 128
+_RESET = struct.pack("ii", 1, 0)  # struct linger: on, no seconds
 DATAGRAMS_WAITING = 4096
 """Questions that the UDP socket holds while nobody reads it, in a restart say. The default of the kernel, some 270, is
 fewer than one pod may ask at once."""
@@ -217,9 +218,14 @@ def towards(server: bytes, port: int, source: bytes | None = None) -> socket.soc
 
 
 def speaking(server: bytes, source: bytes | None, kind: int) -> socket.socket:
-    """A socket of the server's family, with the address `source` of whomever, or the node's. OSError."""
+    """A socket of the server's family, with the address `source` of whomever, or the node's. OSError.
+
+    A connection ends by a reset: one that waited for the server's end (TIME_WAIT) would keep its port for a minute, and
+    all ports are gone long before, once a pod asks as fast as it is answered."""
     sock = socket.socket(socket.AF_INET if is_v4(server) else socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
     try:
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         if source is not None:
             names = _FAMILIES[socket.AddressFamily(sock.family)]
             sock.setsockopt(names.level, names.transparent, 1)

@@ -116,7 +116,7 @@ INLINE int from_pod(struct __sk_buff *skb, struct packet *p)
 			flow = flow_find(ep, p, DIRECTION_EGRESS);
 	}
 	verdict = flow_pass(config, ep, p, DIRECTION_EGRESS, NULL, flow);
-	if (verdict == VERDICT_REPLY && p->flow_flags & FLOW_PROXY) {
+	if (verdict == VERDICT_REPLY && p->flow_flags & FLOW_PROXY && proxy_asks_for(&p->dst)) {
 		verdict = proxy_answered(skb, p);
 		return verdict ? verdict : VERDICT_NO_PROXY;
 	}

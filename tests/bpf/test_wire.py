@@ -589,6 +589,32 @@ def test_the_proxy_asks_in_the_pods_name(lan: Lan, dns: tuple[str, int], where: 
         node.enforce(pod, 0)
 
 
+def test_a_port_may_be_the_pods_today_and_the_proxys_tomorrow(lan: Lan, dns: tuple[str, int]) -> None:
+    """While the proxy asks in the pod's name, and only then, an answer is the proxy's, whoever asked from that port
+    first."""
+    node, pod, server = lan.nodes[0], lan.near, lan.neighbour
+    with opened(server.namespace, DATAGRAM, bind=(server.address, 1054)) as listening:
+
+        def answered(asker: Namespace) -> bool:
+            with opened(asker, DATAGRAM, bind=(pod.address, 40054), transparent=True) as asking:
+                asking.connect((server.address, 1054))
+                asking.settimeout(0.4)
+                asking.send(b"question")
+                listening.sendto(b"answer", listening.recvfrom(100)[1])
+                with suppress(TimeoutError):
+                    return asking.recv(100) == b"answer"
+            return False
+
+        node.enforce(pod, 0)
+        assert answered(pod.namespace)
+        node.enforce(pod, l.ENFORCE_EGRESS | l.PROXIED)
+        try:
+            assert answered(node.namespace)
+        finally:
+            node.enforce(pod, 0)
+        assert answered(pod.namespace)
+
+
 # ---- who lies ----
 
 

@@ -236,7 +236,7 @@ struct flow_key {
 #define FLOW_REDIRECT	16	/* goes to the DNS proxy; answers come from this node only */
 #define FLOW_NAMED	32	/* a name-selector allowed it: fqdn_use is kept */
 #define FLOW_SERVICE	64	/* the endpoint asked a service's address, packet by packet: answers bear it again */
-#define FLOW_PROXY	128	/* this node's proxy asks in a pod's name: answers go to the proxy, not to the pod */
+#define FLOW_PROXY	128	/* this node's proxy has asked in a pod's name: as long as it does, answers are its own */
 
 struct flow {
 	__u64 deadline;		/* past = absent */

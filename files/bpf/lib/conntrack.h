@@ -83,6 +83,12 @@ INLINE int flow_remember(struct packet *p, const struct decision *d, int verdict
 	return flow_put(&p->flow, &p->flow_made) ? VERDICT_MAP_FULL : verdict;
 }
 
+/* Does this node ask the endpoint in the name of one of its pods? That is the DNS proxy. */
+INLINE bool flow_of_proxy(const struct packet *p, __u8 direction, const struct who *who)
+{
+	return direction == DIRECTION_INGRESS && !p->from_device && who && who->identity != IDENTITY_HOST;
+}
+
 /* What an event shall say of the decision. */
 INLINE void flow_say(struct packet *p, const struct who *who, const struct decision *d)
 {
@@ -127,7 +133,7 @@ INLINE int flow_judge(struct endpoint *ep, struct packet *p, __u8 direction, con
 		p->flow_made.flags = flow_tcp_flags(p, true) | (p->translated ? FLOW_SERVICE : 0);
 		if (direction == DIRECTION_INGRESS && who->identity == IDENTITY_HOST)
 			p->flow_made.flags |= FLOW_HOST;
-		else if (direction == DIRECTION_INGRESS && !p->from_device)
+		if (flow_of_proxy(p, direction, who))
 			p->flow_made.flags |= FLOW_PROXY;
 		p->flow_made.deadline = p->now + flow_life(p->flow.proto, p->flow_made.flags);
 		if (d.named)
@@ -211,7 +217,8 @@ INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *
 		return verdict == VERDICT_REDIRECTED_DNS && egress ? VERDICT_UNSUPPORTED : VERDICT_REPLY;
 
 	/* In place, bits are only ever added: the kernel may have given this memory to another flow just now. */
-	seen = flow_tcp_flags(p, forward) | (forward ? 0 : FLOW_REPLIED) | (p->translated ? FLOW_SERVICE : 0);
+	seen = flow_tcp_flags(p, forward) | (forward ? 0 : FLOW_REPLIED) | (p->translated ? FLOW_SERVICE : 0) |
+	       (forward && flow_of_proxy(p, direction, who) ? FLOW_PROXY : 0);
 	p->flow_flags = flow->flags;
 	if ((flow->flags & seen) != seen)
 		flow->flags |= seen;

@@ -150,6 +150,14 @@ INLINE int proxy_redirect(struct __sk_buff *skb, struct packet *p)
 	return VERDICT_UNSUPPORTED;
 }
 
+/* Does the proxy ask in the name of this address? */
+INLINE bool proxy_asks_for(struct addr *addr)
+{
+	struct endpoint *ep = endpoint_get(addr);
+
+	return ep && ep->enforce & PROXIED;
+}
+
 /* Does p answer what the proxy asked with a pod's address? Nobody else on this node has a socket there. CONTINUE if not. */
 INLINE int proxy_answered(struct __sk_buff *skb, struct packet *p)
 {

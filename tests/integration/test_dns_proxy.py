@@ -139,10 +139,11 @@ def test_an_answer_whose_address_cannot_be_written_does_not_leave(wire: Wire, se
     wire.make_map("fqdn", 2)
     wire.start()
     assert len(addresses(wire.look_up(API))) == 2
-    held_back = wire.look_up("www.x.io")
-    assert (held_back.header.rcode, held_back.rr) == (dnslib.RCODE.SERVFAIL, [])
-    assert counted(wire, "address not writable") == 1
-    assert "an answer for 10.244.1.5 is held back" in wire.log()
+    for _ in range(3):
+        held_back = wire.look_up("www.x.io")
+        assert (held_back.header.rcode, held_back.rr) == (dnslib.RCODE.SERVFAIL, [])
+    assert counted(wire, "address not writable") == 3
+    assert wire.log().count("an answer for 10.244.1.5 is held back") == 1
     assert len(addresses(wire.look_up(API))) == 2
 
 

@@ -82,6 +82,7 @@ class Proxy:
         self._asked: dict[int, Upstream | None] = {}  # by Forward.key; None: TCP, closed by its own coroutine
         self._connections: dict[int, asyncio.StreamWriter] = {}
         self._of_pod: Counter[bytes] = Counter()
+        self._held_back: set[bytes] = set()  # pods of which this was said since the last upkeep
         self._next_connection = 0
         self._timer: asyncio.TimerHandle | None = None
         self._servers: list[asyncio.Server] = []
@@ -243,9 +244,15 @@ class Proxy:
                 self._learned.credit(credit, now)
         except (Refused, OSError) as error:
             self._session.counters[Reason.TABLE_REFUSED] += 1
-            _log.warning("an answer for %s is held back: %s", unpack(reply.client.address), error)
+            self._say_held_back(reply.client.address, error)
             payload = reply.otherwise()
         self._send(reply.client, payload)
+
+    def _say_held_back(self, pod: bytes, error: Exception) -> None:
+        """Now and then, for a pod may ask a thousand times a second."""
+        if pod not in self._held_back:
+            self._held_back.add(pod)
+            _log.warning("an answer for %s is held back: %s", unpack(pod), error)
 
     def _send(self, client: Client, payload: bytes) -> None:
         if client.transport is Transport.TCP:
@@ -317,6 +324,7 @@ class Proxy:
         while True:
             self._refresh()
             self._upstreams.expire(self._loop.time())
+            self._held_back.clear()
             known = self._rules.rules.ids if self._rules.loaded else None
             for _ in self._learned.sweep(known, self._loop.time(), self._settings.gone_after_s):
                 await asyncio.sleep(0)

@@ -15,7 +15,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 unit:
 	@tests/setup.sh venv
-	$(PYTEST) tests/unit
+	$(PYTEST) -n auto tests/unit
 
 lint:
 	@tests/setup.sh venv

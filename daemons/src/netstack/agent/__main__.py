@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import gc
 import logging
 import os
 import time
@@ -120,6 +121,9 @@ class Agent:
         self.sync_routes(desired)
         for problem in set(self._problems(desired)) - set(self._problems(self.desired)):
             log.error("%s", problem)
+        if self.desired is None:  # most of what is there now stays: no collection need look at it again
+            gc.collect()
+            gc.freeze()
         self.desired = desired
         self.revision += 1
         if changes:

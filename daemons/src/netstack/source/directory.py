@@ -249,7 +249,7 @@ class DirectorySource:
         try:
             return Parsed(raw, status, document, parse(document))
         except BadObject as error:
-            return Parsed(raw, status, document, None, error)
+            return Parsed(raw, status, document, None, error.with_traceback(None))  # kept without its frames
 
     def _defined_twice(self) -> Iterator[Broken]:
         owner: dict[Ref, str] = {}

@@ -1,9 +1,13 @@
 import asyncio
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from instruments.depth import examples
 from netstack.source.directory import DirectorySource
 from netstack.source.models import IPAddressPool, Service
 from netstack.source.snapshot import Snapshot
@@ -116,6 +120,50 @@ def test_the_status_folder_lies_over_the_manifest(tmp_path: Path) -> None:
     assert source.refresh()
     (a,) = source.snapshot().all(Service)
     assert a.load_balancer_ips[0][-4:] == bytes((192, 168, 86, 18))
+
+
+STATUS = """
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: ns}}
+status: {{loadBalancer: {{ingress: [{{ip: {address}}}]}}}}
+"""
+contents = st.dictionaries(st.sampled_from("xyz"), st.integers(1, 3), max_size=3)
+steps = st.one_of(
+    st.tuples(st.just("manifests"), st.sampled_from(["a", "b", "sub/c"]), st.none() | contents),
+    st.tuples(st.just("status"), st.sampled_from(["s", "t"]), st.none() | contents),
+)
+
+
+@settings(max_examples=examples(40), deadline=None)
+@given(st.lists(steps, max_size=12), st.booleans())
+def test_what_is_kept_of_files_that_did_not_change_shows_nowhere(
+    history: list[tuple[str, str, dict[str, int] | None]], named: bool
+) -> None:
+    """Objects that stand in several files, and statuses of objects that are there or not."""
+    with tempfile.TemporaryDirectory() as folder:
+        roots = {"manifests": Path(folder) / "manifests", "status": Path(folder) / "status"}
+        (roots["manifests"] / "sub").mkdir(parents=True)
+        roots["status"].mkdir()
+        source = DirectorySource(*roots.values())
+        for where, name, content in history:
+            path, text = roots[where] / f"{name}.yaml", service if where == "manifests" else STATUS.format
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                put(path, "---".join(text(name=one, address=f"10.96.0.{number}") for one, number in content.items()))
+            source.refresh({str(path)} if named else None)
+            assert source.snapshot() == DirectorySource(*roots.values()).snapshot()
+
+
+def test_what_is_refused_stays_so_whatever_else_changes(tmp_path: Path) -> None:
+    put(tmp_path / "a.yaml", service("a", "10.96.0.300") + service("b"))
+    source = DirectorySource(tmp_path)
+    put(tmp_path / "c.yaml", service("c"))
+    assert source.refresh()
+    assert names(source.snapshot()) == {"b": "1", "c": "1"}
+    (broken,) = source.snapshot().broken
+    assert not broken.kept and "10.96.0.300" in str(broken)
 
 
 def test_an_upside_down_pool_leaves_the_pool_that_was(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def _reading(policy: Policy, tried: bool, before: Reading | None) -> Reading:
     try:
         found: tuple[Spec, ...] | BadObject = tuple(_noted(read_policy(policy.meta.ref, policy.specs), notes))
     except BadObject as error:
-        found = error
+        found = error.with_traceback(None)  # it is kept, and its frames need not be
     return Reading(policy, tried, notes, found)
 
 

@@ -1,7 +1,7 @@
 """The boards' architecture: the programs, the probes and the release on an arm64 kernel of the boards' series.
 
-Short: every program is loaded, and a choice of the Packet tests holds. With LONG=1 all of them run, and the compiler
-too.
+Short: every program is loaded, and a choice of the Packet tests holds. With LONG=1 all of them run, on what a compiler
+of that architecture makes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from kernel61 import REPOSITORY, Guest, Outcome, compiled
+from kernel61.flow import refused_edges
 from kernel61.jobs import COMPILE, LOADER, PROBE, Run, packet_tests
 from kernel61.report import Report, read
 from lab import image
@@ -94,7 +95,17 @@ def build_release(exchange: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def own(tmp_path_factory: pytest.TempPathFactory) -> Compiled | None:
+    """With LONG=1, what a board compiles: minutes of an interpreted compiler."""
+    if not LONG:
+        return None
+    exchange = tmp_path_factory.mktemp("compiler")
+    assert Guest(exchange, "arm64").run({"compile": COMPILE}, timeout_s=3600) == {"compile": Outcome(0, "")}
+    return Compiled.from_json((exchange / "compiled").read_text())
+
+
+@pytest.fixture(scope="module")
+def guest(own: Compiled | None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     exchange = tmp_path_factory.mktemp("exchange")
     subprocess.run([REPOSITORY / "tests/collection-tree.sh"], stdout=subprocess.DEVNULL, check=True)
     build_release(exchange)
@@ -106,10 +117,8 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "probe": PROBE,
         "packets": packet_tests("packets.xml", *((ALL_ARGUMENTS, 1) if LONG else (SMOKE_ARGUMENTS,))),
     }
-    if LONG:
-        jobs["compile"] = COMPILE
     machine = Guest(exchange, "arm64")
-    compiled.seed(machine.kernel)
+    compiled.seed(machine.kernel, own)
     return Run(exchange, machine.run(jobs, timeout_s=7200 if LONG else 1200))
 
 
@@ -142,9 +151,12 @@ def test_every_program_is_in_force_and_translated(guest: Run) -> None:
 
 
 @pytest.mark.skipif(not LONG, reason="minutes of an interpreted compiler: LONG=1")
-def test_a_board_compiles_what_this_machine_compiles(guest: Run) -> None:
-    assert guest.outcomes["compile"] == Outcome(0, "")
-    assert Compiled.from_json(guest.words("compiled")) == compiled.host_set()
+def test_a_board_compiles_the_same_maps_and_programs(own: Compiled | None) -> None:
+    """The Packet tests and the verifier say whether the programs are good."""
+    assert own is not None
+    ours = compiled.host_set()
+    assert (own.maps, own.programs.keys()) == (ours.maps, ours.programs.keys())
+    assert {name for name, program in own.programs.items() if list(refused_edges(program.instructions))} == set()
 
 
 def test_the_packet_tests_hold_and_none_is_skipped(guest: Run, packets: Report) -> None:

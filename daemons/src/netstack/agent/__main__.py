@@ -104,7 +104,8 @@ class Agent:
         try:
             self.good.write(desired.accepted.good)  # before it is in force: it must outlive us
             if self.dns != desired.policy.dns:
-                write_atomic(self.chosen.state / "dns-rules.json", desired.dns_rules())
+                # whatever a power cut leaves of it, the next agent writes it anew
+                write_atomic(self.chosen.state / "dns-rules.json", desired.dns_rules(), durable=False)
                 self.dns = desired.policy.dns
         except OSError as error:
             self.failure = f"the disk refused a change, so nothing was changed: {error}"
@@ -133,8 +134,17 @@ class Agent:
                 len(changes),
                 1e3 * (time.monotonic() - began),
             )
-        self.failure = "; ".join(desired.overflows)
+        self.failure = "; ".join((*desired.overflows, *self.settled()))
         return not self.failure
+
+    def settled(self) -> tuple[str, ...]:
+        """What is in force is on the disk too; what it says if it refuses."""
+        try:
+            self.good.settle()
+        except OSError as error:
+            log.error("the disk refused what is in force: %s", error)
+            return (f"the disk refused what is in force: {error}",)
+        return ()
 
     def sync_routes(self, desired: Desired) -> None:
         """Routes vanish with the devices that they use, so this is also done at every audit."""

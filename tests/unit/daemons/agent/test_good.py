@@ -41,3 +41,27 @@ def test_a_disk_that_refuses_is_asked_again(tmp_path: Path) -> None:
     obstacle.unlink()
     good.write({P: ({},)})
     assert GoodPolicies(obstacle).read() == {P: ({},)}
+
+
+def test_what_a_power_cut_left_of_a_file_is_no_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    GoodPolicies(tmp_path).write({P: ({},), Q: ({},)})
+    first, second = sorted(tmp_path.iterdir())
+    for left in ("", "{", "[]", '{"ref": ["a"], "specs": []}'):
+        first.write_text(left)
+        assert len(GoodPolicies(tmp_path).read()) == 1
+        assert str(first) in caplog.text and str(second) not in caplog.text
+    good = GoodPolicies(tmp_path)
+    good.write({P: ({},), Q: ({},)})
+    assert GoodPolicies(tmp_path).read() == {P: ({},), Q: ({},)}
+
+
+def test_the_disk_is_waited_for_once_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled: list[Path] = []
+    monkeypatch.setattr("netstack.agent.good.settle", settled.append)
+    good = GoodPolicies(tmp_path)
+    good.write({P: ({},), Q: ({},)})
+    assert settled == []
+    good.settle()
+    assert settled == sorted(tmp_path.iterdir())
+    good.settle()
+    assert len(settled) == 2

@@ -10,7 +10,7 @@ import traceback
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from bench import api, demo, dns, events, herd, idle, lb, machine, policy, results, vip
+from bench import api, demo, dns, events, herd, idle, lb, machine, policy, question, results, vip
 from bench.estimate import estimate
 from bench.figures import Area, Figure, Measured, Settings, Unknown, chosen
 
@@ -20,6 +20,7 @@ AREAS: tuple[Area, ...] = (
     policy.AREA,
     events.AREA,
     dns.AREA,
+    question.AREA,
     idle.AREA,
     demo.AREA,
     api.AREA,

@@ -221,10 +221,10 @@ class Site:
                     found.append(1e6 * (time.perf_counter() - sent.pop(ident)))
         return statistics.quantiles([*found, *[LATE_S * 1e6] * (total - len(found))], n=100)[98]
 
-    def flood(self, way: Way, seconds: float) -> tuple[int, float]:
-        """(questions answered, how many a second), 64 under way (dnsperf)."""
+    def flood(self, way: Way, seconds: float, zone: str = ZONE) -> tuple[int, float]:
+        """(questions answered, how many a second), 64 under way (dnsperf). Names of another zone are refused."""
         queries = self._folder / "queries"
-        queries.write_text("".join(f"n{number}.{ZONE} A\n" for number in range(NAMES)))
+        queries.write_text("".join(f"n{number}.{zone} A\n" for number in range(NAMES)))
         argv = ["dnsperf", "-s", way.address, "-p", str(way.port), "-d", str(queries), "-q", "64", "-c", "4"]
         said = self.wire.nsenter(self.wire.pods[way.pod], *argv, "-l", f"{seconds:g}").stdout
         completed, rate = (

@@ -42,6 +42,7 @@ SMOKE = (
     "test_pod_egress.py::test_default_deny_and_a_rule_for_the_peer",
     "test_pod_egress.py::test_lives_are_ciliums",
     "test_pod_egress.py::test_ipv6_takes_the_same_path",
+    "test_question.py",
     "test_uplink.py::test_an_owned_vip_is_answered_until_the_deadline",
     "test_uplink.py::test_a_backend_here_keeps_the_client_and_answers_as_the_service",
     "test_uplink.py::test_a_backend_elsewhere_gets_the_packet_unchanged",

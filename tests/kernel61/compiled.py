@@ -11,6 +11,7 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
+from instruments import question
 from lab import image
 from netstack.core.files import write_atomic
 from netstack.kernel import programs
@@ -27,7 +28,9 @@ def host_set() -> programs.Compiled:
 
 
 def seed(kernel: Kernel, made: programs.Compiled | None = None) -> None:
-    """Keep a set for a guest's kernel: `made`, or this machine's, if it compiles with headers of the same release."""
+    """Keep a set for a guest's kernel: `made`, or this machine's, if it compiles with headers of the same release. The
+    question check, where one does for every kernel, is compiled here too."""
+    question.compiled()
     headers = Path(f"/lib/modules/{platform.release()}/build").resolve().name.removeprefix("linux-headers-")
     if made is None and headers.rpartition("-")[0] != kernel.release.rpartition("-")[0]:
         return

@@ -12,14 +12,14 @@ import ctypes
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bcc import BPF, lib
 
 from netstack.core.files import write_atomic
 from netstack.kernel.bpf import Map
-from netstack.kernel.programs import PROGRAMS, Compiled, flatten, unlinked
+from netstack.kernel.programs import PROGRAMS, Compiled, ProgramSpec, flatten, unlinked
 
 # part of libbcc's interface that its Python wrapper does not declare
 lib.bpf_num_tables.restype, lib.bpf_num_tables.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
@@ -36,17 +36,17 @@ def _maps(module: BPF) -> Iterator[tuple[int, Map]]:
         yield descriptor, Map(os.dup(descriptor), name.decode())
 
 
-def compile_sources(sources: Path) -> Compiled:
-    """Every program of netstack.kernel.programs. Exception (bcc has but one) if one does not compile."""
+def compile_sources(sources: Path, programs: Mapping[str, ProgramSpec] = PROGRAMS) -> Compiled:
+    """Every one of `programs`. Exception (bcc has but one) if one does not compile."""
     compiled = Compiled({}, {})
-    for source in sorted({spec.source for spec in PROGRAMS.values()}):
+    for source in sorted({spec.source for spec in programs.values()}):
         module = BPF(text=flatten(sources / source), cflags=FLAGS)
         names: dict[int, str] = {}
         for descriptor, made in _maps(module):
             with made:
                 names[descriptor] = made.name
                 compiled.maps[made.name] = made.definition
-        for spec in PROGRAMS.values():
+        for spec in programs.values():
             if spec.source == source:
                 start = lib.bpf_function_start(module.module, spec.name.encode())
                 size = lib.bpf_function_size(module.module, spec.name.encode())

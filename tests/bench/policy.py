@@ -18,6 +18,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bench.figures import Area, Figure, Measured, Settings
 from bench.lb import rate
 from bench.rig import CLIENTS, TARGET_PORT, Load, Netstack, services
@@ -184,8 +186,9 @@ def _delays() -> Iterator[float]:
 
             for port in range(2, CHANGES + 2):
                 time.sleep(0.1)  # as people edit, not as storms do
+                text = yaml.safe_dump(changing(port))
                 before, began = generation(), time.monotonic()
-                board.put("changing", changing(port))
+                board.put("changing", text)
                 wait_until(lambda before=before: generation() != before, "the change", 60, step_s=0.0002)  # type: ignore[misc]
                 yield 1000 * (time.monotonic() - began)
 

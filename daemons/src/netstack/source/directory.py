@@ -164,7 +164,7 @@ class DirectorySource:
         if self._status is None or not self._status.is_dir() or not _scan(self._status, self._overlay, None, named):
             return False
         before, self._statuses = self._statuses, {}
-        for overlay in self._overlay.values():
+        for _, overlay in sorted(self._overlay.items(), reverse=True):  # the first of two wins, as among manifests
             self._statuses |= {ref: document.get("status") for ref, document in overlay.documents.items()}
         for file in self._files.values():
             if any(self._statuses.get(ref) != before.get(ref) for ref in file.documents):
@@ -209,8 +209,8 @@ class DirectorySource:
         """The models of all files; of a file that did not change, those that it had."""
         parsed: dict[Ref, Parsed] = {}
         counted = 0
-        for name in sorted(self._files, reverse=True):  # so the first of two that define one object wins
-            file = self._files[name]
+        files = sorted(self._files.items())
+        for name, file in reversed(files):  # so the first of two that define one object wins
             if file.parsed is None:
                 file.parsed, file.refused = self._parse(name, file)
             parsed |= file.parsed

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from instruments.board import LAN, NODE, Board, wait_for
+from instruments.board import LAN, NODE, Board, ip, wait_for
 from instruments.watch import inside
 
 pytestmark = pytest.mark.root
@@ -102,3 +102,41 @@ def test_a_node_is_shut_but_for_its_rules_and_for_what_is_kept(board: Board) -> 
     (board.folder / "manifests/shut.yaml").unlink()
     wait_for("the node to be open", lambda: not shut())
     assert all(reached().values())
+
+
+WORLD = """
+endpointSelector: {}
+egress: [{toEntities: [world]}, {toCIDR: [0.0.0.0/0]}]
+"""
+
+
+def test_the_node_is_host_by_whatever_address_a_pod_sends_to_it(board: Board) -> None:
+    """Another device's, of a device that comes later, and the LAN's broadcast."""
+    ip("-n", board.node, "link", "add", "second", "type", "veth", "peer", "name", "third")
+    ip("-n", board.node, "address", "add", "172.17.0.1/16", "dev", "second")
+    ip("-n", board.node, "link", "set", "second", "up")
+    pod = board.add("default/pod", {"app": "a"})
+    board.serve(board.node, 8080, address="0.0.0.0")
+    board.serve(board.lan, 8082)
+    head = {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": "p", "namespace": "default"},
+    }
+    board.put("p", head | {"spec": yaml.safe_load(WORLD)})
+    wait_for("the policy", lambda: board.connect(pod, NODE, 8080, SHORT_S) == "")
+    assert board.connect(pod, LAN, 8082)
+    assert board.connect(pod, "172.17.0.1", 8080, SHORT_S) == ""
+    ip("-n", board.node, "address", "add", "172.18.0.1/16", "dev", "second")
+    wait_for("the address", lambda: board.connect(pod, "172.18.0.1", 8080, SHORT_S) == "")
+    with inside(board.node), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
+        listening.bind(("", 9))
+        listening.settimeout(SHORT_S)
+        with inside(pod.netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+            sending.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sending.sendto(b"wake up", ("192.168.86.255", 9))
+        with pytest.raises(TimeoutError):
+            listening.recv(100)
+    board.put("p", head | {"spec": yaml.safe_load(WORLD.replace("world", "host"))})
+    for address in (NODE, "172.17.0.1", "172.18.0.1"):
+        wait_for(address, lambda address=address: board.connect(pod, address, 8080, SHORT_S))  # type: ignore[misc]

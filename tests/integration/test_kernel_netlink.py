@@ -10,7 +10,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from bpf.namespaces import Namespace, ip
-from netstack.core.address import Prefix, pack
+from netstack.core.address import Prefix, pack, unpack
 from netstack.kernel.netlink import HERE, PROTOCOL, UNREACHABLE, Netlink, Route, Rule
 
 pytestmark = pytest.mark.root
@@ -89,6 +89,20 @@ def test_routes_are_read_back_as_they_were_put(ends: tuple[Namespace, Namespace]
         for route in wanted:
             assert node.delete_route(route)
             assert not node.delete_route(route)
+
+
+def test_what_the_kernel_takes_for_this_host(ends: tuple[Namespace, Namespace]) -> None:
+    near, _ = ends
+    near.ip("link", "add", "one", "type", "veth", "peer", "name", "two")
+    for device in ("lo", "one", "two"):
+        near.ip("link", "set", device, "up")
+    near.ip("address", "add", "192.0.2.1/24", "dev", "one")
+    near.ip("address", "add", "2001:db8::1/64", "dev", "one", "nodad")
+    near.ip("address", "add", "198.51.100.1/32", "dev", "lo")
+    with opened(near) as netlink:
+        taken = {unpack(address) for address in netlink.taken()}
+    assert {"192.0.2.1", "192.0.2.255", "198.51.100.1", "2001:db8::1"} <= taken
+    assert not any(address.startswith(("127.", "fe80:", "ff")) or address == "::1" for address in taken)
 
 
 @pytest.mark.parametrize(("v6", "family"), [(False, "-4"), (True, "-6")])

@@ -68,6 +68,8 @@ class Agent:
         self.said: dict[Ref, tuple[str, dict[str, Any]]] = {}
         self.unsaid = True
         """Whether anything about policies is still to be published."""
+        self.placed: Place | None = None
+        """Where this node stood when `desired` was made."""
         self.failure = ""
         """Why the kernel does not hold what it should; "" if it does."""
         boot = BOOT_ID.read_text(encoding="ascii").strip()
@@ -79,6 +81,7 @@ class Agent:
             node=self.chosen.node,
             addresses=(pack(self.chosen.node_address),),
             pod_cidrs=(self.chosen.pods,),
+            more_addresses=tuple(self.traffic.taken()),
             uplink=uplink.index if uplink else 0,
             ranges=(Prefix.parse(self.chosen.cluster_cidr), Prefix.parse(self.chosen.service_cidr)),
             ingress_services=self.chosen.services("ingress_services"),
@@ -125,7 +128,7 @@ class Agent:
         if self.desired is None:  # most of what is there now stays: no collection need look at it again
             gc.collect()
             gc.freeze()
-        self.desired = desired
+        self.desired, self.placed = desired, place
         self.revision += 1
         if changes:
             log.info(
@@ -135,7 +138,7 @@ class Agent:
                 1e3 * (time.monotonic() - began),
             )
         self.failure = "; ".join((*desired.overflows, *self.settled()))
-        return not self.failure
+        return not desired.overflows
 
     def settled(self) -> tuple[str, ...]:
         """What is in force is on the disk too; what it says if it refuses."""
@@ -193,7 +196,7 @@ class Agent:
             self.cni.audit()
             if self.unsaid:
                 self.publish()
-            if self.failure:
+            if self.failure or (self.desired is not None and self.place() != self.placed):
                 self.reconcile()
             elif self.desired is not None:
                 self.sync_routes(self.desired)

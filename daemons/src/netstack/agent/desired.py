@@ -48,6 +48,8 @@ class Place:
     """What ranges in policies mean beside the world (identities.RANGES_MATCH)."""
     kept: Kept = field(default_factory=Kept)
     """What policies for nodes leave reachable."""
+    more_addresses: tuple[bytes, ...] = ()
+    """Whatever else leads to this node: of other devices, broadcasts. No other node knows them."""
 
     def own(self, *, v4: bool) -> bytes:
         """This node's address of a family; ANY if it has none."""
@@ -188,7 +190,7 @@ def who_may(
     selectors = {ref: _selector(snapshot, ref) for ref in place.ingress_services}
     view = View(
         node=place.node,
-        own_addresses=place.addresses,
+        own_addresses=(*place.addresses, *place.more_addresses),
         own_cidrs=place.pod_cidrs,
         nodes=snapshot.all(Node),
         pods=snapshot.all(Pod),

@@ -1,7 +1,7 @@
 """The last good version of each policy, on disk: what stays in force when a policy breaks and the agent restarts.
 
 A file a policy, so that an edit among hundreds writes one. An edit does not wait for the disk: that takes longer than
-all else, and what a power cut leaves unreadable is no last good version (law 4: then the policy, if it breaks, denies).
+all else, and what a power cut leaves unreadable is no last good version (law 4 has what holds then).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class GoodPolicies:
             try:
                 item = json.loads(path.read_text(encoding="utf-8"))
                 self._kept[Ref(*item["ref"])] = tuple(item["specs"])
-            except (ValueError, TypeError, LookupError) as error:
+            except (OSError, ValueError, TypeError, LookupError) as error:
                 log.warning("%s: not a policy that was kept: %s", path, error)
 
     def read(self) -> dict[Ref, RawSpecs]:

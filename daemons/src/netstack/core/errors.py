@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from netstack.core.ref import Ref
 
 
@@ -20,6 +23,15 @@ class BadObject(Exception):
 
     def __hash__(self) -> int:
         return hash(self.args)
+
+
+@contextmanager
+def refused(ref: Ref) -> Iterator[None]:
+    """A reader that meets what nobody thought of refuses the object: whoever may write one must not stop the daemon."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise BadObject(ref, "(content)", f"cannot be read: {type(error).__name__}: {error}") from error
 
 
 class BadConfig(Exception):

@@ -1,4 +1,5 @@
-"""Files that are either the old text or the new one, never half of it."""
+"""Files that are either the old text or the new one, never half of it: after a power cut, or after the end of a process
+where nobody waits for the disk."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _WAITING = 256
 
 _MAX_MESSAGE = 65535
 
-_UNREAD = 2 * _MAX_MESSAGE
+_UNREAD = 2 * (2 + _MAX_MESSAGE)
 """Bytes of answers that wait for a pod to read them; a connection with more is cut. Answers to all that a pod may ask
 at once, on as many connections as it may hold, would else take more memory than there is."""
 

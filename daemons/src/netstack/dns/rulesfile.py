@@ -32,7 +32,7 @@ class RulesFile:
         self._copy = copy
         self._seen: tuple[int, int, int] | None = None
         self._unsaved: str | None = None
-        with contextlib.suppress(OSError, BadConfig):
+        with contextlib.suppress(OSError, UnicodeDecodeError, BadConfig):
             self._take(copy.read_text(encoding="utf-8"))
 
     def refresh(self) -> bool:

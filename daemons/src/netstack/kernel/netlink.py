@@ -57,6 +57,8 @@ NEIGHBOUR = struct.Struct("=BxHiHBB")
 
 UNICAST, HERE, UNREACHABLE = 1, 2, 7
 """Kinds of routes (RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE): forward, deliver to this host, refuse."""
+TAKEN = (HERE, 3, 4)  # RTN_BROADCAST, RTN_ANYCAST
+NARROW = tuple(map(Prefix.parse, ("127.0.0.0/8", "::1/128", "fe80::/10")))
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST = 0, 253, 254
 
 Attributes = dict[int, bytes]
@@ -177,6 +179,16 @@ class Netlink:
         family, wire = _wire(address)
         body = ADDRESS.pack(family, bits - (96 if family == socket.AF_INET else 0), 0, 0, index)
         self._ask(NEWADDR, ACK | CREATE | REPLACE, body + pack_attribute(2, wire) + pack_attribute(1, wire))
+
+    def taken(self) -> list[bytes]:
+        """Every single address at which the kernel takes packets for this host, by whatever device: addresses and
+        broadcasts. Not those that mean something on one link or inside the host alone."""
+        found = set()
+        for body in self._dump(GETROUTE, ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
+            family, bits, _, _, table, _, _, kind, _ = ROUTE.unpack_from(body)
+            if table == LOCAL and kind in TAKEN and bits == (32 if family == socket.AF_INET else 128):
+                found.add(_address(read_attributes(body[ROUTE.size :])[1]))
+        return sorted(address for address in found if not any(address in narrow for narrow in NARROW))
 
     # routes and rules --------------------------------------------------------------------------------------------
 

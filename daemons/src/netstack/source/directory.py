@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from netstack.core.documents import load_all
+from netstack.core.documents import load_all, same_text
 from netstack.core.errors import BadObject
 from netstack.core.files import write_atomic
 from netstack.core.ref import Ref
@@ -176,7 +176,8 @@ class DirectorySource:
             path.unlink(missing_ok=True)
         elif self._files[name].fallback:
             items = list(self._files[name].fallback.values())
-            write_atomic(path, json.dumps({"kind": "List", "items": items}, default=str), mode=0o600)
+            kept = {"kind": "List", "metadata": {"name": name}, "items": items}
+            write_atomic(path, json.dumps(kept, default=str), mode=0o600)
 
     async def watch(self) -> AsyncIterator[Snapshot]:
         roots = (self._manifests,) if self._status is None else (self._manifests, self._status)
@@ -215,9 +216,11 @@ class DirectorySource:
                 file.parsed, file.refused = self._parse(name, file)
             parsed |= file.parsed
             counted += len(file.parsed)
-        broken = [*self._unreadable, *(wrong for file in self._files.values() for wrong in file.errors + file.refused)]
+        broken = [*self._unreadable, *(wrong for _, file in files for wrong in file.errors + file.refused)]
         if counted > len(parsed):
-            broken += self._defined_twice()
+            owners = {ref: name for name, file in reversed(files) for ref in file.documents}
+            broken = [wrong for wrong in broken if owners.get(wrong.error.ref, wrong.file) == wrong.file]
+            broken += _defined_twice(files, owners)
         self._parsed = parsed
         return Snapshot({ref: item.model for ref, item in parsed.items() if item.model is not None}, tuple(broken))
 
@@ -226,38 +229,47 @@ class DirectorySource:
         parsed: dict[Ref, Parsed] = {}
         refused: list[Broken] = []
         for ref, raw in file.documents.items():
-            parsed[ref] = self._parsed_one(ref, raw)
+            parsed[ref] = self._parsed_one(ref, raw, self._statuses.get(ref))
             error = parsed[ref].error
             if error is None:
                 file.fallback[ref] = raw
                 continue
-            refused.append(Broken(name, error, kept=ref in file.fallback))
-            if ref in file.fallback:
-                parsed[ref] = self._parsed_one(ref, file.fallback[ref])
+            stand_in = next((found for found in self._stand_ins(ref, raw, file) if found.error is None), None)
+            refused.append(Broken(name, error, kept=stand_in is not None))
+            if stand_in is not None:
+                parsed[ref] = stand_in
         return parsed, refused
 
-    def _parsed_one(self, ref: Ref, raw: Mapping[str, Any]) -> Parsed:
-        """With its status over its own. What was parsed before is not parsed again."""
-        before, status = self._parsed.get(ref), self._statuses.get(ref)
+    def _stand_ins(self, ref: Ref, raw: Mapping[str, Any], file: File) -> Iterator[Parsed]:
+        """What may be in force instead: the object without the status that lies over it, or its last good version."""
+        yield self._parsed_one(ref, raw, None)
+        if ref in file.fallback:
+            yield self._parsed_one(ref, file.fallback[ref], self._statuses.get(ref))
+            yield self._parsed_one(ref, file.fallback[ref], None)
+
+    def _parsed_one(self, ref: Ref, raw: Mapping[str, Any], status: Any) -> Parsed:
+        """With `status` over its own. What was parsed before is not parsed again."""
+        before = self._parsed.get(ref)
         if before is not None and before.raw is raw and before.status is status:
             return before
         document = raw
         if isinstance(status, Mapping):
-            document = {**raw, "status": {**(raw.get("status") or {}), **status}}
-        if before is not None and before.document == document:
+            own = raw.get("status")
+            document = {**raw, "status": {**(own if isinstance(own, Mapping) else {}), **status}}
+        if before is not None and same_text(before.document, document):
             return replace(before, raw=raw, status=status)
         try:
             return Parsed(raw, status, document, parse(document))
         except BadObject as error:
             return Parsed(raw, status, document, None, error.with_traceback(None))  # kept without its frames
 
-    def _defined_twice(self) -> Iterator[Broken]:
-        owner: dict[Ref, str] = {}
-        for name in sorted(self._files):
-            for ref in self._files[name].documents:
-                if owner.setdefault(ref, name) != name:
-                    error = BadObject(ref, "metadata.name", f"is defined in {owner[ref]} already")
-                    yield Broken(name, error, kept=True)
+
+def _defined_twice(files: Iterable[tuple[str, File]], owners: Mapping[Ref, str]) -> Iterator[Broken]:
+    for name, file in files:
+        for ref in file.documents:
+            if owners[ref] != name:
+                error = BadObject(ref, "metadata.name", f"is defined in {owners[ref]} already")
+                yield Broken(name, error, kept=True)
 
 
 def _scan(root: Path, files: dict[str, File], keep: Path | None, named: Collection[str] | None) -> set[str]:
@@ -324,11 +336,13 @@ def _read(root: Path, name: str, stamp: Stamp, old: File) -> File:
 
 
 def _all_kept(keep: Path) -> dict[str, File]:
-    """Everything that an earlier process knew, under names that no manifest file has."""
+    """Everything that an earlier process knew, by the names of its files, so that the first of two goes on to win."""
     files = {}
     for path in sorted(keep.glob("*.yaml")):
-        documents = _documents(path.name, path.read_text(encoding="utf-8"))[0]
-        files[f"{path}"] = File((0, 0, 0), documents, dict(documents))
+        text = path.read_text(encoding="utf-8")
+        documents = _documents(path.name, text)[0]
+        name = load_all(text)[0].get("metadata", {}).get("name", str(path))
+        files[name] = File((0, 0, 0), documents, dict(documents))
     return files
 
 

@@ -7,13 +7,12 @@ Objects whose schema is wide and is checked by the API server (Pod, Node, Secret
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from netstack.core.address import Prefix, Range, pack
-from netstack.core.errors import BadObject
+from netstack.core.errors import BadObject, refused
 from netstack.core.ref import Ref
 from netstack.source.fields import Fields
 from netstack.source.models import (
@@ -289,7 +288,7 @@ def _secret(meta: Meta, data: Mapping[str, Any]) -> Secret:
     for key, text in fields.mapping("data").items():
         try:
             decoded[key] = base64.b64decode(text, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error is one
             raise BadObject(meta.ref, f"data.{key}", "is not base64") from error
     decoded.update((key, text.encode()) for key, text in fields.mapping("stringData").items())
     return Secret(meta, fields.string("type", "Opaque"), decoded)
@@ -426,4 +425,5 @@ def parse(data: Mapping[str, Any]) -> Object | None:
         return None
     if version not in kind.versions:
         raise BadObject(ref, "apiVersion", f"{version} is not served; known: {', '.join(kind.versions)}")
-    return kind.parse(_meta(ref, data), data)
+    with refused(ref):
+        return kind.parse(_meta(ref, data), data)

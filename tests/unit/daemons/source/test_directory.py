@@ -32,6 +32,10 @@ def names(snapshot: Snapshot) -> dict[str, str]:
     return {s.meta.name: str(s.cluster_ips[0][-1]) for s in snapshot.all(Service)}
 
 
+def names_of(source: DirectorySource) -> dict[str, str]:
+    return names(source.snapshot())
+
+
 def service(name: str, address: str = "10.96.0.1") -> str:
     return SERVICE.format(name=name, address=address)
 
@@ -128,7 +132,9 @@ kind: Service
 metadata: {{name: {name}, namespace: ns}}
 status: {{loadBalancer: {{ingress: [{{ip: {address}}}]}}}}
 """
-contents = st.dictionaries(st.sampled_from("xyz"), st.integers(1, 3), max_size=3)
+NONE = 300
+"""Not part of any address."""
+contents = st.dictionaries(st.sampled_from("xyz"), st.sampled_from([1, 2, 3, NONE]), max_size=3)
 steps = st.one_of(
     st.tuples(st.just("manifests"), st.sampled_from(["a", "b", "sub/c"]), st.none() | contents),
     st.tuples(st.just("status"), st.sampled_from(["s", "t"]), st.none() | contents),
@@ -140,7 +146,9 @@ steps = st.one_of(
 def test_what_is_kept_of_files_that_did_not_change_shows_nowhere(
     history: list[tuple[str, str, dict[str, int] | None]], named: bool
 ) -> None:
-    """Objects that stand in several files, and statuses of objects that are there or not."""
+    """Objects that stand in several files, and statuses of objects that are there or not. Nothing is good first and
+    wrong later: that history shall show."""
+    good = {"manifests": set[str](), "status": set[str]()}
     with tempfile.TemporaryDirectory() as folder:
         roots = {"manifests": Path(folder) / "manifests", "status": Path(folder) / "status"}
         (roots["manifests"] / "sub").mkdir(parents=True)
@@ -148,12 +156,72 @@ def test_what_is_kept_of_files_that_did_not_change_shows_nowhere(
         source = DirectorySource(*roots.values())
         for where, name, content in history:
             path, text = roots[where] / f"{name}.yaml", service if where == "manifests" else STATUS.format
+            content = content and {
+                one: number for one, number in content.items() if number != NONE or one not in good[where]
+            }
+            good[where] |= {one for one, number in (content or {}).items() if number != NONE}
             if content is None:
                 path.unlink(missing_ok=True)
             else:
                 put(path, "---".join(text(name=one, address=f"10.96.0.{number}") for one, number in content.items()))
             source.refresh({str(path)} if named else None)
             assert source.snapshot() == DirectorySource(*roots.values()).snapshot()
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("m", "c"), ("x", "y"), ("1", "2"), ("p", "q")], ids="".join)
+def test_a_restart_without_the_folder_believes_the_same_file(tmp_path: Path, names: tuple[str, str]) -> None:
+    folder, keep = tmp_path / "manifests", tmp_path / "keep"
+    folder.mkdir()
+    for number, name in enumerate(sorted(names), 1):
+        put(folder / f"{name}.yaml", service("s", f"10.96.0.{number}"))
+    assert names_of(DirectorySource(folder, keep=keep)) == {"s": "1"}
+    folder.rename(tmp_path / "aside")
+    source = DirectorySource(folder, keep=keep)
+    assert names_of(source) == {"s": "1"}
+    (tmp_path / "aside").rename(folder)
+    (folder / f"{min(names)}.yaml").unlink()
+    assert source.refresh()
+    assert names_of(source) == {"s": "2"}
+
+
+def test_a_version_that_was_good_for_another_release_stands_in_for_nothing(tmp_path: Path) -> None:
+    folder, keep = tmp_path / "manifests", tmp_path / "keep"
+    folder.mkdir()
+    put(folder / "a.yaml", service("a"))
+    DirectorySource(folder, keep=keep)
+    for path in (folder / "a.yaml", *keep.iterdir()):
+        path.write_text(path.read_text().replace("10.96.0.1", "10.96.0.300"))
+    source = DirectorySource(folder, keep=keep)
+    assert names_of(source) == {}
+    assert [broken.kept for broken in source.snapshot().broken] == [False]
+
+
+def test_a_status_that_cannot_be_read_leaves_the_object(tmp_path: Path) -> None:
+    manifests, status = tmp_path / "manifests", tmp_path / "status"
+    manifests.mkdir()
+    status.mkdir()
+    put(manifests / "a.yaml", service("a"))
+    put(status / "s.yaml", STATUS.format(name="a", address="1.2.3.400"))
+    source = DirectorySource(manifests, status)
+    assert names_of(source) == {"a": "1"}
+    (broken,) = source.snapshot().broken
+    assert broken.kept and "1.2.3.400" in str(broken)
+
+
+def test_what_only_looks_the_same_is_read_again(tmp_path: Path) -> None:
+    """To Python 0 is False, to a field it is not."""
+    source = DirectorySource(tmp_path)
+    for text, taken in (("0", False), ("false", True), ("1", False)):
+        put(tmp_path / "a.yaml", service("a").replace("clusterIP", f"allocateLoadBalancerNodePorts: {text}, clusterIP"))
+        source.refresh()
+        assert (source.snapshot().broken == ()) == taken
+
+
+def test_of_a_document_that_counts_for_nothing_one_thing_is_said(tmp_path: Path) -> None:
+    put(tmp_path / "a.yaml", service("a"))
+    put(tmp_path / "b.yaml", service("a", "10.96.0.300"))
+    (broken,) = DirectorySource(tmp_path).snapshot().broken
+    assert "is defined in a.yaml already" in str(broken)
 
 
 def test_what_is_refused_stays_so_whatever_else_changes(tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ PATHS = {"http": {"paths": [{"path": "x", "pathType": "Prefix", "backend": {}}]}
         (obj("Service", "v1", spec={"clusterIP": "ten"}), "spec.clusterIP: 'ten'"),
         (obj("Service", "v1", spec={"ports": [{"port": 80, "targetPort": 0}]}), "targetPort: must be from 1"),
         (obj("Secret", "v1", data={"k": "%"}), "data.k: is not base64"),
+        (obj("Secret", "v1", data={"k": "ä"}), "data.k: is not base64"),
         (obj("Ingress", "networking.k8s.io/v1", spec={"rules": [PATHS]}), r"paths\[0\].path: must begin with /"),
         (obj("IPAddressPool", "metallb.io/v1beta1", spec={}), "spec.addresses: is required"),
         (

@@ -19,7 +19,8 @@ from typing import Any
 from netstack.agent.identities import NAMESPACE
 from netstack.agent.policy import cilium, kubernetes
 from netstack.agent.policy.rules import Direction, Rule, Spec
-from netstack.core.errors import BadObject
+from netstack.core.documents import same_text
+from netstack.core.errors import BadObject, refused
 from netstack.core.ref import Ref
 from netstack.source.fields import Fields
 from netstack.source.models import Meta, Policy
@@ -113,7 +114,7 @@ class Readings:
 
 def _reading(policy: Policy, tried: bool, before: Reading | None) -> Reading:
     notes = _notes(policy.meta, tried)
-    if before is not None and (before.notes, before.policy.specs) == (notes, policy.specs):
+    if before is not None and before.notes == notes and same_text(before.policy.specs, policy.specs):
         return Reading(policy, tried, notes, before.found)
     try:
         found: tuple[Spec, ...] | BadObject = tuple(_noted(read_policy(policy.meta.ref, policy.specs), notes))
@@ -159,7 +160,8 @@ def read_policy(ref: Ref, raw: RawSpecs) -> list[Spec]:
     if not raw:
         raise BadObject(ref, "spec", "is required")
     paths = ["spec"] if len(raw) == 1 else [f"specs[{index}]" for index in range(len(raw))]
-    return [READERS[ref.kind].read(ref, data, path) for data, path in zip(raw, paths, strict=True)]
+    with refused(ref):
+        return [READERS[ref.kind].read(ref, data, path) for data, path in zip(raw, paths, strict=True)]
 
 
 def on_trial(meta: Meta) -> bool:

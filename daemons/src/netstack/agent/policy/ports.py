@@ -41,7 +41,7 @@ def read_port(fields: Fields, default_protocol: str, *, zero: bool) -> Port:
         return Port(protocol)
     if isinstance(raw, bool) or not isinstance(raw, int | str) or raw == "":
         fields.fail("port", f"must be a port number or name, not {raw!r}")
-    if isinstance(raw, str) and not raw.isdigit():
+    if isinstance(raw, str) and not _is_number(raw):
         if last:
             fields.fail("endPort", "cannot be given with a port's name")
         if len(raw) > NAME_LENGTH:
@@ -62,10 +62,10 @@ def read_icmp(fields: Fields, *, denies: bool) -> Port | None:
     raw = fields.raw("type")
     fields.close()
     names = ICMP_TYPES[family]
-    kind = names.get(raw) if isinstance(raw, str) and not raw.isdigit() else raw
+    kind = names.get(raw) if isinstance(raw, str) and not _is_number(raw) else raw
     if isinstance(kind, str):
         kind = int(kind)
-    if isinstance(kind, bool) or kind not in names.values():
+    if type(kind) is not int or kind not in names.values():
         known = ", ".join(f"{name} ({number})" for name, number in names.items())
         fields.fail("type", f"of {family} must be one of {known}, not {raw!r}")
     if kind == names["EchoRequest"]:
@@ -73,6 +73,10 @@ def read_icmp(fields: Fields, *, denies: bool) -> Port | None:
     if denies:
         fields.fail("type", f"{raw!r} starts no flow: it passes with the flow to which it belongs, or not at all")
     return None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()  # "²" is a digit too, and no number
 
 
 def prefixes(first: int, last: int) -> Iterator[tuple[int, int]]:

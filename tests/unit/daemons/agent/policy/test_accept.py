@@ -97,6 +97,20 @@ def test_a_broken_clusterwide_policy_denies_all_pods(cluster: Cluster) -> None:
     assert directions(cluster, "two/a") == {"ingress"}
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("enableDefaultDeny: {egress: 0}, egress: [{}]", "enableDefaultDeny: {egress: false}, egress: [{}]"),
+        ("egress: [{toEntities: [all], icmps: [{fields: [{type: 8.0}]}]}]", "egress: [{toEntities: [all]}]"),
+        ('egress: [{toEntities: [all], toPorts: [{ports: [{port: "8²"}]}]}]', "egress: [{toEntities: [all]}]"),
+    ],
+)
+def test_what_only_looks_right_is_refused_until_it_is_right(cluster: Cluster, wrong: str, right: str) -> None:
+    for spec, denied in ((wrong, {"egress"}), (right, set[str]())):
+        cluster.put(policy(f"{{endpointSelector: {{}}, {spec}}}"))
+        assert directions(cluster, "one/a") & {"egress"} == denied
+
+
 def test_several_specs_are_one_policy(cluster: Cluster) -> None:
     ingress = yaml.safe_load("{endpointSelector: {matchLabels: {app: b}}, ingress: [{}]}")
     cluster.put(policy(None, specs=[yaml.safe_load(GOOD), ingress]))

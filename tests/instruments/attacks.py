@@ -1,6 +1,7 @@
 """What a program inside a pod, or a host on the LAN, may put on the wire that it should not: frames as data.
 
-Every frame bears MARK, so whoever sees one where it must not arrive knows it. `Scene` says who is who.
+Every frame but the smallest fragments bears MARK, so whoever sees one where it must not arrive knows it. `Scene` says
+who is who.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ DATA = Raw(MARK * 4)
 ALLOWED, DENIED = 8080, 9999
 """Ports: friend accepts the attacker at the first and nobody else anywhere."""
 SERVICE, NODE_PORT = 80, 30080
+GATEWAY = "169.254.1.1"
+"""Of every pod, on no wire."""
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 
 
@@ -50,7 +53,7 @@ class Scene:
     lan: str
     cluster_ip: str
     vip: str
-    gateway: str = "169.254.1.1"
+    gateway: str = GATEWAY
 
     def frame(self, packet: Packet, **more: str) -> bytes:
         """To the gateway, as a pod sends everything."""

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
 from instruments import attacks
@@ -185,23 +185,40 @@ def test_the_watchers_see(field: Field) -> None:
     assert proven(field.watches["friend"])
 
 
+def a_fragment(data: bytes) -> bool:
+    """The smallest bears no mark: of the frames that pass, none has MF or an offset."""
+    frame = Ether(data)
+    return frame.type == 0x0800 and int.from_bytes(data[20:22]) & 0x3FFF != 0
+
+
+def of_the_gateway(data: bytes) -> bool:
+    """The answer to the only question that is answered: who has 169.254.1.1?"""
+    frame = Ether(data)
+    return ARP in frame and (frame[ARP].op, frame[ARP].psrc) == (2, attacks.GATEWAY)
+
+
+def known(field: Field) -> set[str]:
+    """The node's neighbours: all of the attacker's device, and elsewhere those that stay as they are."""
+    shown = ip("-n", field.board.node, "neigh").splitlines()
+    return {line for line in shown if f" dev {field.attacker.device} " in line or "PERMANENT" in line}
+
+
 @pytest.mark.parametrize("name", FROM_A_POD)
 def test_a_pod_gets_nothing_through(field: Field, name: str) -> None:
     scene = field.of_a_pod(field.attacker)
     frames = FROM_A_POD[name](scene)
     assert len(frames) > 2
     field.quiet()
-    neighbours = ip("-n", field.board.node, "neigh")
+    neighbours = known(field)
     field.send(field.attacker.netns, [*frames, proof(scene, field.attacker.address, field.friend.address)])
     seen = {"friend": proven(field.watches["friend"])}
     seen |= {where: watch.seen() for where, watch in field.watches.items() if where != "friend"}
     for where, found in seen.items():
         assert [data.hex() for data in found if MARK[:8] in data] == [], where
-    answers = [data for data in seen["attacker"] if Ether(data).type != 0x0806]
+    assert [data.hex() for where in ("friend", "victim", "lan") for data in seen[where] if a_fragment(data)] == []
+    answers = [data.hex() for data in seen["attacker"] if not of_the_gateway(data)]
     assert answers == [], "nobody answers, not even with an error"
-    assert {line for line in ip("-n", field.board.node, "neigh").splitlines() if "PERMANENT" in line} == {
-        line for line in neighbours.splitlines() if "PERMANENT" in line
-    }
+    assert known(field) == neighbours
 
 
 @pytest.mark.parametrize("name", FROM_THE_LAN)
@@ -211,9 +228,11 @@ def test_the_lan_gets_nothing_through_to_a_pod_that_denies_it(field: Field, name
     assert len(frames) > 2
     field.quiet()
     field.send(field.board.lan, [*frames, proof(scene, LAN, field.friend.address)])
-    proven(field.watches["friend"])
+    seen = {"friend": proven(field.watches["friend"])}
+    seen |= {where: field.watches[where].seen() for where in ("victim", "attacker")}
     for where in ("victim", "attacker"):
-        assert [data.hex() for data in field.watches[where].marked(MARK[:8])] == [], where
+        assert [data.hex() for data in seen[where] if MARK[:8] in data] == [], where
+    assert [data.hex() for found in seen.values() for data in found if a_fragment(data)] == []
 
 
 def test_a_connection_that_ends_is_no_way_back(field: Field) -> None:

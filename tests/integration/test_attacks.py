@@ -1,9 +1,9 @@
 """A pod with raw sockets under policies that deny it nearly everything, and a LAN that lies: what arrives is looked at.
 
 One node with the real loader, agent and CNI plugin. `attacker` may reach `friend` at one port; `victim` accepts
-`friend` alone, and pods like it on the other node, which is there in name only; a service in all its forms stands for
-the victim. After each set of frames (tests/instruments/attacks.py) one that is allowed goes the same way: when it has
-arrived, so would have the others.
+`friend` alone, and pods like it on the other node, which is there in name only; no policy is for `stranger`; a service
+in all its forms stands for the victim. After each set of frames (tests/instruments/attacks.py) one that is allowed goes
+the same way: when it has arrived, so would have the others.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ class Field:
         board.put("n2", node, far)
         board.put("attacker", policy("attacker", ENDS))
         board.put("victim", policy("victim", VICTIM))
-        names = ("attacker", "friend", "victim")
-        self.attacker, self.friend, self.victim = (board.add(f"default/{name}", {"app": name}) for name in names)
+        names = ("attacker", "friend", "victim", "stranger")
+        made = (board.add(f"default/{name}", {"app": name}) for name in names)
+        self.attacker, self.friend, self.victim, self.stranger = made
         board.put("web", *service(self.victim.address))
         wait_for("the policies", lambda: len(board.ask("status")["policies"]) == 2)
         ip("-n", board.node, "neigh", "replace", OTHER_NODE, "lladdr", "02:00:00:00:00:22", "dev", "eth0")
@@ -112,15 +114,15 @@ class Field:
         self.stack.callback(made.close)
         return made
 
-    def scene(self, mac: str, gateway_mac: str) -> Scene:
-        addresses = (self.attacker.address, self.friend.address, self.victim.address)
+    def scene(self, mac: str, gateway_mac: str, attacker: Pod) -> Scene:
+        addresses = (attacker.address, self.friend.address, self.victim.address)
         return Scene(mac, gateway_mac, *addresses, REMOTE, NODE, OTHER_NODE, LAN, CLUSTER_IP, VIP)
 
-    def of_a_pod(self, pod: Pod) -> Scene:
-        return self.scene(mac_of(pod.netns), mac_of(self.board.node, pod.device))
+    def of_a_pod(self, pod: Pod, attacker: Pod | None = None) -> Scene:
+        return self.scene(mac_of(pod.netns), mac_of(self.board.node, pod.device), attacker or self.attacker)
 
     def of_the_lan(self) -> Scene:
-        return self.scene(mac_of(self.board.lan), mac_of(self.board.node))
+        return self.scene(mac_of(self.board.lan), mac_of(self.board.node), self.attacker)
 
     def send(self, namespace: str, frames: list[bytes]) -> None:
         with closing(sender(namespace)) as raw:
@@ -219,6 +221,18 @@ def test_a_pod_gets_nothing_through(field: Field, name: str) -> None:
     answers = [data.hex() for data in seen["attacker"] if not of_the_gateway(data)]
     assert answers == [], "nobody answers, not even with an error"
     assert known(field) == neighbours
+
+
+@pytest.mark.parametrize("name", FROM_A_POD)
+def test_a_pod_that_no_policy_holds_back_gets_nothing_into_one_that_denies_it(field: Field, name: str) -> None:
+    """What the attacker's own policy would have stopped is stopped at the victim: once more as if that were friend."""
+    scene = field.of_a_pod(field.stranger, attacker=field.stranger)
+    frames = [*FROM_A_POD[name](scene), *FROM_A_POD[name](replace(scene, friend=scene.victim))]
+    free = IP(src=scene.attacker, dst=scene.friend) / UDP(sport=4001, dport=DENIED) / Raw(PROOF)
+    field.quiet()
+    field.send(field.stranger.netns, [*frames, scene.frame(free)])
+    proven(field.watches["friend"])
+    assert [data.hex() for data in field.watches["victim"].seen()] == []
 
 
 @pytest.mark.parametrize("name", FROM_THE_LAN)

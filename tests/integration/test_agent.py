@@ -119,11 +119,35 @@ def test_policy_changes_take_effect_and_a_broken_one_changes_nothing(board: Boar
     assert "spec.ingress[0].fromNodes: is not supported" in shown["reason"]
     status = yaml.safe_load((board.folder / "status/ciliumnetworkpolicy.default.p.yaml").read_text())
     assert status["status"]["conditions"][0]["reason"] == "Refused"
+    assert f"{shown['reason']}; its last good version stays in force" in board.log()
     assert board.connect(client, server.address, 8080) == f"hello {client.address}"
     board.stop()
     board.start()
     (shown,) = board.ask("status")["policies"]
     assert shown["state"] == "refused, last good version enforced", "a restart remembers the good version"
+
+
+def test_a_policy_that_was_never_good_denies_what_it_selects(board: Board) -> None:
+    client = board.add("default/client", {"app": "client"})
+    server = board.add("default/server", {"app": "server"})
+    board.serve(server, 8080)
+    board.serve(client, 8080)
+    assert board.connect(client, server.address, 8080) == f"hello {client.address}"
+    spec = "{endpointSelector: {matchLabels: {app: server}}, ingress: [{%s: [{}]}]}"
+    board.put("p", policy("p", spec % "fromNodes"))
+    (shown,) = wait_for("the refusal", lambda: board.ask("status")["policies"])
+    assert shown["state"] == "refused, denying"
+    assert f"{shown['reason']}; the pods that it selects deny instead" in board.log()
+    denied = board.counter(Verdict.DEFAULT_DENY)
+    assert board.connect(client, server.address, 8080, 0.3) == ""
+    assert board.counter(Verdict.DEFAULT_DENY) > denied
+    assert board.connect(server, client.address, 8080) == f"hello {server.address}", "it has no rules for egress"
+    board.stop()
+    assert board.connect(client, server.address, 8080, 0.3) == "", "without an agent"
+    board.start()
+    assert board.connect(client, server.address, 8080, 0.3) == "", "a restart remembers no good version"
+    board.put("p", policy("p", spec % "fromEndpoints"))
+    wait_for("the allow", lambda: board.connect(client, server.address, 8080, 0.3) != "")
 
 
 def test_the_agent_restarts_without_a_write_and_without_a_lost_packet(board: Board) -> None:

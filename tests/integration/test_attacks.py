@@ -337,6 +337,36 @@ def test_killing_the_agent_opens_nothing(field: Field) -> None:
             further(rounds)
 
 
+def test_a_folder_of_manifests_that_is_gone_opens_nothing(field: Field) -> None:
+    """Not to an agent that starts without it either: what is not known any more is not what is allowed."""
+    folder = field.board.folder / "manifests"
+    away = folder.with_name("away")
+
+    def complains() -> bool:
+        return any(f"{folder}: (content): cannot be read" in reason for reason in field.board.ask("status")["broken"])
+
+    def in_force() -> tuple[int, list[tuple[str, str]]]:
+        status = field.board.ask("status")
+        return status["generation"], [(view["policy"], view["state"]) for view in status["policies"]]
+
+    before = in_force()
+    with probing(field) as rounds:
+        folder.rename(away)
+        try:
+            further(rounds)
+            field.board.stop(signal.SIGKILL)
+            further(rounds)
+            field.board.start()
+            assert complains()
+            assert in_force() == before
+            further(rounds)
+        finally:
+            away.rename(folder)
+        wait_for("the folder", lambda: not complains())
+        further(rounds)
+    assert in_force() == before
+
+
 def test_another_set_of_programs_takes_over_under_fire(field: Field, tmp_path: Path) -> None:
     config = field.board.folder / "agent.yaml"
     text = config.read_text()

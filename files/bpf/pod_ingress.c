@@ -48,8 +48,8 @@ INLINE int door(struct __sk_buff *skb, struct packet *p, struct endpoint *ep)
 		return VERDICT_MALFORMED;
 	if (!mac_equal(eth.h_source, ep->mac))
 		return VERDICT_SPOOFED;
-	if (!mac_equal(eth.h_dest, ep->host_mac) || addr_many(&p->dst))
-		return VERDICT_UNSUPPORTED;
+	if (!mac_equal(eth.h_dest, ep->host_mac) || addr_many(&p->dst) || addr_link_local(&p->dst))
+		return VERDICT_UNSUPPORTED;	/* the node by its link-local address would be judged as the world */
 	return CONTINUE;
 }
 

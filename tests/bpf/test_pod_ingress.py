@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6ND_NS,
+    ICMPv6ND_RS,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+)
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Raw
 
@@ -16,6 +25,7 @@ from netstack.kernel import layout as l
 
 pytestmark = pytest.mark.root
 WORLD = "203.0.113.9"
+POD_LINK_LOCAL, NODE_LINK_LOCAL = "fe80::ff:fe00:103", "fe80::ff:fe00:1fe"  # of POD_MAC, HOST_MAC
 
 
 def syn(to: str = WORLD, port: int = 443, sport: int = 4000, src: str = POD) -> IP:
@@ -40,6 +50,18 @@ def syn(to: str = WORLD, port: int = 443, sport: int = 4000, src: str = POD) -> 
         (IP(src=POD, dst=WORLD, flags="MF") / UDP() / Raw(b"x" * 32), Verdict.FRAGMENT),
         (IP(src=POD, dst=WORLD, frag=4) / UDP() / Raw(b"x" * 32), Verdict.FRAGMENT),
         (IPv6(src="fd00:1::3", dst="fd00:9::1") / IPv6ExtHdrFragment(m=1) / UDP(), Verdict.FRAGMENT),
+        (IPv6(src="fd00:1::3", dst="fd00:9::1") / IPv6ExtHdrHopByHop() / UDP(), Verdict.UNSUPPORTED),
+        (IPv6(src="fd00:1::3", dst="fd00:9::1") / IPv6ExtHdrDestOpt() / UDP(), Verdict.UNSUPPORTED),
+        (
+            IPv6(src="fd00:1::3", dst="fd00:9::1") / IPv6ExtHdrRouting(addresses=["fd00:1::4"]) / UDP(),
+            Verdict.UNSUPPORTED,
+        ),
+        (IPv6(src="fd00:1::3", dst=NODE_LINK_LOCAL) / TCP(dport=22), Verdict.UNSUPPORTED),
+        (IPv6(src="fd00:1::3", dst="ff02::1") / UDP(dport=5353), Verdict.UNSUPPORTED),
+        (IPv6(src="fd00:1::3", dst="ff02::2") / UDP(dport=5353), Verdict.UNSUPPORTED),
+        (IPv6(src=POD_LINK_LOCAL, dst=NODE_LINK_LOCAL) / TCP(dport=22), Verdict.SPOOFED),
+        (IPv6(src=POD_LINK_LOCAL, dst="ff02::2", hlim=255) / ICMPv6ND_RS(), Verdict.SPOOFED),
+        (IPv6(src="::", dst="ff02::1:ff00:1", hlim=255) / ICMPv6ND_NS(tgt="fd00:1::3"), Verdict.SPOOFED),
         (IP(src=POD, dst=WORLD, proto=47) / Raw(b"x" * 32), Verdict.UNSUPPORTED),  # GRE
         (IP(src=POD, dst=WORLD, len=24) / TCP(), Verdict.MALFORMED),  # half a TCP header
         (IP(src=POD, dst=WORLD, len=19) / TCP(), Verdict.MALFORMED),

@@ -37,6 +37,12 @@ INLINE bool addr_many(const struct addr *a)
 	return (a->w[0] & be32(0xff000000)) == be32(0xff000000);
 }
 
+/* fe80::/10 (RFC 4291 2.5.6): whose it is depends on the device, and it is never routed. */
+INLINE bool addr_link_local(const struct addr *a)
+{
+	return (a->w[0] & be32(0xffc00000)) == be32(0xfe800000);
+}
+
 /* `bits` (0 = no network at all) counts as in struct prefix. */
 INLINE bool addr_within(const struct addr *a, const struct addr *net, __u32 bits)
 {

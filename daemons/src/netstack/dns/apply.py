@@ -23,6 +23,9 @@ from netstack.kernel.layout import FQDN_SELECTORS, IDENTITY_WORLD, Fqdn, FqdnKey
 SWEEP_S = 10.0
 """How often the table is swept."""
 
+LEAST_S = 2 * SWEEP_S
+"""No address is open for less, whatever its TTL: what expired between two sweeps could not be found to be in use."""
+
 IN_USE_S = 60.0
 """An address is in use while a flow that a name allowed had a packet this recently (programs note it to a second)."""
 
@@ -94,7 +97,7 @@ class Learned:
         What the table holds for long enough is not written again: a name that is asked all the time costs the kernel
         one write a second. Nobody else writes the table, and what is removed from it here is forgotten as settled.
         """
-        what, until_s = credit[:-1], math.ceil(credit.until_s)
+        what, until_s = credit[:-1], math.ceil(max(credit.until_s, now + LEAST_S))
         if self._settled.get(what, 0) >= until_s:
             return
         for address in credit.addresses:
@@ -134,7 +137,7 @@ class Learned:
             expiries = Fqdn.read(value)
             if owner in gone:
                 self._remove(key, owner)
-            elif min(expiries.values(), default=0) <= now + 2 * SWEEP_S:
+            elif min(expiries.values(), default=0) <= now + LEAST_S:
                 self._renew(key, owner, now)
             if number % _BATCH == 0:
                 yield

@@ -27,7 +27,8 @@ class DnsSettings:
     """A learned address stays open at least this long, whatever its TTL. CDNs answer with 20 to 300 s, while programs
     keep connecting to an address that they looked up once (JVMs for ever, connection pools for hours): with the
     record's own TTL their new connections would fail for no reason that anybody sees. Cilium honours the TTL (0) by
-    default, and that is among its users' most frequent complaints."""
+    default, and that is among its users' most frequent complaints. Below 20 it is 20: until then it is seen whether the
+    address is in use."""
 
     max_ttl_s: int = 86400
     """... and at most this long. Records of days would otherwise keep addresses open that have long changed hands."""

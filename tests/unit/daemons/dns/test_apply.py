@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netstack.core.address import pack
-from netstack.dns.apply import IN_USE_S, SETTLED, Identities, Learned, Refused
+from netstack.dns.apply import IN_USE_S, LEAST_S, SETTLED, SWEEP_S, Identities, Learned, Refused
 from netstack.dns.session import Credit
 from netstack.kernel.layout import Fqdn, FqdnKey, Identity, Instant, PrefixKey
 
@@ -140,6 +140,20 @@ def test_an_address_in_use_stays_until_the_use_ends(learned: Learned, table: Fak
     assert last_use + IN_USE_S <= now
 
 
+@pytest.mark.parametrize("since_sweep_s", [0.1, SWEEP_S / 2, SWEEP_S - 0.1])
+def test_an_address_in_use_outlives_the_shortest_time(
+    learned: Learned, table: FakeTable, used: FakeTable, since_sweep_s: float
+) -> None:
+    learned.credit(credit(1, until_s=1000), now=1000)
+    for number in range(1, 10):
+        now = 1000 - since_sweep_s + number * SWEEP_S
+        assert table.holds()[12, A][1] > now
+        used[FqdnKey(12, A).pack()] = Instant(int((now - 0.1) * 1e9)).pack()
+        sweep(learned, frozenset({12}), now)
+    sweep(learned, frozenset({12}), now + 2 * IN_USE_S)
+    assert table.holds() == {}
+
+
 def test_an_endpoint_is_forgotten_some_time_after_the_rules_do(learned: Learned, table: FakeTable) -> None:
     for number in (12, 13):
         learned.credit(credit(1, endpoint=number, until_s=9999), now=0)
@@ -233,7 +247,8 @@ def test_the_table_is_what_a_list_of_all_credits_says(steps: list[tuple[Credit |
         fits = True
         for address in step.addresses:
             held = {s: at for s, at in expected.get((step.endpoint, address), {}).items() if at > now}
-            merged = held | {s: max(held.get(s, 0), -(-(now + step.until_s) // 1)) for s in step.selectors}
+            until_s = -(-(now + max(step.until_s, LEAST_S)) // 1)
+            merged = held | {s: max(held.get(s, 0), until_s) for s in step.selectors}
             fits = fits and len(merged) <= 8
             if fits:
                 expected[step.endpoint, address] = merged

@@ -181,6 +181,21 @@ def test_killed_and_started_again_nothing_learned_is_lost_nor_any_question_that_
     assert {n["address"] for n in wire.ask("names")} == {"192.0.2.10", "192.0.2.11", "192.0.2.20"}
 
 
+def test_started_again_it_knows_the_names_of_what_is_open(wire: Wire, server: Server) -> None:
+    wire.start()
+    wire.look_up(API)
+    before = [(n["address"], n["names"], n["from"]) for n in wire.ask("names")]
+    assert before == [(a, [f"{API}."], {f"{API}.": SERVER}) for a in ("192.0.2.10", "192.0.2.11")]
+    wire.stop()
+    wire.start()
+    assert [(n["address"], n["names"], n["from"]) for n in wire.ask("names")] == before
+    wire.kill()
+    (wire.folder / "run/dns-names.json").write_text('[["half')
+    wire.start()
+    assert [(n["address"], n["names"]) for n in wire.ask("names")] == [("192.0.2.10", []), ("192.0.2.11", [])]
+    assert "names of addresses are not known until they are asked again" in wire.log()
+
+
 def test_a_broken_rules_file_at_the_start_leaves_the_last_whole_one_in_force(wire: Wire, server: Server) -> None:
     wire.start()
     eventually(lambda: (wire.folder / "state/rules.json").exists(), "a copy of the rules is kept")

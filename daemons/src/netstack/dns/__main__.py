@@ -13,6 +13,7 @@ from netstack.core import settings
 from netstack.core.unit import RUN, Unit, run
 from netstack.dns import report, sockets
 from netstack.dns.apply import SWEEP_S, Identities, Learned
+from netstack.dns.copies import Copy
 from netstack.dns.heard import Memory
 from netstack.dns.proxy import Proxy
 from netstack.dns.recall import Recall
@@ -28,6 +29,9 @@ _log = logging.getLogger("dns")
 WATCH_S = 0.25
 """How long new rules may wait to be seen while nobody asks: connections that they open by name stand still so long."""
 
+NAMES_S = 60.0
+"""How often the names of learned addresses are copied, if there are new ones."""
+
 
 async def serve(chosen: DnsSettings, unit: Unit) -> None:
     loop = asyncio.get_running_loop()
@@ -35,6 +39,8 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     rules.refresh()
     maps = Path(chosen.maps)
     learned = Learned(SoloMap.open(maps / "fqdn"), SoloMap.open(maps / "fqdn_use"), chosen.max_addresses_per_pod)
+    names = Copy(learned, RUN / "dns-names.json", "names of addresses are not known until they are asked again")
+    names.load()
     identities = Identities(SoloMap.open(maps / "identities"))
     random_number = unpredictable().__next__
     session = Session(chosen, rules.rules, random_number, identities)
@@ -55,6 +61,7 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     unit.spawn(proxy.upkeep(SWEEP_S), "upkeep")
     unit.spawn(proxy.watch(WATCH_S), "watch")
     unit.spawn(recall.upkeep(SWEEP_S), "copy of what was heard")
+    unit.spawn(names.upkeep(NAMES_S), "copy of names")
     try:
         unit.spawn(recall.listen(Ring(Map.open(maps / "heard"))), "listen")
     except BpfError as error:  # programs of an earlier release
@@ -64,6 +71,7 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     unit.status(f"stopping, {session.in_flight} questions under way")
     await proxy.finish(chosen.finish_within_s)
     recall.save()
+    names.save()
 
 
 def main() -> None:

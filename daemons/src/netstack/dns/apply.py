@@ -1,6 +1,7 @@
 """The writer of the `fqdn` table: which pod may reach which address for which selectors, until when.
 
-The kernel's table is the truth; nothing here has to survive a restart. Each entry holds up to eight (selector, second
+The kernel's table is the truth; nothing here has to survive a restart. (Names, which are for people alone, do by a copy
+that is believed of addresses that the table still holds.) Each entry holds up to eight (selector, second
 of CLOCK_MONOTONIC), and the programs check the second themselves: what this module removes is no longer open already,
 so it may remove late, and die at any point.
 
@@ -10,7 +11,9 @@ answer that needed the slot does not leave.
 
 from __future__ import annotations
 
+import json
 import math
+import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +37,9 @@ _BATCH = 256
 
 SETTLED = 4096
 """Credits remembered as written."""
+
+COPIED = 8192
+"""Addresses of which names are copied, the last learned: 2 MB, and a third of a second of a restart."""
 
 
 class Table(Protocol):
@@ -67,8 +73,8 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One learned address for people. `names` are those seen since the start of the daemon, with the server that last
-    said so."""
+    """One learned address for people. `names` are the last eight that led to it, with the server that last said so;
+    none if they are not known any more."""
 
     endpoint: int
     address: bytes
@@ -80,6 +86,8 @@ class Learned:
     """What pods have learned. Every `now` is seconds of CLOCK_MONOTONIC, which is the programs' clock."""
 
     def __init__(self, table: Table, used: Table, max_per_pod: int) -> None:
+        self.changed = False
+        """Names, since the last `dump`."""
         self._table = table
         self._used = used
         self._max_per_pod = max_per_pod
@@ -120,7 +128,8 @@ class Learned:
         if held is None:
             self._of_endpoint[credit.endpoint] += 1
         names = self._names.setdefault(key, {})
-        names.pop(credit.name, None)
+        if names.pop(credit.name, None) != credit.server:
+            self.changed = True
         names[credit.name] = credit.server
         if len(names) > FQDN_SELECTORS:
             del names[next(iter(names))]
@@ -177,6 +186,39 @@ class Learned:
             place = FqdnKey.unpack(key)
             if live := _live(value, now):
                 yield Entry(place.endpoint, place.address, live, dict(self._names.get(key, {})))
+
+    def dump(self) -> str:
+        """The names of addresses, for the next daemon. It may run in a thread beside: what it looks at is copied first,
+        without a chance for anything to come between."""
+        self.changed = False
+        rows = []
+        for key, names in list(self._names.items())[-COPIED:]:
+            place = FqdnKey.unpack(key)
+            listed = [[[label.hex() for label in name], server.hex()] for name, server in list(names.items())]
+            rows.append(json.dumps([place.endpoint, place.address.hex(), listed]))
+        lines = ",\n".join(rows)
+        return f"[{lines}]\n"
+
+    def load(self, text: str) -> None:
+        """What `dump` gave, of addresses that the table holds. ValueError, and nothing is taken, if it is anything
+        else."""
+        try:
+            found = {
+                FqdnKey(endpoint, _address(address)).pack(): {
+                    tuple(map(bytes.fromhex, labels)): _address(server) for labels, server in names[-FQDN_SELECTORS:]
+                }
+                for endpoint, address, names in json.loads(text)
+            }
+        except (TypeError, KeyError, struct.error) as error:
+            raise ValueError(f"not what was written: {error!r}") from error
+        self._names |= {key: names for key, names in found.items() if self._table.get(key) is not None}
+
+
+def _address(text: str) -> bytes:
+    address = bytes.fromhex(text)
+    if len(address) != 16:
+        raise ValueError(f"not an address: {text}")
+    return address
 
 
 def _live(entry: bytes, now: float) -> dict[int, int]:

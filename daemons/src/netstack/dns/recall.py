@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from netstack.core.address import unpack
-from netstack.core.files import write_atomic
 from netstack.dns.apply import Learned, Refused
+from netstack.dns.copies import Copy
 from netstack.dns.heard import Memory
 from netstack.dns.names import text
 from netstack.dns.session import Session
@@ -36,25 +36,8 @@ class Recall:
         self._session = session
         self._learned = learned
         self._inside = inside
-        self._copy = copy
-
-    def load(self) -> None:
-        """What an earlier daemon has heard."""
-        try:
-            self._memory.load(self._copy.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError) as error:
-            _log.warning("%s: %s; what pods were told past the proxy is not known", self._copy, error)
-
-    def save(self) -> None:
-        """OSError if the disk refuses; the next call tries again."""
-        if self._memory.changed:
-            try:
-                write_atomic(self._copy, self._memory.dump())
-            except OSError:
-                self._memory.changed = True
-                raise
+        self._copy = Copy(memory, copy, "what pods were told past the proxy is not known")
+        self.load, self.save = self._copy.load, self._copy.save
 
     def apply(self, now: float) -> None:
         """Rules have changed: credit what they open of what their pods were told."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netstack.core.address import pack
-from netstack.dns.apply import IN_USE_S, LEAST_S, SETTLED, SWEEP_S, Identities, Learned, Refused
+from netstack.dns.apply import COPIED, IN_USE_S, LEAST_S, SETTLED, SWEEP_S, Identities, Learned, Refused
 from netstack.dns.session import Credit
 from netstack.kernel.layout import Fqdn, FqdnKey, Identity, Instant, PrefixKey
 
@@ -114,6 +114,76 @@ def test_what_was_learned_before_a_restart_is_there(table: FakeTable, used: Fake
         again.credit(credit(1, addresses=(B,)), now=0)
     (entry,) = again.entries(now=0)
     assert (entry.endpoint, entry.address, entry.expiries_s, entry.names) == (12, A, {1: 100}, {})
+    again.load(learned.dump())
+    (entry,) = again.entries(now=0)
+    assert entry.names == {NAME: SERVER}
+
+
+def test_names_are_believed_of_what_the_table_holds_alone(table: FakeTable, used: FakeTable, learned: Learned) -> None:
+    learned.credit(credit(1, addresses=(A, B)), now=0)
+    text = learned.dump()
+    table.delete(FqdnKey(12, A).pack())
+    again = Learned(table, used, max_per_pod=4)
+    again.load(text)
+    assert [(entry.address, entry.names) for entry in again.entries(now=0)] == [(B, {NAME: SERVER})]
+    again.credit(credit(1), now=0)
+    assert {entry.address for entry in again.entries(now=0) if entry.names} == {A, B}
+    again.load(text.replace("[12,", "[13,"))
+    assert {entry.endpoint for entry in again.entries(now=0)} == {12}
+
+
+def test_so_many_names_are_copied_and_no_more() -> None:
+    learned = Learned(table := FakeTable(), FakeTable(), max_per_pod=COPIED + 1)
+    for n in range(COPIED + 1):
+        learned.credit(credit(1, addresses=(n.to_bytes(16),)), now=0)
+    again = Learned(table, FakeTable(), max_per_pod=1)
+    again.load(learned.dump())
+    assert [entry.address for entry in again.entries(now=0) if not entry.names] == [bytes(16)]
+
+
+def test_names_are_copied_when_there_are_new_ones(learned: Learned) -> None:
+    assert not learned.changed
+    learned.credit(credit(1), now=0)
+    assert learned.changed
+    learned.dump()
+    learned.credit(credit(1, until_s=500), now=0)
+    assert not learned.changed
+    learned.credit(credit(1, until_s=600)._replace(server=B), now=0)
+    assert learned.changed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '[["half',
+        "7",
+        "{}7",
+        "null",
+        '["row"]',
+        "[[12]]",
+        '[{"endpoint": 12}]',
+        '[[12, "c0000201", []]]',
+        '[["12", "GOOD", []]]',
+        '[[-1, "GOOD", []]]',
+        '[[12, "GOOD", 7]]',
+        '[[12, "GOOD", {"name": "server"}]]',
+        '[[12, "GOOD", [[["78"], ""]]]]',
+        '[[12, "GOOD", [[["zz"], "GOOD"]]]]',
+        '[[12, "GOOD", [[[7], "GOOD"]]]]',
+    ],
+)
+def test_a_copy_that_is_not_one_is_refused_whole(learned: Learned, text: str) -> None:
+    learned.credit(credit(1, addresses=(A, B)), now=0)
+    good = learned.dump().strip().removeprefix("[").removesuffix("]")
+    again = Learned(learned._table, FakeTable(), max_per_pod=4)
+    bad = text.replace("GOOD", A.hex())
+    with pytest.raises(ValueError):
+        again.load(bad)
+    if bad.startswith("[") and bad.endswith("]"):
+        with pytest.raises(ValueError):
+            again.load(f"[{good}, {bad[1:]}")
+    assert [entry.names for entry in again.entries(now=0)] == [{}, {}]
 
 
 def test_the_sweep_removes_what_has_expired(learned: Learned, table: FakeTable) -> None:

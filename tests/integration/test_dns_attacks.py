@@ -234,6 +234,23 @@ def test_a_hostile_answer_opens_nothing(wire: Wire, server: Server, kind: str, t
     assert wire.look_up(API).header.rcode == 0
 
 
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_a_name_that_opens_nothing_opens_nothing_by_an_alias_of_one_that_does(
+    wire: Wire, server: Server, transport: str
+) -> None:
+    """It may be asked, and whoever owns it says what lies behind it: here, a record of a name that is not theirs."""
+    asked = "q.x.io"
+    server.zone[asked] = (f"{asked}. 30 CNAME {API}.", f"{API}. 30 A {FORGED}")
+    wire.start()
+    answer = wire.look_up(asked) if transport == "udp" else wire.look_up_by_tcp(asked)[0]
+    assert [str(record.rdata) for record in answer.rr] == [f"{API}.", FORGED]
+    assert opened(wire) == set()
+    assert not reaches(wire, FORGED)
+    wire.look_up(API)
+    assert opened(wire) == {(ENDPOINT, pack(WEB))}
+    assert not reaches(wire, FORGED)
+
+
 def test_64_kb_by_tcp_come_through_whole(wire: Wire, server: Server) -> None:
     text = " ".join(['"' + "x" * 255 + '"'] * 15)
     server.zone[API] = (f"{API}. 30 A {WEB}", *(f"{API}. 30 TXT {text}" for _ in range(16)))

@@ -107,6 +107,16 @@ def test_a_query_only_name_is_answered_without_credit() -> None:
     assert reply.credits == ()
 
 
+def test_an_alias_of_a_name_that_opens_gives_what_the_name_asked_gives() -> None:
+    """Whoever owns a name that may be asked also says what lies behind it, of names that are not theirs too."""
+    conversation = talk()
+    for name, selectors in (("db.svc.cluster.local", []), ("a.x.io", [{5}])):
+        asked = conversation.ask(name)
+        reply = conversation.answered(asked, f"{name}. 5 CNAME {API}.", f"{API}. 5 A 203.0.113.66")
+        assert reply.reason is Reason.ANSWERED
+        assert [credit.selectors for credit in reply.credits] == selectors
+
+
 def test_the_name_comes_back_as_the_pod_spelled_it() -> None:
     conversation = talk()
     asked = conversation.ask("aPi.AnThRoPiC.cOm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import dnslib
 import pytest
 
-from instruments.dns_talk import endpoint, question, rules_text
+from instruments.dns_talk import answer_to, endpoint, question, rules_text
 from instruments.dns_wire import (
     POD,
     ROUTER,
@@ -123,6 +124,33 @@ def test_questions_by_tcp_are_asked_by_tcp(wire: Wire, server: Server) -> None:
     assert addresses(by_id[1002]) == ["192.0.2.20"]
     assert sorted(server.asked) == [("tcp", API), ("tcp", "www.x.io")]
     assert wire.learned(12, "192.0.2.10") and wire.learned(12, "192.0.2.20")
+
+
+@pytest.mark.parametrize("size", [512, 513, 1232])
+def test_who_asks_with_edns_gets_the_whole_answer_with_its_options(wire: Wire, server: Server, size: int) -> None:
+    arrived, left = [], []
+
+    def padded(asked: bytes) -> bytes:
+        answer = bytearray(answer_to(asked, *ZONE[API]))
+        answer[10:12] = (1).to_bytes(2)  # one additional record: OPT, with padding (RFC 7830)
+        length = size - len(answer) - 15
+        answer += b"\0" + struct.pack("!HHIHHH", 41, 1232, 0, length + 4, 12, length) + bytes(length)
+        arrived.append(asked)
+        left.append(bytes(answer))
+        return left[-1]
+
+    server.replies[API] = padded
+    wire.start()
+    asked = question(API, edns=True)
+    with wire.pod_socket() as sock:
+        sock.connect((SERVER, 53))
+        sock.send(asked)
+        answer = sock.recv(65535)
+    assert len(answer) == size
+    assert (arrived[0][2:], answer) == (asked[2:], asked[:2] + left[0][2:])
+    (opt,) = dnslib.DNSRecord.parse(answer).ar
+    assert (opt.rtype, opt.edns_len) == (dnslib.QTYPE.OPT, 1232)
+    assert wire.learned(12, "192.0.2.10").keys() == {3}
 
 
 def test_the_address_is_in_the_table_whenever_its_answer_is_seen(wire: Wire, server: Server) -> None:

@@ -103,15 +103,16 @@ def test_records_that_lead_to_addresses_are_read() -> None:
     assert second.addresses == (pack("2001:db8::1"),)
 
 
-def test_hints_of_an_https_record_are_addresses() -> None:
+@pytest.mark.parametrize("kind", [64, 65], ids=["SVCB", "HTTPS"])
+def test_hints_of_a_service_record_are_addresses(kind: int) -> None:
     hints = struct.pack("!HH", 4, 8) + bytes([192, 0, 2, 1, 192, 0, 2, 2]) + struct.pack("!HH", 6, 16) + pack("fd00::1")
     other = struct.pack("!HH", 1, 3) + b"\2h2"
     (found,) = read_answer(
-        message(records=record(b"\xc0\x0c", 65, b"\0\1\0" + other + hints), counts=(1, 0, 0))
+        message(records=record(b"\xc0\x0c", kind, b"\0\1\0" + other + hints), counts=(1, 0, 0))
     ).records
     assert found.target is None
     assert found.addresses == (pack("192.0.2.1"), pack("192.0.2.2"), pack("fd00::1"))
-    (alias,) = read_answer(message(records=record(b"\xc0\x0c", 65, b"\0\0\1y\0"), counts=(1, 0, 0))).records
+    (alias,) = read_answer(message(records=record(b"\xc0\x0c", kind, b"\0\0\1y\0"), counts=(1, 0, 0))).records
     assert (alias.target, alias.addresses) == ((b"y",), ())
 
 

@@ -7,6 +7,7 @@ server's host is also the web server of every address below, so whatever passes 
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import struct
 import subprocess
@@ -105,14 +106,14 @@ def memory_mb(wire: Wire) -> float:
 
 
 @contextlib.contextmanager
-def beside(netns: str, script: str, *arguments: str) -> Iterator[None]:
+def beside(netns: str, script: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process of its own, whose turns nobody else takes, in a namespace: it must still run at the end."""
     argv = ["nsenter", f"--net=/run/netns/{netns}", sys.executable, "-c", script, *arguments]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"begun\n"
         try:
-            yield
+            yield process
             assert process.poll() is None
         finally:
             process.kill()
@@ -121,11 +122,12 @@ def beside(netns: str, script: str, *arguments: str) -> Iterator[None]:
 # ---- from outside ----
 
 FORGER = """
-import random, socket, struct, sys, time
+import random, signal, socket, struct, sys, time
 source, target, answer, rate = sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3]), int(sys.argv[4])
 raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
 raw.bind((source, 0))
 began, sent = time.monotonic(), 0
+signal.signal(signal.SIGUSR1, lambda *_: print(sent, time.monotonic() - began, flush=True))
 print("begun", flush=True)
 while True:
     if sent > rate * (time.monotonic() - began):
@@ -137,6 +139,14 @@ while True:
 """
 
 
+def udp_arrived(wire: Wire) -> int:
+    """Datagrams that the node has had for itself: read, for a port that is not open, or for a full socket."""
+    lines = wire.nsenter(wire.node, "cat", "/proc/net/snmp").stdout.splitlines()
+    names, values = (line.split() for line in lines if line.startswith("Udp:"))
+    counters = dict(zip(names, values, strict=True))
+    return sum(int(counters[name]) for name in ("InDatagrams", "NoPorts", "InErrors"))
+
+
 def test_ten_thousand_forged_answers_a_second_change_none(wire: Wire, server: Server) -> None:
     """Whoever cannot see the questions has to guess port and id of one that waits."""
     wire.start()
@@ -144,11 +154,17 @@ def test_ten_thousand_forged_answers_a_second_change_none(wire: Wire, server: Se
     server.silent = True
     with contextlib.ExitStack() as stack:
         asking = [stack.enter_context(wire.pod_socket()) for _ in range(20)]
-        with beside(wire.server_ns, FORGER, SERVER, NODE, forged.hex(), "10000"):
+        before = udp_arrived(wire)
+        with beside(wire.server_ns, FORGER, SERVER, NODE, forged.hex(), "10000") as forger:
             for sock in asking:
                 sock.connect((SERVER, 53))
                 sock.send(question(API))
             time.sleep(1.5)  # now and then a port is guessed
+            forger.send_signal(signal.SIGUSR1)
+            assert forger.stdout is not None
+            sent, took_s = map(float, forger.stdout.readline().split())
+            assert udp_arrived(wire) - before > 0.9 * sent
+            assert sent / took_s > 4000, "the forger is too slow to be one"
             server.speak()
             answers = [dnslib.DNSRecord.parse(sock.recv(512)) for sock in asking]
     assert [[str(record.rdata) for record in answer.rr] for answer in answers] == [[WEB]] * 20

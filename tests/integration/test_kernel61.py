@@ -6,13 +6,14 @@ Every Packet test runs there. With LONG=1 what the command line tells of a node 
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
 from instruments.depth import DEPTH
 from kernel61 import REPOSITORY, Guest, Outcome, compiled
 from kernel61.flow import refused_edges
-from kernel61.jobs import LOADER, QUICK, Run, packet_tests
+from kernel61.jobs import LOADER, PROBE, QUICK, Run, packet_tests
 from kernel61.report import Report, read
 from netstack.kernel.attach import POD, UPLINK
 from netstack.kernel.programs import CGROUP, PROGRAMS
@@ -56,6 +57,7 @@ def test_a_loop_is_closed_by_a_jump() -> None:
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Run:
     exchange = tmp_path_factory.mktemp("exchange")
+    subprocess.run([REPOSITORY / "tests/collection-tree.sh"], stdout=subprocess.DEVNULL, check=True)
     first = " ".join(f"tests/bpf/{name}" for name in sorted(FIRST_LANE))
     others = " ".join(f"--ignore=tests/bpf/{name}" for name in sorted(FIRST_LANE | LEFT_OUT))
     depth = 1 if LONG else QUICK
@@ -63,6 +65,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "first": packet_tests("first.xml", first, depth),
         "second": packet_tests("second.xml", f"{others} tests/bpf", depth),
         "loader": LOADER,
+        "probe": PROBE,
     }
     machine = Guest(exchange)
     compiled.seed(machine.kernel)
@@ -76,6 +79,10 @@ def lanes(guest: Run) -> list[Report]:
 
 def test_it_is_the_boards_series(guest: Run) -> None:
     assert guest.words("release").startswith("6.1.")
+
+
+def test_nothing_is_probed_off(guest: Run) -> None:
+    guest.assert_nothing_is_probed_off("x86_64")
 
 
 def test_the_loader_puts_everything_in_force(guest: Run) -> None:

@@ -134,12 +134,7 @@ def test_it_is_the_boards_series(guest: Run) -> None:
 
 
 def test_nothing_is_probed_off(guest: Run) -> None:
-    assert guest.outcomes["probe"] == Outcome(0, "")
-    facts = json.loads(guest.words("kernel_facts"))["ansible_facts"]["netstack_kernel"]
-    assert facts["missing"] == []
-    assert facts["arch"] == "aarch64" and facts["btf"] and facts["jit"]
-    probed = json.loads(guest.words("probe"))
-    assert probed and [name for name, there in probed.items() if not there] == []
+    guest.assert_nothing_is_probed_off("aarch64")
 
 
 def test_every_program_is_in_force_and_translated(guest: Run) -> None:

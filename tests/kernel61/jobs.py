@@ -41,7 +41,7 @@ export PYTHONPATH={REPOSITORY}/daemons/src
 python3 -m netstack.kernel.compile {REPOSITORY}/files/bpf /exchange/compiled
 """
 
-# The collection's own look at the kernel, as ansible would start it on a node.
+# The collection's own look at the kernel, as ansible would start it on a node; tests/collection-tree.sh comes first.
 PROBE = f"""
 export PYTHONPATH={REPOSITORY}/.cache/collections
 echo '{{"ANSIBLE_MODULE_ARGS": {{}}}}' > /run/arguments.json
@@ -85,6 +85,15 @@ class Run:
         for sign in ("/sys/fs/bpf/netstack/maps/", "qdisc clsact", "connect4"):
             assert sign in loaded, loaded
         assert self.words("detached") == self.words("before")
+
+    def assert_nothing_is_probed_off(self, architecture: str) -> None:
+        """PROBE found all that netstack can use; `architecture` as uname has it."""
+        assert self.outcomes["probe"] == Outcome(0, "")
+        facts = json.loads(self.words("kernel_facts"))["ansible_facts"]["netstack_kernel"]
+        assert facts["missing"] == []
+        assert facts["arch"] == architecture and facts["btf"] and facts["jit"]
+        probed = json.loads(self.words("probe"))
+        assert probed and [name for name, there in probed.items() if not there] == []
 
     def programs(self, name: str) -> dict[str, dict[str, int]]:
         """Pinned program's name -> what kernel61/pinned.py tells of it."""

@@ -8,7 +8,8 @@ How it is kept from flattering:
 - What is compared runs interleaved, round by round, in an order that rotates; a ratio is the median of the rounds'
   ratios, because absolute rates of a shared machine drift by a third within minutes and ratios hardly do.
 - Every value has the half-width of its 95 % interval, bootstrapped. A ratio counts only if that is at most a third of
-  its margin: of its distance from the target, or from 1 where there is none. The table marks those that do not count.
+  its margin: of its distance from the target, or from 1 where there is none. The table marks those that do not count;
+  in results.json they are those with `"counts": false`.
 - "direct" is the same topology, made anew, with no program, rule or connection tracking anywhere, and the same client
   asking the same addresses, which its routes then lead straight to the servers.
 - results.json holds what was measured and nothing else: each result with the commit and date of its own run. All

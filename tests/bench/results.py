@@ -34,16 +34,19 @@ def significant(number: float | None) -> float | None:
 
 
 def result(figure: Figure, found: Estimate, run: Run) -> Result:
+    """`counts`: whether the ratio is known well enough, by its figures as they are written here; None without one."""
+    ratio, spread = significant(found.ratio), significant(found.half_width)
     return {
         "figure": figure.name,
         "value": significant(found.value),
         "unit": figure.unit,
         "against": figure.against or None,
-        "ratio": significant(found.ratio),
+        "ratio": ratio,
         "n": found.n,
         "median": significant(found.median),
         "p95": significant(found.p95),
-        "half_width": significant(found.half_width),
+        "half_width": spread,
+        "counts": None if ratio is None else counts(ratio, spread, figure.target),
         "commit": run.commit,
         "date": run.date,
     }
@@ -79,9 +82,9 @@ def dump(data: Mapping[str, Any]) -> str:
     return f'{text},\n  "results": [\n{lines}\n  ]\n}}\n'
 
 
-def verdict(one: Result, target: float | None) -> str:
+def verdict(one: Result) -> str:
     """A mark for a ratio that is not known well enough, else "" """
-    if one["ratio"] is None or counts(one["ratio"], one["half_width"], target):
+    if one["counts"] is not False:
         return ""
     why = "too few rounds" if one["half_width"] is None else "half-width above a third of the margin"
     return f"does not count: {why}"
@@ -95,7 +98,7 @@ def table(results: Iterable[Result], figures: Mapping[str, Figure]) -> str:
         shown = (_number(one[name]) for name in ("ratio", "half_width", "n", "median", "p95"))
         ratio, spread, n, median, tail = shown
         row = (figure.name, _number(one["value"]), figure.unit, ratio, spread, n, median, tail, figure.against)
-        rows.append((*row, verdict(one, figure.target)))
+        rows.append((*row, verdict(one)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     left = {0, 2, 8, 9}
     lines = (

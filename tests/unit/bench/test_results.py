@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
-from bench.estimate import Estimate
+from bench.__main__ import FIGURES, FILE
+from bench.estimate import Estimate, counts
 from bench.figures import Figure
-from bench.results import Run, dump, merged, result, table
+from bench.results import Run, dump, load, merged, result, table
 
 OLD, NEW = Run("2026-01-01T00:00:00Z", "a board", "aaaa"), Run("2026-02-01T00:00:00Z", "a board", "bbbb")
 FAST = Figure("lb.tcp_new.10", "1/s", "connections", "direct")
@@ -27,9 +28,24 @@ def test_a_result_has_the_form_that_readers_rely_on() -> None:
         "median": 19123.0,
         "p95": 21000.0,
         "half_width": 0.01,
+        "counts": True,
         "commit": "bbbb",
         "date": "2026-02-01T00:00:00Z",
     }
+
+
+def test_a_result_says_whether_its_ratio_counts() -> None:
+    few = Estimate(19123.456, 0.5, 2, 19123.456, 21000.0, None)
+    promised = Figure("lb.tcp_new.10", "1/s", "connections", "direct", target=0.95)
+    assert [result(FAST, found, NEW)["counts"] for found in (SURE, UNSURE, few)] == [True, False, False]
+    assert result(promised, SURE, NEW)["counts"] is False, "too near to what it is held against"
+    assert result(SMALL, PLAIN, NEW)["counts"] is None
+
+
+def test_the_committed_results_say_so_by_what_is_promised_today() -> None:
+    for one in load(FILE)["results"]:
+        ratio, target = one["ratio"], FIGURES[one["figure"]].target
+        assert one["counts"] is (None if ratio is None else counts(ratio, one["half_width"], target)), one["figure"]
 
 
 def test_a_run_replaces_its_own_figures_only_and_each_keeps_its_commit() -> None:

@@ -23,6 +23,7 @@ from instruments.source_probe import Watched, wait_for
 from lab.controlplane import ControlPlane
 from netstack.agent.__main__ import WANTS as AGENT
 from netstack.announcer.__main__ import WANTS as ANNOUNCER
+from netstack.cli import token
 from netstack.cli.cluster import main
 from netstack.core.ref import Ref
 from netstack.ingress.wants import wants
@@ -318,9 +319,9 @@ def test_four_nodes_tell_of_a_refused_object_once(cluster: Cluster, tmp_path: Pa
         assert all(len(described(cluster, ref)) == 1 for ref in told)
 
 
-def listed(cluster: Cluster, kubeconfig: Path, path: str) -> list[str] | int:
-    """Names that a credential may list, or the code of the refusal."""
-    client = SourceClient(Credentials(str(kubeconfig)))
+def listed(cluster: Cluster, credentials: Credentials | Path, path: str) -> list[str] | int:
+    """Names that credentials (or a kubeconfig) may list, or the code of the refusal."""
+    client = SourceClient(credentials if isinstance(credentials, Credentials) else Credentials(str(credentials)))
     try:
         return sorted(item["metadata"]["name"] for item in client.get(path)["items"])
     except Refused as error:
@@ -363,7 +364,7 @@ def test_tokens_of_the_service_accounts_do_what_certificates_do(
 ) -> None:
     cluster.put(secret("tls"))
 
-    def token(account: str, present: str = "", *options: str) -> str:
+    def printed(account: str, present: str = "", *options: str) -> str:
         monkeypatch.setattr("sys.stdin", io.StringIO(present))
         capsys.readouterr()
         assert main(["token", "--kubeconfig", cluster.admin, *options, account]) == 0
@@ -371,14 +372,32 @@ def test_tokens_of_the_service_accounts_do_what_certificates_do(
 
     made = {}
     for account, wanted in (("netstack-node", 403), ("netstack-ingress", ["tls"])):
-        made[account] = token(account)
+        made[account] = printed(account)
         path = tmp_path / account
         path.write_text(made[account])
         wait_for(lambda: listed(cluster, path, "/api/v1/namespaces/ns/secrets") == wanted, account)  # noqa: B023
         assert isinstance(listed(cluster, path, "/api/v1/services"), list)
-        assert token(account, made[account]) == made[account], "it is good for long enough"
-    assert token("netstack-node", made["netstack-ingress"]) != made["netstack-ingress"]
-    assert token("netstack-node", "", "--check") == "# a new token for netstack-node\n"
+        assert printed(account, made[account]) == made[account], "it is good for long enough"
+    assert printed("netstack-node", made["netstack-ingress"]) != made["netstack-ingress"]
+    assert printed("netstack-node", "", "--check") == "# a new token for netstack-node\n"
+
+
+def test_the_service_account_of_a_pod_connects(cluster: Cluster, tmp_path: Path) -> None:
+    """Where no kubeconfig is given: the variables and files that a kubelet makes for a pod."""
+    cluster.put(secret("tls"))
+
+    def mount(account: str) -> None:
+        answer = cluster.client.request("POST", token.path(account), token.request())
+        (tmp_path / "token").write_text(answer["status"]["token"])
+
+    (tmp_path / "ca.crt").write_bytes(cluster.plane.ca.read_bytes())
+    environ = {"KUBERNETES_SERVICE_HOST": cluster.plane.address, "KUBERNETES_SERVICE_PORT": str(cluster.plane.port)}
+    credentials = Credentials("", account=tmp_path, environ=environ)
+    mount("netstack-ingress")
+    wait_for(lambda: listed(cluster, credentials, "/api/v1/namespaces/ns/secrets") == ["tls"])
+    mount("netstack-node")
+    assert listed(cluster, credentials, "/api/v1/namespaces/ns/secrets") == 403, "the token that is there now"
+    assert isinstance(listed(cluster, credentials, "/api/v1/services"), list)
 
 
 def test_the_ingress_slice_stands_for_its_service_and_goes_with_it(cluster: Cluster, tmp_path: Path) -> None:

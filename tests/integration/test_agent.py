@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from instruments.apiserver import ApiServer
 from instruments.board import LAN, NODE, Board, CniFailure, wait_for
+from instruments.watch import inside
+from netstack.agent.__main__ import WANTS
 from netstack.core.verdict import Verdict
 
 pytestmark = pytest.mark.root
@@ -173,6 +176,50 @@ def test_the_agent_restarts_without_a_write_and_without_a_lost_packet(board: Boa
     assert sum(status["map_writes"].values()) == 0, status["map_writes"]
     assert status["generation"] == generation
     assert "300 received, 0% packet loss" in ping.communicate()[0]
+
+
+def test_a_list_in_which_nothing_has_changed_writes_nothing(tmp_path: Path) -> None:
+    """The API server has forgotten the version from which the agent would go on (410)."""
+    server = ApiServer(tmp_path / "server")
+    server.bookmark_s = 60.0
+    one = {"name": "one", "namespace": "default"}
+    server.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})
+    server.put({"apiVersion": "v1", "kind": "Pod", "metadata": one, "spec": {"nodeName": "n1"}})
+    server.put(policy("p", "{endpointSelector: {}, egress: [{toCIDR: [192.168.86.50/32]}]}"))
+    for item in service("web", "10.96.0.1", ["10.244.1.3"]):
+        server.put(item)
+
+    def lists() -> dict[str, int]:
+        return {want.kind: server.count(list=True, kind=want.kind) for want in WANTS}
+
+    def written() -> dict[str, int]:
+        return dict(board.ask("status")["map_writes"])
+
+    def in_step() -> bool:
+        source = board.ask("status")["source"]
+        return bool(source["connected"]) and not source["problems"]
+
+    with Board(tmp_path, source="kubernetes", kubeconfig=str(server.folder / "kubeconfig")) as board:
+        with inside(board.node):
+            server.start()
+        try:
+            assert server.kubeconfig.exists()
+            board.load()
+            board.start()
+            board.cni("ADD", board.sandbox("default/one"))
+            wait_for("the agent to be in step", in_step)
+            before, listed = written(), lists()
+            assert before["policy"] and before["slots"], before
+            server.put({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "other", "namespace": "default"}})
+            server.compact(), server.cut()
+            wait_for("everything to be listed again", lambda: all(n > listed[kind] for kind, n in lists().items()))
+            wait_for("the agent to be in step again", in_step)
+            assert written() == before
+            server.put(service("late", "10.96.0.2", [])[0])
+            wait_for("a change to be written", lambda: written() != before)
+            assert {name for name, count in written().items() if count != before[name]} == {"services"}
+        finally:
+            server.stop()
 
 
 def test_rules_have_names(board: Board) -> None:

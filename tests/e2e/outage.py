@@ -11,7 +11,7 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,10 @@ from lab.node import Node
 from lab.pods import Pod
 from lab.router import ATTACKER
 from lab.shell import wait_until
+from netstack.agent.__main__ import WANTS as AGENT
+from netstack.announcer.__main__ import WANTS as ANNOUNCER
+from netstack.ingress.wants import wants
+from netstack.source.resources import Want
 
 NAMESPACE = "churn"
 SERVICES = {"stays": "10.96.30.1", "leaves": "10.96.30.2", "late": "10.96.30.3"}
@@ -33,6 +37,9 @@ CAPTURE_EVERY = 10
 PATIENCE_S = 120.0
 WATCHERS = {name: unit for name, unit in UNITS.items() if name in ("agent", "announcer", "ingress")}
 """The daemons that watch the API server."""
+WANTED: dict[str, Sequence[Want]] = {"agent": AGENT, "announcer": ANNOUNCER, "ingress": wants()}
+SAID_S = 10.0
+"""How soon after the API server has gone every kind is known to be stale."""
 SANDBOXES = ("generation ", "endpoint ")
 
 
@@ -62,6 +69,17 @@ def told(node: Node) -> dict[str, Any]:
     """What the daemons say in `netstack status`."""
     said = json.loads(node.run("netstack status --json", check=False).stdout)
     return {name: daemon.get("status", {}) for name, daemon in said["daemons"].items()}
+
+
+def stamp(moment: float) -> str:
+    """Seconds since the epoch, as a status has it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+
+
+def stale(lab: Lab) -> dict[str, Any]:
+    """ "node daemon" -> why and since when it is not as the API server has it, of those that are not."""
+    sources = {f"{node.name} {name}": told(node)[name]["source"] for node in lab.nodes for name in WATCHERS}
+    return {name: source for name, source in sources.items() if source["problems"] or source["stale_since"]}
 
 
 def log(node: Node, daemon: str, since: float) -> str:
@@ -232,6 +250,26 @@ class Churn:
         self.wait(lambda: not self.reached("stays", "bound"), "the new policy")
         self.wait(lambda: serves(lab, "late.home.lab"), "the new name")
         self.wait(lambda: self.reached("stays") and serves(lab, "ha.home.lab"), "what was there throughout")
+
+    def said(self, since: float) -> None:
+        """A node that has been up all the while says of every kind that it is as last known, why, and since when.
+        `since`: seconds since the epoch."""
+        node = self.home.lab.node(self.agent.node)
+        earliest, latest = stamp(since), stamp(since + SAID_S)
+        status, text = told(node), node.run("netstack status", check=False).stdout
+        for name, kinds in WANTED.items():
+            source = status[name]["source"]
+            problems = {problem["kind"]: problem for problem in source["problems"]}
+            silent = {str(want) for want in kinds} - problems.keys()
+            expect(
+                not source["connected"] and not silent, f"{name} does not say that it is cut off: {silent}, {source}"
+            )
+            for kind, problem in problems.items():
+                expect(problem["reason"], f"{name} {kind}: no reason")
+                expect(earliest <= problem["since"] <= latest, f"{name} {kind}: {problem}, but it was {earliest}")
+                line = f"{kind}: {problem['reason']} (as last known, since {problem['since']})"
+                expect(line in text, f"{name}: not shown: {line}")
+            expect(source["stale_since"] == min(problem["since"] for problem in problems.values()), source)
 
     def _web(self) -> None:
         get_ha(self.home.lab)

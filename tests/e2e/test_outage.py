@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from e2e.demo import DAEMONS, LISTED, Home, get_ha, reaches, refused, wait_ready
-from e2e.outage import Churn, costs, ingress, serves, table
+from e2e.outage import Churn, costs, ingress, serves, stale, table
 from lab.router import ATTACKER
 from lab.shell import wait_until
 
@@ -44,8 +44,10 @@ def test_the_network_stays_as_it_was_under_churn_and_catches_up(churn: Churn) ->
     lab, began, seen = churn.home.lab, time.time(), {}
     start = time.monotonic()
     seen["before"] = costs(lab, began)
+    killed = time.time()
     lab.controlplane.kill()
     churn.go_on(start + OUTAGE_S / 4, PERIOD_S)
+    churn.said(killed)
     churn.reboot()
     churn.go_on(start + OUTAGE_S / 2, PERIOD_S)
     seen["refused"] = costs(lab, began)
@@ -54,6 +56,7 @@ def test_the_network_stays_as_it_was_under_churn_and_catches_up(churn: Churn) ->
     churn.go_on(start + OUTAGE_S * 3 / 4, PERIOD_S, churn.change)
     seen["silent"] = costs(lab, began)
     churn.go_on(start + OUTAGE_S, PERIOD_S, churn.change)
+    churn.said(killed)
     churn.decide()
     seen["still"] = costs(lab, began)
     lab.plug("ctl")
@@ -63,6 +66,7 @@ def test_the_network_stays_as_it_was_under_churn_and_catches_up(churn: Churn) ->
         seen["caught up"] = costs(lab, began)
         print(f"\n{churn.rounds} rounds in {OUTAGE_S:.0f} s\n{table(seen)}", *churn.failures, sep="\n")
     assert churn.failures == []
+    assert stale(lab) == {}
     for name, cost in seen["caught up"].items():
         assert cost.lines <= LINES_MAX, f"{name}: {cost.lines} lines"
         assert cost.megabytes <= seen["before"][name].megabytes + GROWTH_MAX_MB, name

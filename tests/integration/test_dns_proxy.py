@@ -175,6 +175,16 @@ def test_an_answer_whose_address_cannot_be_written_does_not_leave(wire: Wire, se
     assert len(addresses(wire.look_up(API))) == 2
 
 
+def test_a_name_whose_addresses_rotate_takes_no_room_from_another(wire: Wire, server: Server) -> None:
+    wire.start(max_addresses_per_pod=9, max_addresses_per_name=6)
+    for number in range(10):
+        server.zone[API] = (f"{API}. 30 A 203.0.113.{number}",)
+        assert wire.look_up(API).header.rcode == (0 if number < 6 else dnslib.RCODE.SERVFAIL)
+    assert counted(wire, "address not writable") == 4
+    assert f"held back: endpoint 12 has learned 6 addresses of {API}., the most of one name" in wire.log()
+    assert addresses(wire.look_up("www.x.io")) == ["192.0.2.20"]
+
+
 def test_a_new_rule_counts_for_the_next_question(wire: Wire, server: Server) -> None:
     wire.start()
     assert wire.look_up("evil.example").header.rcode == dnslib.RCODE.REFUSED

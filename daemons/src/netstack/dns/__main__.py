@@ -38,7 +38,8 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     rules = RulesFile(Path(chosen.rules), Path(chosen.state, "rules.json"))
     rules.refresh()
     maps = Path(chosen.maps)
-    learned = Learned(SoloMap.open(maps / "fqdn"), SoloMap.open(maps / "fqdn_use"), chosen.max_addresses_per_pod)
+    most = chosen.max_addresses_per_pod, chosen.max_addresses_per_name
+    learned = Learned(SoloMap.open(maps / "fqdn"), SoloMap.open(maps / "fqdn_use"), *most)
     names = Copy(learned, RUN / "dns-names.json", "names of addresses are not known until they are asked again")
     names.load()
     identities = Identities(SoloMap.open(maps / "identities"))

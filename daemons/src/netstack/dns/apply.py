@@ -5,8 +5,8 @@ that is believed of addresses that the table still holds.) Each entry holds up t
 of CLOCK_MONOTONIC), and the programs check the second themselves: what this module removes is no longer open already,
 so it may remove late, and die at any point.
 
-Expired slots are free. A ninth live selector, more addresses than a pod may have, and a full table are refused: the
-answer that needed the slot does not leave.
+Expired slots are free. A ninth live selector, more addresses than a pod, or one name for a pod, may have, and a full
+table are refused: the answer that needed the slot does not leave.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from netstack.dns.names import Name
+from netstack.dns.names import Name, text
 from netstack.dns.session import Credit
 from netstack.kernel.layout import FQDN_SELECTORS, IDENTITY_WORLD, Fqdn, FqdnKey, Identity, Instant, PrefixKey
 
@@ -85,15 +85,17 @@ class Entry:
 class Learned:
     """What pods have learned. Every `now` is seconds of CLOCK_MONOTONIC, which is the programs' clock."""
 
-    def __init__(self, table: Table, used: Table, max_per_pod: int) -> None:
+    def __init__(self, table: Table, used: Table, max_per_pod: int, max_per_name: int) -> None:
         self.changed = False
         """Names, since the last `dump`."""
         self._table = table
         self._used = used
         self._max_per_pod = max_per_pod
+        self._max_per_name = max_per_name
         self._of_endpoint = Counter(FqdnKey.unpack(key).endpoint for key, _ in table.items())
         self._gone_since: dict[int, float] = {}
         self._names: dict[bytes, dict[Name, bytes]] = {}
+        self._of_name: Counter[tuple[int, Name]] = Counter()  # addresses in _names
         self._settled: dict[tuple[object, ...], int] = {}  # credits (but for their time) that the table holds, until
 
     def __len__(self) -> int:
@@ -119,6 +121,10 @@ class Learned:
         held = self._table.get(key)
         if held is None and self._of_endpoint[credit.endpoint] >= self._max_per_pod:
             raise Refused(f"endpoint {credit.endpoint} has learned {self._max_per_pod} addresses, the most it may")
+        known, of_name = self._names.get(key, {}), (credit.endpoint, credit.name)
+        if credit.name not in known and self._of_name[of_name] >= self._max_per_name:
+            most = f"{self._max_per_name} addresses of {text(credit.name)}, the most of one name"
+            raise Refused(f"endpoint {credit.endpoint} has learned {most}")
         live = {} if held is None else _live(held, now)
         live |= {selector: max(until_s, live.get(selector, 0)) for selector in credit.selectors}
         if len(live) > FQDN_SELECTORS:
@@ -128,11 +134,16 @@ class Learned:
         if held is None:
             self._of_endpoint[credit.endpoint] += 1
         names = self._names.setdefault(key, {})
-        if names.pop(credit.name, None) != credit.server:
-            self.changed = True
+        before = names.pop(credit.name, None)
         names[credit.name] = credit.server
+        if before is None:
+            self._of_name[of_name] += 1
+        if before != credit.server:
+            self.changed = True
         if len(names) > FQDN_SELECTORS:
-            del names[next(iter(names))]
+            oldest = next(iter(names))
+            del names[oldest]
+            self._forget(credit.endpoint, oldest)
 
     def sweep(self, endpoints: frozenset[int] | None, now: float, gone_after_s: float) -> Iterator[None]:
         """Remove what has expired and what belongs to endpoints gone for `gone_after_s`; keep open what is in use.
@@ -175,10 +186,17 @@ class Learned:
     def _remove(self, key: bytes, owner: int) -> None:
         self._settled.clear()
         self._table.delete(key)
-        self._names.pop(key, None)
+        for name in self._names.pop(key, ()):
+            self._forget(owner, name)
         self._of_endpoint[owner] -= 1
         if self._of_endpoint[owner] <= 0:
             del self._of_endpoint[owner]
+
+    def _forget(self, endpoint: int, name: Name) -> None:
+        """One address that it led to."""
+        self._of_name[endpoint, name] -= 1
+        if not self._of_name[endpoint, name]:
+            del self._of_name[endpoint, name]
 
     def entries(self, now: float) -> Iterator[Entry]:
         """All addresses that are open."""
@@ -212,6 +230,9 @@ class Learned:
         except (TypeError, KeyError, struct.error) as error:
             raise ValueError(f"not what was written: {error!r}") from error
         self._names |= {key: names for key, names in found.items() if self._table.get(key) is not None}
+        self._of_name = Counter(
+            (FqdnKey.unpack(key).endpoint, name) for key, names in self._names.items() for name in names
+        )
 
 
 def _address(text: str) -> bytes:

@@ -63,6 +63,11 @@ class DnsSettings:
     max_addresses_per_pod: int = 4096
     """Addresses that one pod may have learned at once, so that one pod cannot fill the table of all."""
 
+    max_addresses_per_name: int = 2048
+    """... by one name, so that a name whose addresses rotate takes no room from the pod's other names. Half of a pod's,
+    because large services (S3) rotate too, and each address stays open for an hour. Names that match one pattern
+    count each for itself."""
+
     never_open: tuple[str, ...] = (
         "0.0.0.0/8",
         "127.0.0.0/8",
@@ -107,7 +112,7 @@ class DnsSettings:
         if min(self.gone_after_s, self.finish_within_s) < 0:
             raise ValueError("gone_after_s and finish_within_s cannot be negative")
         limits = ("max_in_flight_per_pod", "max_in_flight", "max_connections_per_pod", "max_addresses_per_answer",
-                  "max_addresses_per_pod")  # fmt: skip
+                  "max_addresses_per_pod", "max_addresses_per_name")  # fmt: skip
         for limit in limits:
             if getattr(self, limit) < 1:
                 raise ValueError(f"{limit} must be at least 1")

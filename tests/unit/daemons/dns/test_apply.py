@@ -11,7 +11,7 @@ from netstack.dns.apply import COPIED, IN_USE_S, LEAST_S, SETTLED, SWEEP_S, Iden
 from netstack.dns.session import Credit
 from netstack.kernel.layout import Fqdn, FqdnKey, Identity, Instant, PrefixKey
 
-A, B = pack("192.0.2.1"), pack("192.0.2.2")
+A, B, C = (pack(f"192.0.2.{n}") for n in (1, 2, 3))
 NAME = (b"x", b"io")
 SERVER = pack("10.96.0.10")
 
@@ -51,7 +51,7 @@ def used() -> FakeTable:
 
 @pytest.fixture
 def learned(table: FakeTable, used: FakeTable) -> Learned:
-    return Learned(table, used, max_per_pod=4)
+    return Learned(table, used, max_per_pod=4, max_per_name=4)
 
 
 def credit(*selectors: int, addresses: tuple[bytes, ...] = (A,), until_s: float = 100.0, endpoint: int = 12) -> Credit:
@@ -106,9 +106,46 @@ def test_one_pod_cannot_fill_the_table(learned: Learned) -> None:
     assert len(learned) == 5
 
 
+def test_one_name_cannot_take_all_that_its_pod_may_learn(table: FakeTable, used: FakeTable) -> None:
+    learned = Learned(table, used, max_per_pod=4, max_per_name=2)
+    other = (b"y", b"io")
+    full = "endpoint 12 has learned 2 addresses of x.io., the most of one name"
+    learned.credit(credit(1, addresses=(A, B)), now=0)
+    with pytest.raises(Refused, match=full):
+        learned.credit(credit(1, addresses=(C,)), now=0)
+    learned.credit(credit(1, addresses=(A, B), until_s=200), now=0)
+    learned.credit(credit(1, addresses=(C,), endpoint=13), now=0)
+    learned.credit(credit(2, addresses=(A, C), until_s=500)._replace(name=other), now=0)
+    with pytest.raises(Refused, match=full):
+        learned.credit(credit(1, addresses=(C,)), now=0)
+    again = Learned(table, used, max_per_pod=4, max_per_name=2)
+    again.load(learned.dump())
+    for daemon in (learned, again):
+        with pytest.raises(Refused, match=full):
+            daemon.credit(credit(1, addresses=(C,)), now=0)
+    sweep(learned, None, now=200)
+    assert table.holds().keys() == {(12, A), (12, C)}
+    learned.credit(credit(1, addresses=(C,), until_s=300), now=200)
+    with pytest.raises(Refused, match=full):
+        learned.credit(credit(1, addresses=(B,), until_s=300), now=200)
+    for now in (500, 1000):
+        sweep(learned, frozenset(), now)
+    assert table.holds() == {}
+    assert not learned._of_name
+
+
+def test_a_name_that_an_address_has_no_room_for_has_it_no_more(table: FakeTable, used: FakeTable) -> None:
+    learned = Learned(table, used, max_per_pod=4, max_per_name=1)
+    for n in range(9):
+        learned.credit(credit(1)._replace(name=(b"%d" % n, b"io")), now=0)
+    learned.credit(credit(1, addresses=(B,))._replace(name=(b"0", b"io")), now=0)
+    with pytest.raises(Refused, match=r"1 addresses of 1\.io\."):
+        learned.credit(credit(1, addresses=(B,))._replace(name=(b"1", b"io")), now=0)
+
+
 def test_what_was_learned_before_a_restart_is_there(table: FakeTable, used: FakeTable, learned: Learned) -> None:
     learned.credit(credit(1), now=0)
-    again = Learned(table, used, max_per_pod=1)
+    again = Learned(table, used, max_per_pod=1, max_per_name=1)
     assert len(again) == 1
     with pytest.raises(Refused):
         again.credit(credit(1, addresses=(B,)), now=0)
@@ -123,7 +160,7 @@ def test_names_are_believed_of_what_the_table_holds_alone(table: FakeTable, used
     learned.credit(credit(1, addresses=(A, B)), now=0)
     text = learned.dump()
     table.delete(FqdnKey(12, A).pack())
-    again = Learned(table, used, max_per_pod=4)
+    again = Learned(table, used, max_per_pod=4, max_per_name=4)
     again.load(text)
     assert [(entry.address, entry.names) for entry in again.entries(now=0)] == [(B, {NAME: SERVER})]
     again.credit(credit(1), now=0)
@@ -133,10 +170,10 @@ def test_names_are_believed_of_what_the_table_holds_alone(table: FakeTable, used
 
 
 def test_so_many_names_are_copied_and_no_more() -> None:
-    learned = Learned(table := FakeTable(), FakeTable(), max_per_pod=COPIED + 1)
+    learned = Learned(table := FakeTable(), FakeTable(), max_per_pod=COPIED + 1, max_per_name=COPIED + 1)
     for n in range(COPIED + 1):
         learned.credit(credit(1, addresses=(n.to_bytes(16),)), now=0)
-    again = Learned(table, FakeTable(), max_per_pod=1)
+    again = Learned(table, FakeTable(), max_per_pod=1, max_per_name=1)
     again.load(learned.dump())
     assert [entry.address for entry in again.entries(now=0) if not entry.names] == [bytes(16)]
 
@@ -176,7 +213,7 @@ def test_names_are_copied_when_there_are_new_ones(learned: Learned) -> None:
 def test_a_copy_that_is_not_one_is_refused_whole(learned: Learned, text: str) -> None:
     learned.credit(credit(1, addresses=(A, B)), now=0)
     good = learned.dump().strip().removeprefix("[").removesuffix("]")
-    again = Learned(learned._table, FakeTable(), max_per_pod=4)
+    again = Learned(learned._table, FakeTable(), max_per_pod=4, max_per_name=4)
     bad = text.replace("GOOD", A.hex())
     with pytest.raises(ValueError):
         again.load(bad)
@@ -307,7 +344,7 @@ credits_ = st.builds(
 def test_the_table_is_what_a_list_of_all_credits_says(steps: list[tuple[Credit | None, float]]) -> None:
     """Every live (endpoint, address, selector) is in the table with its latest expiry, and no other; None: a sweep."""
     table, now = FakeTable(), 0.0
-    learned = Learned(table, FakeTable(), max_per_pod=9)
+    learned = Learned(table, FakeTable(), max_per_pod=9, max_per_name=9)
     expected: dict[tuple[int, bytes], dict[int, float]] = {}
     for step, wait in steps:
         now += wait

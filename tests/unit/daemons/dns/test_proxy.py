@@ -68,7 +68,7 @@ async def served(
     rules = RulesFile(folder / "rules.json", folder / "copy.json")
     session = Session(DnsSettings(), rules.rules, lambda: 0xABCD, Identities(Table()))
     tasks = []
-    learned = Learned(table, Table(), 9)
+    learned = Learned(table, Table(), 9, 9)
     recall = Recall(Memory(session.lifetime, 9), session, learned, lambda address: False, folder / "heard.json")
     proxy = Proxy(
         DnsSettings(),

@@ -34,7 +34,7 @@ class Scene:
         self.talk = Talk()
         self.table = Table()
         self.memory = Memory(self.talk.session.lifetime, most_per_answer=9)
-        learned = Learned(self.table, Table(), max_per_pod=ROOM)
+        learned = Learned(self.table, Table(), max_per_pod=ROOM, max_per_name=ROOM)
         self.recall = Recall(self.memory, self.talk.session, learned, pack(INSIDE).__eq__, folder / "heard.json")
 
     def hears(self, *lines: str, name: str = "x.io", server: str = INSIDE, now: float = 1000, pod: int = 12) -> None:

@@ -32,6 +32,7 @@ def test_the_refusal_is_chosen_by_name() -> None:
         ({"tcp_idle_timeout_s": 5.0}, "must be above upstream_timeout_s"),
         ({"gone_after_s": -1}, "cannot be negative"),
         ({"max_in_flight": 0}, "max_in_flight must be at least 1"),
+        ({"max_addresses_per_name": 0}, "max_addresses_per_name must be at least 1"),
         ({"never_open": ["10.0.0.1/8"]}, "10.0.0.1/8 has host bits set"),
         ({"lan": ["10.0.0.1/8"]}, "10.0.0.1/8 has host bits set"),
         ({"upstream": "1.1.1.1"}, "upstream: unknown field"),

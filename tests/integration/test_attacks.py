@@ -353,6 +353,7 @@ def test_a_folder_of_manifests_that_is_gone_opens_nothing(field: Field) -> None:
     with probing(field) as rounds:
         folder.rename(away)
         try:
+            wait_for("the complaint", complains, 10)  # it was seen to go: a look at every file is 30 s apart
             further(rounds)
             field.board.stop(signal.SIGKILL)
             further(rounds)

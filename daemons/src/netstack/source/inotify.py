@@ -16,12 +16,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 MODIFY, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF = 0x2, 0x40, 0x80, 0x100, 0x200, 0x400
-CLOSE_WRITE, ONLYDIR = 0x8, 0x01000000
+CLOSE_WRITE, MOVE_SELF, ONLYDIR = 0x8, 0x800, 0x01000000
 IS_FOLDER, OVERFLOW, IGNORED = 0x40000000, 0x4000, 0x8000
+NAMELESS = IS_FOLDER | OVERFLOW | IGNORED | DELETE_SELF | MOVE_SELF
+"""Events after which no file's name says enough."""
 HEADER = struct.Struct("=iIII")
 WRITING_S = 0.02
 """How long a new file may be written before it is looked at (a link is whole at once, and nobody closes it)."""
-MASK = CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | ONLYDIR
+MASK = CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | MOVE_SELF | ONLYDIR
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -69,7 +71,7 @@ class Inotify:
         named = set()
         for watch, mask, name in events:
             hidden = name.startswith(".")  # "..data": names that link through it change
-            if watch not in self._folders or mask & (IS_FOLDER | OVERFLOW | IGNORED | DELETE_SELF) or hidden:
+            if watch not in self._folders or mask & NAMELESS or hidden:
                 return None
             named.add(f"{self._folders[watch]}/{name}")
         return named

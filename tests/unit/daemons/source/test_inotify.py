@@ -28,6 +28,30 @@ def test_a_write_a_move_and_a_removal_wake_it(tmp_path: Path) -> None:
     assert asyncio.run(main()) == 4
 
 
+def test_another_folder_in_the_place_of_the_root_is_looked_at_whole(tmp_path: Path) -> None:
+    """Whoever moves it away says nothing about a name in it."""
+
+    async def main() -> None:
+        root, other = tmp_path / "root", tmp_path / "other"
+        root.mkdir()
+        other.mkdir()
+        inotify = Inotify((root,))
+        inotify.watch_tree()
+        inotify.take()
+        root.rename(tmp_path / "away")
+        other.rename(root)
+        await asyncio.wait_for(inotify.changed.wait(), 5)
+        inotify.changed.clear()
+        assert inotify.take() is None
+        inotify.watch_tree()
+        (root / "a").write_text("x")
+        await asyncio.wait_for(inotify.changed.wait(), 5)
+        assert inotify.take() == {f"{root}/a"}
+        inotify.close()
+
+    asyncio.run(main())
+
+
 def test_a_new_file_wakes_it_when_it_is_closed_and_a_link_soon(tmp_path: Path) -> None:
     async def main() -> None:
         inotify = Inotify((tmp_path,))

@@ -18,6 +18,7 @@ class Kept(Protocol):
     """Since the last `dump`."""
 
     def dump(self) -> str: ...
+
     def load(self, text: str) -> None:
         """What `dump` gave. ValueError, and nothing is taken, if it is anything else."""
 

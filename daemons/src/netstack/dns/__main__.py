@@ -47,7 +47,7 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     session = Session(chosen, rules.rules, random_number, identities)
     memory = Memory(session.lifetime, chosen.max_addresses_per_answer)
     recall = Recall(memory, session, learned, identities.inside, RUN / "dns-heard.json")
-    recall.load()
+    recall.copy.load()
     recall.apply(loop.time())
     proxy = Proxy(chosen, session, learned, rules, recall, random_number, unit.spawn)
     unit.command("status", lambda _: report.status(session, len(learned), len(memory), rules.error))
@@ -71,7 +71,7 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     await unit.stopping.wait()
     unit.status(f"stopping, {session.in_flight} questions under way")
     await proxy.finish(chosen.finish_within_s)
-    recall.save()
+    recall.copy.save()
     names.save()
 
 

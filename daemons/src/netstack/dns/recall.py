@@ -36,8 +36,7 @@ class Recall:
         self._session = session
         self._learned = learned
         self._inside = inside
-        self._copy = Copy(memory, copy, "what pods were told past the proxy is not known")
-        self.load, self.save = self._copy.load, self._copy.save
+        self.copy = Copy(memory, copy, "what pods were told past the proxy is not known")
 
     def apply(self, now: float) -> None:
         """Rules have changed: credit what they open of what their pods were told."""
@@ -74,4 +73,4 @@ class Recall:
             await asyncio.sleep(every_s)
             self._memory.expire(asyncio.get_running_loop().time())
             with contextlib.suppress(OSError):  # no room in memory: the next turn tries again
-                self.save()
+                self.copy.save()

@@ -167,7 +167,7 @@ class DirectorySource:
         for _, overlay in sorted(self._overlay.items(), reverse=True):  # the first of two wins, as among manifests
             self._statuses |= {ref: document.get("status") for ref, document in overlay.documents.items()}
         for file in self._files.values():
-            if any(self._statuses.get(ref) != before.get(ref) for ref in file.documents):
+            if not all(same_text(self._statuses.get(ref), before.get(ref)) for ref in file.documents):
                 file.parsed = None
         return True
 
@@ -341,8 +341,8 @@ def _all_kept(keep: Path) -> dict[str, File]:
     for path in sorted(keep.glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         documents = _documents(path.name, text)[0]
-        name = load_all(text)[0].get("metadata", {}).get("name", str(path))
-        files[name] = File((0, 0, 0), documents, dict(documents))
+        head: Mapping[str, Any] = next(iter(load_all(text)), {})
+        files[head.get("metadata", {}).get("name", str(path))] = File((0, 0, 0), documents, dict(documents))
     return files
 
 

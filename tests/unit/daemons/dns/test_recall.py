@@ -116,22 +116,22 @@ def test_no_more_addresses_than_a_pod_may_have(scene: Scene, caplog: pytest.LogC
 
 def test_the_next_daemon_remembers(scene: Scene, tmp_path: Path) -> None:
     scene.hears("x.io. 7200 A 192.0.2.1")
-    scene.recall.save()
+    scene.recall.copy.save()
     again = Scene(tmp_path)
-    again.recall.load()
+    again.recall.copy.load()
     assert again.begins(endpoint(12, POD, {3: "x.io"})) == {(12, WEB): {3: 8200}}
     before = os.stat(tmp_path / "heard.json")
-    scene.recall.save()
+    scene.recall.copy.save()
     assert os.stat(tmp_path / "heard.json").st_ino == before.st_ino, "nothing new, nothing written"
 
 
 def test_a_copy_that_cannot_be_read_is_said_and_nothing_is_known(
     scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scene.recall.load()
+    scene.recall.copy.load()
     assert caplog.text == ""
     (tmp_path / "heard.json").write_text('[["half')
-    scene.recall.load()
+    scene.recall.copy.load()
     assert "heard.json" in caplog.text
     assert len(scene.memory) == 0
 
@@ -140,7 +140,7 @@ def test_a_copy_that_cannot_be_written_is_tried_again(scene: Scene, tmp_path: Pa
     scene.hears("x.io. 7200 A 192.0.2.1")
     (tmp_path / "heard.json").mkdir()
     with pytest.raises(OSError):
-        scene.recall.save()
+        scene.recall.copy.save()
     (tmp_path / "heard.json").rmdir()
-    scene.recall.save()
+    scene.recall.copy.save()
     assert (tmp_path / "heard.json").exists()

@@ -184,6 +184,12 @@ def test_a_restart_without_the_folder_believes_the_same_file(tmp_path: Path, nam
     assert names_of(source) == {"s": "2"}
 
 
+def test_an_empty_copy_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "keep").mkdir()
+    (tmp_path / "keep" / "0.yaml").write_text("")
+    assert names_of(DirectorySource(tmp_path / "manifests", keep=tmp_path / "keep")) == {}
+
+
 def test_a_version_that_was_good_for_another_release_stands_in_for_nothing(tmp_path: Path) -> None:
     folder, keep = tmp_path / "manifests", tmp_path / "keep"
     folder.mkdir()

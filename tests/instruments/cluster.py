@@ -298,6 +298,7 @@ class Cluster:
             assert new.tables[name] == again.tables[name], f"{name}: memory makes another table"
             assert diff(new.tables[name], new.tables[name]) == []
         assert new.dns_rules() == again.dns_rules()
+        assert (new.owners, new.problems) == (again.owners, again.problems)
         assert (new.policy.rules, new.policy.selects) == (again.policy.rules, again.policy.selects)
         assert set(new.accepted.specs) == set(again.accepted.specs) and new.accepted.good == again.accepted.good
         self.changes = plan(self.before.tables, new.tables)

@@ -19,7 +19,8 @@ from netstack.agent.policy.references import Referred, resolve
 from netstack.agent.policy.rules import Spec
 from netstack.agent.policy.tables import Compiler, PolicyTables
 from netstack.agent.routes import Wanted, compile_routes
-from netstack.agent.services import ServiceTables, compile_services
+from netstack.agent.services import Compiler as ServiceCompiler
+from netstack.agent.services import ServiceTables
 from netstack.core.address import ANY, Prefix, is_v4, unpack
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
@@ -114,6 +115,7 @@ class Memory:
 
     readings: Readings = field(default_factory=Readings)
     people: Census = field(default_factory=Census)
+    services: ServiceCompiler = field(default_factory=ServiceCompiler)
     policies: Compiler = field(default_factory=Compiler)
 
 
@@ -130,7 +132,7 @@ def compile_all(
     nodes = snapshot.all(Node)
     node_address = {node.meta.name: node.addresses[0] for node in nodes if node.addresses}
     node_address[place.node] = place.addresses[0]
-    services = compile_services(
+    services = memory.services.compile(
         snapshot.all(Service),
         snapshot.all(EndpointSlice),
         node_address,

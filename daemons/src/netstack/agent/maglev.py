@@ -9,7 +9,6 @@ changes; with 16 slots a backend or more, shares differ by at most 7 %.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from netstack.agent.numbers import hashed
 
@@ -24,7 +23,6 @@ def size(backends: int) -> int:
     return next((prime for prime in SIZES[1:] if prime >= backends * SLOTS_PER_BACKEND), SIZES[-1])
 
 
-@lru_cache(maxsize=4096)
 def order(names: Sequence[str]) -> tuple[int, ...]:
     """Slot -> index into `names`, which must be distinct and, to be the same everywhere, sorted."""
     slots = size(len(names))

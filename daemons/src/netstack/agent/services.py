@@ -17,6 +17,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from netstack.agent import maglev
 from netstack.agent.numbers import numbers
@@ -29,6 +30,9 @@ from netstack.source.models import Endpoint, EndpointSlice, Service, ServicePort
 
 PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 SCOPES = (layout.SCOPE_CLUSTER, layout.SCOPE_WORLD)
+NOBODY = layout.Service().pack()
+"""A service without backends."""
+ID_BYTES = 4
 IGNORED_BY = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
 """Labels with which a Service says that another proxy serves it, or none."""
 
@@ -44,9 +48,12 @@ class ServiceTables:
     """Service id -> its object."""
     problems: tuple[BadObject, ...] = ()
 
+    def holds(self, other: ServiceTables) -> bool:
+        """Whether these are the very tables of `other`."""
+        return self.services is other.services and self.slots is other.slots and self.backends is other.backends
 
-@dataclass(frozen=True, slots=True, order=True)
-class Target:
+
+class Target(NamedTuple):
     """One backend: address, port, and the node that hosts it (:: = none of the cluster's)."""
 
     address: bytes
@@ -67,79 +74,180 @@ class Choice:
     known: tuple[Target, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Frontend:
-    """One entry to be: where it is reached, and the backends behind it."""
+class Frontend(NamedTuple):
+    """One entry to be: where it is reached (a packed ServiceKey), which of spec.ports it is, and the backends behind
+    it."""
 
-    key: layout.ServiceKey
+    key: bytes
+    port_index: int
     port_id: str
     affinity_s: int
     targets: tuple[Target, ...]
 
 
-def compile_services(
-    services: Iterable[Service],
+class Backend(NamedTuple):
+    """Of a target: the name that its id comes from, and its entry."""
+
+    name: str
+    packed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one Service comes to, whatever the others are."""
+
+    of: tuple[Service | EndpointSlice, ...]
+    """What it was made of, the Service first."""
+    frontends: tuple[Frontend, ...]
+    stubs: tuple[bytes, ...]
+    backends: Mapping[Target, Backend]
+    """Those too that may only keep their connections."""
+    problems: tuple[BadObject, ...]
+
+
+class Compiler:
+    """Remembers what it made of what, so that a change costs little. The result depends on its input alone: whoever
+    compiles anew gets the same. Objects that did not change should come as the same objects: to see that is cheap."""
+
+    def __init__(self) -> None:
+        self._nodes: tuple[dict[str, bytes], str] = {}, ""
+        self._parts: dict[Ref, Part] = {}
+        self._orders: dict[tuple[Target, ...], tuple[tuple[int, ...], bytes]] = {}
+        """Backends -> (their ids, what their slots hold)."""
+        self._last: tuple[tuple[object, ...], ServiceTables] | None = None
+        """What was given last and what came of it, unless another attempt could come to more."""
+
+    def compile(
+        self,
+        services: tuple[Service, ...],
+        slices: tuple[EndpointSlice, ...],
+        nodes: Mapping[str, bytes],
+        node: str,
+        before: ServiceTables,
+        capacity: int = layout.MAPS["slots"].entries,
+    ) -> ServiceTables:
+        """`nodes`: name -> address; `node`: this one's name; `before`: what the maps hold now; `capacity`: of
+        `slots`."""
+        given = (services, slices, dict(nodes), node, capacity)
+        if self._last is not None and self._last[0] == given and before.holds(self._last[1]):
+            return self._last[1]
+        if self._nodes != (nodes, node):
+            self._nodes, self._parts = (dict(nodes), node), {}
+        by_service: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
+        for item in slices:
+            by_service[item.meta.namespace, item.service].append(item)
+        self._parts = {
+            service.meta.ref: self._part(service, by_service.get((service.meta.namespace, service.meta.name), []))
+            for service in services
+            if not any(label in service.meta.labels for label in IGNORED_BY)
+        }
+        tables, whole = self._tables(before, capacity)
+        self._last = (given, tables) if whole else None
+        return tables
+
+    def _part(self, service: Service, slices: list[EndpointSlice]) -> Part:
+        of: tuple[Service | EndpointSlice, ...] = (service, *slices)
+        known = self._parts.get(service.meta.ref)
+        return known if known is not None and known.of == of else _part(of, service, slices, *self._nodes)
+
+    def _tables(self, before: ServiceTables, capacity: int) -> tuple[ServiceTables, bool]:
+        """All parts together, and whether there was room for them."""
+        frontends: dict[bytes, Frontend] = {}
+        stubs: set[bytes] = set()
+        backends: dict[Target, Backend] = {}
+        owners: dict[str, Ref] = {}
+        problems: list[BadObject] = []
+        for ref, part in sorted(self._parts.items(), key=_age):  # the older one wins an address
+            stubs.update(part.stubs)
+            backends.update(part.backends)
+            problems += part.problems
+            for frontend in part.frontends:
+                holder = frontends.setdefault(frontend.key, frontend)
+                if holder is frontend:
+                    owners[frontend.port_id] = ref
+                else:
+                    reason = f"{_show(frontend.key)} is taken by {owners[holder.port_id]}"
+                    problems.append(BadObject(ref, f"spec.ports[{frontend.port_index}]", reason))
+        ids, _ = numbers(owners)
+        backend_ids, _ = numbers(backend.name for backend in backends.values())
+        id_of = {target: backend_ids[backend.name] for target, backend in backends.items()}
+        regions, orders, full = _Regions(before, capacity), {}, []
+        entries = dict.fromkeys(stubs, NOBODY)
+        for key, frontend in sorted(frontends.items()):
+            number, targets = ids[frontend.port_id], frontend.targets
+            content = orders[targets] = self._order(targets, tuple(map(id_of.__getitem__, targets)))
+            first = regions.place(number, content[1])
+            if first is None:
+                reason = f"the slots map is full ({capacity}): {_show(key)} keeps the backends that it had"
+                full.append(BadObject(owners[frontend.port_id], "spec.ports", reason))
+                entries[key] = regions.keep(before.services.entries.get(key, layout.Service(number).pack()))
+                continue
+            slots = len(content[1]) // ID_BYTES
+            entries[key] = layout.Service(number, first, slots, frontend.affinity_s, 0, len(targets)).pack()
+        self._orders = orders
+        return ServiceTables(
+            Table("services", entries),
+            Table("slots", regions.used),
+            Table("backends", {layout.Number(id_of[target]).pack(): item.packed for target, item in backends.items()}),
+            {ids[name]: ref for name, ref in owners.items()},
+            (*problems, *full),
+        ), not full
+
+    def _order(self, targets: tuple[Target, ...], ids: tuple[int, ...]) -> tuple[tuple[int, ...], bytes]:
+        known = self._orders.get(targets)
+        if known is not None and known[0] == ids:
+            return known
+        chosen = maglev.order([target.name for target in targets])
+        return ids, struct.pack(f"={len(chosen)}I", *(ids[index] for index in chosen))
+
+
+def _age(item: tuple[Ref, Part]) -> tuple[str, str, str]:
+    ref, part = item
+    return part.of[0].meta.created, ref.namespace, ref.name
+
+
+def _part(
+    of: tuple[Service | EndpointSlice, ...],
+    service: Service,
     slices: Iterable[EndpointSlice],
     nodes: Mapping[str, bytes],
     node: str,
-    before: ServiceTables,
-    capacity: int = layout.MAPS["slots"].entries,
-) -> ServiceTables:
-    """`nodes`: name -> address; `node`: this one's name; `before`: what the maps hold now; `capacity` of `slots`."""
-    by_service: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
-    for item in slices:
-        by_service[item.meta.namespace, item.service].append(item)
-    frontends: dict[bytes, Frontend] = {}
-    stubs: set[bytes] = set()
-    known: set[Target] = set()
-    owners: dict[str, Ref] = {}
-    problems: list[BadObject] = []
-    for service in sorted(services, key=lambda s: (s.meta.created, s.meta.ref)):  # the older one wins an address
-        if any(label in service.meta.labels for label in IGNORED_BY):
+) -> Part:
+    addresses = frozenset(nodes.values())
+    frontends: list[Frontend] = []
+    backends: dict[Target, Backend] = {}
+    problems = []
+    for index, port in enumerate(service.ports):
+        if port.protocol not in ("TCP", "UDP"):
+            reason = f"protocol {port.protocol} is not balanced"
+            problems.append(BadObject(service.meta.ref, f"spec.ports[{index}]", reason))
             continue
-        stubs.update(_stubs(service, frozenset(nodes.values())))
-        for index, port in enumerate(service.ports):
-            if port.protocol not in ("TCP", "UDP"):
-                problems.append(_problem(service, index, f"protocol {port.protocol} is not balanced"))
-                continue
-            for frontend in _frontends(service, port, by_service, nodes, node, known):
-                key = frontend.key.pack()
-                if key in frontends:
-                    holder = owners[frontends[key].port_id]
-                    problems.append(_problem(service, index, f"{_show(frontend.key)} is taken by {holder}"))
-                    continue
-                frontends[key] = frontend
-                owners[frontend.port_id] = service.meta.ref
-        if service.source_ranges and service.load_balancer_ips:
-            reason = "is not enforced yet, so the addresses are refused from outside the cluster"
-            problems.append(BadObject(service.meta.ref, "spec.loadBalancerSourceRanges", reason))
-    known.update(target for frontend in frontends.values() for target in frontend.targets)
-    return _tables(frontends, stubs, known, owners, before, capacity, problems)
+        choices = {v4: _choose(slices, port, v4, nodes, node) for v4 in (True, False)}
+        frontends += _frontends(service, index, choices, addresses)
+        for target in (target for choice in choices.values() for target in choice.known):
+            packed = layout.Backend(target.address, target.node, target.port).pack()
+            backends[target] = Backend(f"{target.name} {unpack(target.node)}", packed)
+    if service.source_ranges and service.load_balancer_ips:
+        reason = "is not enforced yet, so the addresses are refused from outside the cluster"
+        problems.append(BadObject(service.meta.ref, "spec.loadBalancerSourceRanges", reason))
+    return Part(of, tuple(frontends), tuple(_stubs(service, addresses)), backends, tuple(problems))
 
 
 def _frontends(
-    service: Service,
-    port: ServicePort,
-    by_service: Mapping[tuple[str, str], list[EndpointSlice]],
-    nodes: Mapping[str, bytes],
-    node: str,
-    known: set[Target],
+    service: Service, index: int, choices: Mapping[bool, Choice], nodes: frozenset[bytes]
 ) -> Iterator[Frontend]:
-    """Every entry of one service port. Adds to `known` the backends that may keep their connections."""
-    slices = by_service.get((service.meta.namespace, service.meta.name), [])
-    choices = {v4: _choose(slices, port, v4, nodes, node) for v4 in (True, False)}
-    addresses = frozenset(nodes.values())
+    """Every entry of one service port. `choices`: for IPv4 and for IPv6; `nodes`: addresses of nodes."""
+    port = service.ports[index]
     protocol = PROTOCOL_NUMBERS[port.protocol]
     name = f"{service.meta.ref.key} {port.name} {port.port}/{port.protocol}"
 
     def entry(address: bytes, number: int, scope: int, local: bool, refused: bool = False) -> Frontend:
         v4 = is_v4(address) if address != ANY else True
         targets = () if refused else choices[v4].local if local else choices[v4].live
-        return Frontend(layout.ServiceKey(address, number, protocol, scope), name, service.affinity_s, targets)
+        key = layout.ServiceKey(address, number, protocol, scope).pack()
+        return Frontend(key, index, name, service.affinity_s, targets)
 
     refused = bool(service.source_ranges)
-    for choice in choices.values():
-        known.update(choice.known)
     for address in service.cluster_ips:
         yield entry(address, port.port, layout.SCOPE_CLUSTER, service.internal_local)
     for address in dict.fromkeys(service.load_balancer_ips):
@@ -148,7 +256,7 @@ def _frontends(
     for address in dict.fromkeys(service.external_ips):
         if address in service.load_balancer_ips:
             continue
-        if address in addresses:  # from inside only a node's own: anything else could be hijacked (CVE-2020-8554)
+        if address in nodes:  # from inside only a node's own: anything else could be hijacked (CVE-2020-8554)
             yield entry(address, port.port, layout.SCOPE_CLUSTER, False)
         yield entry(address, port.port, layout.SCOPE_WORLD, service.external_local)
     if port.node_port:
@@ -196,46 +304,6 @@ def _stubs(service: Service, nodes: frozenset[bytes]) -> Iterator[bytes]:
                 yield layout.ServiceKey(address, 0, 0, scope).pack()
 
 
-def _tables(
-    frontends: Mapping[bytes, Frontend],
-    stubs: set[bytes],
-    known: set[Target],
-    owners: Mapping[str, Ref],
-    before: ServiceTables,
-    capacity: int,
-    problems: list[BadObject],
-) -> ServiceTables:
-    ids, _ = numbers(owners)
-    names = {f"{target.name} {unpack(target.node)}": target for target in known}
-    backend_ids, _ = numbers(names)
-    id_of = {names[name]: number for name, number in backend_ids.items()}
-    regions = _Regions(before, capacity)
-    entries = {key: layout.Service().pack() for key in stubs}
-    for key, frontend in sorted(frontends.items()):
-        number = ids[frontend.port_id]
-        chosen = maglev.order(tuple(target.name for target in frontend.targets))
-        content = struct.pack(f"={len(chosen)}I", *(id_of[frontend.targets[index]] for index in chosen))
-        first = regions.place(number, content)
-        if first is None:
-            reason = f"the slots map is full ({capacity}): {_show(frontend.key)} keeps the backends that it had"
-            problems.append(BadObject(owners[frontend.port_id], "spec.ports", reason))
-            entries[key] = regions.keep(before.services.entries.get(key, layout.Service(number).pack()))
-            continue
-        count = len(frontend.targets)
-        entries[key] = layout.Service(number, first, len(chosen), frontend.affinity_s, 0, count).pack()
-    backends = {
-        layout.Number(number).pack(): layout.Backend(target.address, target.node, target.port).pack()
-        for target, number in sorted(id_of.items())
-    }
-    return ServiceTables(
-        Table("services", entries),
-        Table("slots", regions.used),
-        Table("backends", backends),
-        {ids[name]: ref for name, ref in owners.items()},
-        tuple(problems),
-    )
-
-
 class _Regions:
     """Where in `slots` each list of backend ids lies. Space that is in use now is given to nothing else."""
 
@@ -243,7 +311,8 @@ class _Regions:
         self.used: dict[bytes, bytes] = {}
         self._slots = before.slots.entries
         self._mine: dict[tuple[int, bytes], bytes] = {}
-        busy = sorted((layout.Number.unpack(key).value, len(ids) // 4) for key, ids in before.slots.entries.items())
+        slots = before.slots.entries.items()
+        busy = sorted((layout.Number.unpack(key).value, len(ids) // ID_BYTES) for key, ids in slots)
         self._free: list[tuple[int, int]] = []
         at = 0
         for first, length in [*busy, (capacity, 0)]:
@@ -252,7 +321,9 @@ class _Regions:
             at = max(at, first + length)
         self._before = {
             (service.id, before.slots.entries[place]): place
-            for service in map(layout.Service.unpack, before.services.entries.values())
+            for service in (
+                layout.Service.unpack(value) for value in before.services.entries.values() if value != NOBODY
+            )
             if (place := layout.Number(service.first).pack()) in before.slots.entries and service.slots
         }
 
@@ -262,19 +333,20 @@ class _Regions:
             return 0
         place = self._mine.get((service, content)) or self._before.get((service, content))
         if place is None or (place in self.used and self.used[place] != content):
-            place = self._take(len(content) // 4)
+            place = self._take(len(content) // ID_BYTES)
         if place is None:
             return None
         self._mine[service, content] = place
         self.used[place] = content
         return layout.Number.unpack(place).value
 
-    def keep(self, service: bytes) -> bytes:
-        """A services value as it is in force, with its region."""
-        place = layout.Number(layout.Service.unpack(service).first).pack()
-        if place in self._slots:
+    def keep(self, packed: bytes) -> bytes:
+        """A services value as it is in force, with its region if it has one."""
+        service = layout.Service.unpack(packed)
+        place = layout.Number(service.first).pack()
+        if service.slots and place in self._slots:
             self.used[place] = self._slots[place]
-        return service
+        return packed
 
     def _take(self, length: int) -> bytes | None:
         """First fit."""
@@ -285,10 +357,7 @@ class _Regions:
         return None
 
 
-def _problem(service: Service, index: int, reason: str) -> BadObject:
-    return BadObject(service.meta.ref, f"spec.ports[{index}]", reason)
-
-
-def _show(key: layout.ServiceKey) -> str:
+def _show(packed: bytes) -> str:
+    key = layout.ServiceKey.unpack(packed)
     protocol = {number: name for name, number in PROTOCOL_NUMBERS.items()}[key.protocol]
     return f"{'node port' if key.address == ANY else unpack(key.address)} {key.port}/{protocol}"

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruments.cluster import Cluster
-from netstack.agent.services import ServiceTables, compile_services
+from netstack.agent import numbers
+from netstack.agent.desired import Before, Memory
+from netstack.agent.services import Compiler, ServiceTables
 from netstack.core.address import pack, unpack
 from netstack.core.ref import Ref
 from netstack.kernel import layout
@@ -222,6 +224,58 @@ def test_any_history_of_services_is_applied_safely(history: list[dict[str, list[
             assert shown(cluster.backends(f"10.96.0.{ord(name)}", 80)) == {target.split("/")[0] for target in chosen}
 
 
+def test_a_node_that_moves_takes_its_backends_along(cluster: Cluster) -> None:
+    cluster.service("one/web", [A, C], clusterIP="10.96.0.1")
+    cluster.compile()
+    cluster.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": "n2"},
+            "spec": {"podCIDR": "10.244.2.0/24"},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.168.86.99"}]},
+        }
+    )
+    cluster.compile()
+    nodes = {layout.Backend.unpack(value).node for value in cluster.table("backends").entries.values()}
+    assert shown(list(nodes)) == {"192.168.86.21", "192.168.86.99"}
+
+
+def test_what_the_kernel_holds_counts_whatever_was_made_before(cluster: Cluster) -> None:
+    cluster.service("one/web", [A, B], clusterIP="10.96.0.1")
+    cluster.compile()
+    other = Cluster()
+    other.service("two/web", [A, C], clusterIP="10.96.0.2")
+    other.compile()
+    cluster.before = other.before
+    assert cluster.recompile(cluster.memory).tables == cluster.recompile(Memory()).tables
+
+
+def test_room_that_was_given_back_is_used_at_the_next_attempt() -> None:
+    cluster = Cluster(sizes={"slots": 2 * 67})
+    for name, address in (("a", "10.96.0.1"), ("b", "10.96.0.2"), ("c", "10.96.0.3")):
+        cluster.service(f"one/{name}", [A, B], clusterIP=address)
+    assert any("the slots map is full" in problem for problem in cluster.compile().problems)
+    cluster.remove("Service", "one/a")
+    leaving = cluster.recompile(cluster.memory)
+    assert any("the slots map is full" in problem for problem in leaving.problems), "what is in use is not overwritten"
+    cluster.before = Before(leaving.tables)
+    assert cluster.compile().problems == ()
+
+
+def test_ids_that_collide_are_told_apart_whoever_comes_and_goes(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = numbers.hashed
+    monkeypatch.setattr(numbers, "hashed", lambda name, bits=32: plain(name, bits) % 16)
+    targets = [f"10.244.1.{number}" for number in range(3, 9)]
+    for first in (0, 3, 1, 4, 2, 0):  # who comes or goes takes others' numbers, or gives theirs back
+        cluster.service("one/web", targets[first:], clusterIP="10.96.0.1")
+        cluster.service("one/stays", targets[4:], clusterIP="10.96.0.2")
+        cluster.compile()
+        assert shown(cluster.backends("10.96.0.2", 80)) == set(targets[4:])
+
+
 def many(count: int) -> tuple[list[Service], list[EndpointSlice]]:
     template = parse({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {}})
     assert isinstance(template, Service)
@@ -247,6 +301,6 @@ def test_a_thousand_services_compile_fast_enough() -> None:
     services, slices = many(1000)
     nodes = {"n1": pack("192.168.86.21")}
     began = time.process_time()
-    tables = compile_services(services, slices, nodes, "n1", ServiceTables())
+    tables = Compiler().compile(tuple(services), tuple(slices), nodes, "n1", ServiceTables())
     assert time.process_time() - began < 2.0
     assert len(tables.slots.entries) == 1000

@@ -38,6 +38,7 @@ PATIENCE_S = 120.0
 WATCHERS = {name: unit for name, unit in UNITS.items() if name in ("agent", "announcer", "ingress")}
 """The daemons that watch the API server."""
 WANTED: dict[str, Sequence[Want]] = {"agent": AGENT, "announcer": ANNOUNCER, "ingress": wants()}
+KUBECONFIGS = ("/etc/netstack/kubeconfig", "/etc/netstack/ingress.kubeconfig")
 SAID_S = 10.0
 """How soon after the API server has gone every kind is known to be stale."""
 SANDBOXES = ("generation ", "endpoint ")
@@ -69,6 +70,11 @@ def told(node: Node) -> dict[str, Any]:
     """What the daemons say in `netstack status`."""
     said = json.loads(node.run("netstack status --json", check=False).stdout)
     return {name: daemon.get("status", {}) for name, daemon in said["daemons"].items()}
+
+
+def renew(node: Node, path: str, kubeconfig: str) -> None:
+    """Puts credentials in the place of others, as their users rotate them."""
+    node.run(f"umask 077 && cat >{path}.new && mv {path}.new {path}", stdin=kubeconfig)
 
 
 def stamp(moment: float) -> str:
@@ -273,6 +279,33 @@ class Churn:
                 lines = [f"{kind}: {reason} {since_then}" for reason in (problem["reason"], *reasons)]
                 expect(any(line in text for line in lines), f"{name}: none is shown: {lines}")
             expect(source["stale_since"] == min(problem["since"] for problem in problems.values()), source)
+
+    def hears(self, words: str, only: Sequence[str] = ()) -> bool:
+        """Whether every kind that a daemon wants, or those alone, is stale for a reason with these words."""
+        status = told(self.home.lab.node(self.agent.node))
+        for name, kinds in WANTED.items():
+            reasons = {problem["kind"]: problem["reason"] for problem in status[name]["source"]["problems"]}
+            wanted = [str(want) for want in kinds if not only or str(want) in only]
+            if any(words not in reasons.get(want, "") for want in wanted):
+                return False
+        return True
+
+    @contextmanager
+    def expired(self) -> Iterator[None]:
+        """The nodes' certificates are no longer good; in the end they are, as if renewed on disk."""
+        lab = self.home.lab
+        bad = lab.controlplane.kubeconfig("late", valid_s=1, inline=True).read_text()
+        good = {node: {path: node.run(["cat", path]).stdout for path in KUBECONFIGS} for node in lab.nodes}
+        time.sleep(1)
+        for node in lab.nodes:
+            for path in KUBECONFIGS:
+                renew(node, path, bad)
+        try:
+            yield
+        finally:
+            for node, files in good.items():
+                for path, text in files.items():
+                    renew(node, path, text)
 
     def _web(self) -> None:
         get_ha(self.home.lab)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from e2e.demo import ROOT, VIP, Home, expect
-from e2e.outage import in_step, ingress
+from e2e.outage import KUBECONFIGS, in_step, ingress
 from lab import Lab, network, tls
 from lab.controlplane import ApiError
 from lab.lab import ingress_user, node_user
@@ -24,7 +24,6 @@ pytestmark = [
 
 HOSTS = {"lock.home.lab": "lock-tls", "safe.home.lab": "safe-tls"}
 PATIENCE_S = 60.0
-KUBECONFIGS = ("/etc/netstack/kubeconfig", "/etc/netstack/ingress.kubeconfig")
 
 
 def secured(host: str) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.demo import DAEMONS, LISTED, Home, get_ha, reaches, refused, wait_ready
-from e2e.outage import Churn, costs, ingress, serves, stale, table
+from e2e.demo import DAEMONS, LISTED, MANIFESTS, Home, get_ha, reaches, refused, wait_ready
+from e2e.outage import Churn, costs, ingress, serves, silencing, stale, table
 from lab.router import ATTACKER
 from lab.shell import wait_until
 
@@ -70,6 +70,41 @@ def test_the_network_stays_as_it_was_under_churn_and_catches_up(churn: Churn) ->
     for name, cost in seen["caught up"].items():
         assert cost.lines <= LINES_MAX, f"{name}: {cost.lines} lines"
         assert cost.megabytes <= seen["before"][name].megabytes + GROWTH_MAX_MB, name
+
+
+def test_an_api_server_that_no_longer_admits_its_nodes_opens_nothing(churn: Churn) -> None:
+    """A definition that is uninstalled, rights that are taken away, certificates that expire, and a server that comes
+    and goes."""
+    lab = churn.home.lab
+    lab.delete("CustomResourceDefinition", "", "ciliumnetworkpolicies.cilium.io")
+    churn.wait(lambda: churn.hears("its definition is", ["CiliumNetworkPolicy"]), "the definition to be missed")
+    churn.go_on(0, PERIOD_S)
+    for binding in lab.api.list("ClusterRoleBinding"):
+        if binding["metadata"]["name"].startswith("netstack-"):
+            lab.delete("ClusterRoleBinding", "", binding["metadata"]["name"])
+    flap(churn)
+    churn.wait(lambda: churn.hears("403 Forbidden"), "the nodes to be refused")
+    lab.apply(silencing("bound"))
+    churn.go_on(0, PERIOD_S)
+    with churn.expired():
+        flap(churn)
+        churn.wait(lambda: churn.hears("401 Unauthorized"), "the nodes to be unknown")
+        churn.go_on(0, PERIOD_S)
+        lab.controlplane.apply_crds()  # and the rights
+        lab.apply(MANIFESTS / "openclaw.yaml")  # went with its definition
+        churn.decide()
+    churn.catch_up()
+    reaches(churn.agent, LISTED)
+    refused(churn.home, churn.agent, LISTED, ATTACKER, to_peer=True)
+    assert churn.failures == []
+    assert stale(lab) == {}
+
+
+def flap(churn: Churn) -> None:
+    for _ in range(2):
+        churn.home.lab.controlplane.kill()
+        churn.go_on(0, PERIOD_S)
+        churn.home.lab.controlplane.start()
 
 
 def test_daemons_that_start_without_an_api_server_know_what_they_knew(home: Home) -> None:

@@ -47,6 +47,8 @@ LOOK_S = 60.0
 """Between two looks whether everything still says what is wanted."""
 HOLD_S = (2.0, 600.0)
 """Shortest and longest pause before the same text is written to the same object again."""
+ASK_S = 20.0
+"""Of a kind that the server refuses, one object is tried again so often, for all of them."""
 BEHIND_S = 10.0
 """A watch shows what was written within this time."""
 log = logging.getLogger("status")
@@ -75,6 +77,9 @@ class StatusApi:
         self._stored: dict[Ref, tuple[Said, float]] = {}
         """What the server answered to a patch, and until when that may be newer than what the watch shows."""
         self._made: dict[Ref, Mapping[str, Any]] = {}
+        self._refused: dict[str, dict[Ref, None]] = {}
+        """Of each kind that we may not write (403), or whose definition is missing (404): the one that is tried, and
+        those that wait for it."""
         self._faults: dict[Ref, tuple[events.Fault, ...]] = {}
         """What is to be told in Events, by what stands for them."""
         self._budget = events.Budget()
@@ -207,6 +212,7 @@ class StatusApi:
                 self._settle(ref)
                 self._backoff.reset()
                 self._problems.pop(ref.kind, None)
+                self._admitted(ref.kind)
             except ApiFailure as failure:
                 self._failed(ref, failure)
             except Exception as error:  # nor may this thread end unseen
@@ -272,9 +278,22 @@ class StatusApi:
         with self._wake:
             self._held.pop(ref, None)
             self._stored.pop(ref, None)
-            self._due[ref] = monotonic() + (HOLD_S[1] if code in (403, 404, 422) else pause_s)
+            if code in (403, 404):
+                waiting = self._refused.setdefault(ref.kind, {})
+                waiting[ref] = None
+                pause_s = ASK_S if next(iter(waiting)) == ref else HOLD_S[1]
+            elif code == 422:
+                pause_s = HOLD_S[1]
+            self._due[ref] = monotonic() + pause_s
             if not code and not self._stopped:  # the server is away: nothing else has to be tried meanwhile
                 self._wake.wait(pause_s)
+
+    def _admitted(self, kind: str) -> None:
+        """One was taken: the others that wait for that are due."""
+        with self._wake:
+            for ref in self._refused.pop(kind, {}):
+                if ref in self._due:
+                    self._due[ref] = monotonic() + self._patience_s()
 
     def _patch(self, ref: Ref, wanted: Mapping[str, Any]) -> None:
         said = self._said(ref)

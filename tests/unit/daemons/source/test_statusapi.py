@@ -156,6 +156,25 @@ def test_rights_that_are_missing_are_said_and_not_asked_for_again_and_again(serv
     assert server.count(method="PATCH") == 1
 
 
+def test_rights_that_are_given_back_are_used_by_all_that_waited(
+    server: ApiServer, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statusapi, "HOLD_S", (0.05, 600.0))
+    monkeypatch.setattr(statusapi, "ASK_S", 0.1)
+    many = [Ref("Service", "ns", name) for name in "abc"]
+    server.put(service("b"))
+    server.put(service("c"))
+    writer.shows("a", "b", "c")
+    server.fault = lambda request: 403 if request.method == "PATCH" else None
+    for ref in many:
+        writer.api.put(ref, "v1", allocated("10.0.0.5"))
+    wait_for(lambda: server.count(method="PATCH") >= 6)
+    tried = [server.count(method="PATCH", path=f"/api/v1/namespaces/ns/services/{ref.name}/status") for ref in many]
+    assert sorted(tried)[:2] == [1, 1], "one asks for all"
+    server.fault = lambda request: None
+    wait_for(lambda: all(status(server, ref) == allocated("10.0.0.5") for ref in many) and not writer.api.report())
+
+
 def test_what_the_server_does_not_keep_is_said_once(server: ApiServer, writer: Writer, caplog: Any) -> None:
     real = server.objects
 

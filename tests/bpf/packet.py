@@ -74,8 +74,7 @@ class Packet:
 
     def __init__(self, compiled: Compiled, namespace: Namespace) -> None:
         self.namespace = namespace
-        with namespace.entered():
-            self.uplink, self.pod, self.neighbour = map(socket.if_nametoindex, ("uplink", "pod", "neighbour"))
+        self.uplink, self.pod, self.neighbour = map(self.device, ("uplink", "pod", "neighbour"))
         self.maps = {name: SETTINGS.create(name) for name in l.MAPS}
         self.tables = FlowTables(self.maps["conntrack"], SETTINGS.definition("flows"))
         self.compiled = compiled
@@ -106,6 +105,11 @@ class Packet:
         with closing(Ring(Map(os.dup(events.fd), events.name))) as ring:
             ring.read()
         self._populate()
+
+    def device(self, name: str) -> int:
+        """ifindex"""
+        with self.namespace.entered():
+            return socket.if_nametoindex(name)
 
     def close(self) -> None:
         for opened in (*self.maps.values(), *self.programs.values()):

@@ -90,7 +90,8 @@ def wait_for(what: str, condition: Callable[[], Any], patience_s: float = PATIEN
 
 
 class Board:
-    def __init__(self, folder: Path, number: int = 0, **settings: Any) -> None:
+    def __init__(self, folder: Path, number: int = 0, sizes: dict[str, int] | None = None, **settings: Any) -> None:
+        """`sizes`: of maps; `settings`: of agent.yaml."""
         self.folder = folder
         self.name = f"nsta{os.getpid()}-{number}"
         self.node, self.lan = f"{self.name}-node", f"{self.name}-lan"
@@ -102,9 +103,9 @@ class Board:
         self.cgroup = (unified if unified.is_dir() else Path("/sys/fs/cgroup")) / self.name
         for part in ("manifests", "status", "state", "run", "bpf", "bin", "net.d"):
             (folder / part).mkdir()
-        self._config(settings)
+        self._config(settings, sizes or {})
 
-    def _config(self, settings: dict[str, Any]) -> None:
+    def _config(self, settings: dict[str, Any], sizes: dict[str, int]) -> None:
         config = {
             "node": "n1",
             "node_address": NODE,
@@ -120,7 +121,7 @@ class Board:
                 "cache": str(image.cache() / "programs"),
                 "cgroup": str(self.cgroup),
                 "pins": str(self.folder / "bpf/netstack"),
-                "sizes": dict.fromkeys(("slots", "nat", "nat_pods", "policy", "identities"), 4096),
+                "sizes": dict.fromkeys(("slots", "nat", "nat_pods", "policy", "identities"), 4096) | sizes,
             },
         } | settings
         (self.folder / "agent.yaml").write_text(yaml.safe_dump(config))
@@ -183,12 +184,12 @@ class Board:
     def run(self, *words: str, netns: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self._command(list(words), netns), capture_output=True, text=True, **more)
 
-    def _python(self, *words: str) -> list[str]:
+    def python(self, *words: str) -> list[str]:
         return ["env", f"PYTHONPATH={ROOT / 'daemons/src'}", sys.executable, *words]
 
     def load(self) -> str:
         """The loader, once; what it said."""
-        done = self.run(*self._python("-m", "netstack.kernel.loader", "--config", str(self.folder / "agent.yaml")))
+        done = self.run(*self.python("-m", "netstack.kernel.loader", "--config", str(self.folder / "agent.yaml")))
         assert done.returncode == 0, done.stderr
         return done.stderr
 
@@ -196,7 +197,7 @@ class Board:
         """The agent, until it answers."""
         with (self.folder / "agent.log").open("ab") as output:
             self.agent = subprocess.Popen(
-                self._command(self._python("-m", "netstack.agent", "--config", str(self.folder / "agent.yaml"))),
+                self._command(self.python("-m", "netstack.agent", "--config", str(self.folder / "agent.yaml"))),
                 stdout=output,
                 stderr=output,
             )
@@ -265,7 +266,7 @@ class Board:
         words = [
             "env",
             *(f"{name}={value}" for name, value in variables.items()),
-            *self._python("-m", "netstack.agent.plugin"),
+            *self.python("-m", "netstack.agent.plugin"),
         ]
         done = self.run(*words, input=config)
         if done.returncode:
@@ -303,7 +304,7 @@ class Board:
             "import sys; from netstack.kernel.bpf import Map; from netstack.kernel.layout import Number\n"
             f"print(Map.open({str(self.folder / 'bpf/netstack/maps/counters')!r}).get(Number({verdict}).pack()).hex())"
         )
-        values = bytes.fromhex(self.run(*self._python("-c", script), check=True).stdout)
+        values = bytes.fromhex(self.run(*self.python("-c", script), check=True).stdout)
         size = layout.Instant.size()
         return sum(layout.Instant.unpack(values[at : at + size]).value for at in range(0, len(values), size))
 

@@ -11,6 +11,7 @@ Every compile also checks, without being asked:
 * compiling the same objects without memory of earlier compiles gives the same bytes; and from the tables that are then
   in force, no change at all;
 * the difference, replayed write by write on a model of the maps, ends in the new tables;
+* no write finds its map full;
 * after every single write, each probe packet is allowed only if the old or the new tables allow it, goes past the DNS
   proxy only if they let it, and, if its peer's identity stays, is allowed if both allow it; and every service entry
   points at slots and backends that exist.
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -302,8 +303,10 @@ class Cluster:
         assert (new.policy.rules, new.policy.selects) == (again.policy.rules, again.policy.selects)
         assert set(new.accepted.specs) == set(again.accepted.specs) and new.accepted.good == again.accepted.good
         self.changes = plan(self.before.tables, new.tables)
-        self._maps = check_between(self.before.tables, new.tables)
+        self._maps = check_between(self.before.tables, new.tables, self.sizes)
         self.before = Before(new.tables, new.accepted.good)
+        if new.between:
+            return self.compile()
         settled = self.recompile(self.memory)
         assert plan(new.tables, settled.tables) == [], "nothing changed, and yet there is something to write"
         self.desired = new
@@ -386,10 +389,12 @@ class Cluster:
         return [layout.Backend.unpack(tables["backends"].entries[key]).address for key in ids]
 
 
-def check_between(old: Tables, new: Tables) -> Maps:
+def check_between(old: Tables, new: Tables, sizes: Mapping[str, int] | None = None) -> Maps:
     """Replay the plan from `old` to `new`, checking after every write; the maps at the end."""
     maps, watched = Maps(old), _Probes(Maps(old), Maps(new))
     for change in plan(old, new):
+        if sizes is not None and change.table != "slots":
+            _check_room(maps, change, sizes[change.table])
         maps.apply(change)
         if change.table in ("services", "slots", "backends"):
             _check_services(maps)
@@ -398,6 +403,21 @@ def check_between(old: Tables, new: Tables) -> Maps:
     for name in NAMES:
         assert maps.tables[name] == dict(new[name].entries), f"{name}: replaying the changes gives another table"
     return maps
+
+
+def check_torn(old: Tables, torn: Tables, new: Tables) -> None:
+    """What a plan from `old` to `new` left that was broken off, or is written by another hand beside."""
+    maps = Maps(torn)
+    for probe, expected in _Probes(Maps(old), Maps(new)).expected.items():
+        _check(None, probe, maps.decide(*probe), *expected)
+    _check_services(maps)
+
+
+def _check_room(maps: Maps, change: Change, size: int) -> None:
+    """As the kernels do it: before Linux 6.13, a full trie does not even let a value be replaced."""
+    table, trie = maps.tables[change.table], change.table in ("policy", "identities")
+    if change.op is Op.PUT and (trie or change.key not in table):
+        assert len(table) < size, f"map {change.table} is full ({size}) before {change}"
 
 
 Probe = tuple[bytes, int, bytes, int, int, tuple[int, ...]]
@@ -469,7 +489,7 @@ def _moves(probe: Probe, was: Maps, will: Maps) -> bool:
     return before != after or (old.id if old else 0) != (new.id if new else 0)
 
 
-def _check(change: Change, probe: Probe, now: str, old: str, new: str, moves: bool) -> None:
+def _check(change: Change | None, probe: Probe, now: str, old: str, new: str, moves: bool) -> None:
     broken = ""
     if now in OPEN and old not in OPEN and new not in OPEN:
         broken = "opened"

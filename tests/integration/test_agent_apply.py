@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bpf.namespaces import Namespace
 from instruments.board import wait_for
-from instruments.cluster import Cluster
+from instruments.cluster import Cluster, check_between, check_torn
 from netstack.agent.apply import Kernel, routes_of, sync_neighbours, sync_routes, sync_rules
-from netstack.agent.order import NAMES, plan
+from netstack.agent.desired import Memory
+from netstack.agent.order import NAMES, Tables, plan
 from netstack.agent.routes import PROXY_ROUTE_V6
 from netstack.core.address import Prefix, pack
-from netstack.kernel.bpf import Map
+from netstack.kernel import layout
+from netstack.kernel.bpf import BpfError, Map
 from netstack.kernel.flows import FlowTables
 from netstack.kernel.loader import LoaderSettings
 from netstack.kernel.netlink import Netlink, Route
 
 pytestmark = pytest.mark.root
-SETTINGS = LoaderSettings(sizes=dict.fromkeys((*NAMES, "flows"), 1024) | {"config": 1})
+SETTINGS = LoaderSettings(sizes=dict.fromkeys((*NAMES, "flows"), 64) | {"slots": 1024, "config": 1, "conntrack": 8})
 FLOWS = SETTINGS.definition("flows")
 
 
@@ -98,6 +103,91 @@ def test_an_endpoint_has_its_table_of_flows_as_long_as_it_is_there(pins: Path) -
         cluster.compile()
         kernel.write(plan(before, cluster.before.tables))
         assert tables.endpoints() == {endpoint.id for endpoint in cluster.endpoints.values()}
+
+
+def foreign(name: str, number: int) -> tuple[bytes, bytes]:
+    """An entry of somebody else's, which no packet ever asks for."""
+    match name:
+        case "policy":
+            return layout.PolicyKey(96, 1 << 31, number, 0, 6, 1).pack(), layout.PolicyRule(1, 2).pack()
+        case "identities":
+            address = pack(f"198.51.{100 + number // 256}.{number % 256}")
+            return layout.PrefixKey(128, address).pack(), layout.Identity(layout.IDENTITY_WORLD).pack()
+        case "services":
+            return layout.ServiceKey(pack("198.51.100.1"), number + 1, 6, 0).pack(), layout.Service().pack()
+        case _:
+            return layout.Number((1 << 30) + number).pack(), layout.Backend(pack("198.51.100.1")).pack()
+
+
+def fill(pins: Path, name: str, room: int) -> None:
+    """So that the map has room for so many more entries."""
+    with Map.open(pins / "maps" / name) as table:
+        for number in range(table.definition.entries - room - len(list(table.items()))):
+            if name == "conntrack":
+                FlowTables(table, replace(FLOWS, entries=1)).add((1 << 30) + number)
+            else:
+                table.put(*foreign(name, number))
+
+
+def turned(kernel: Kernel) -> tuple[Cluster, Tables, Tables]:
+    """A node, and two states of it, of which each has entries in every map that the other has not."""
+    cluster = Cluster(sizes=kernel.sizes)
+    for name in ("one/a", "one/b"):
+        cluster.pod(name, {"app": "a"})
+    for name in "cde":
+        cluster.pod(f"one/{name}", {"app": min(name, "d")}, node="n2")
+
+    def put(allowed: str, denied: str, port: int) -> None:
+        friends, others = ({"fromEndpoints": [{"matchLabels": {"app": app}}]} for app in (allowed, denied))
+        ports = {"toPorts": [{"ports": [{"port": str(port)}]}]}
+        spec = {"endpointSelector": {}, "ingress": [friends], "ingressDeny": [others, friends | ports]}
+        spec["egress"] = [{"toCIDR": [f"203.0.113.{port}/32"]} | ports]
+        metadata = {"name": "p", "namespace": "one"}
+        cluster.put({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": metadata, "spec": spec})
+
+    put("c", "d", 80)
+    cluster.service("one/web", ["10.244.1.3"], clusterIP="10.96.0.1")
+    before = cluster.compile().tables
+    put("d", "c", 81)
+    cluster.relabel("one/c", {"app": "d"})
+    cluster.relabel("one/d", {"app": "c"})
+    cluster.pod("one/late", {"app": "a"})
+    cluster.remove("Service", "one/web")
+    cluster.service("one/new", ["10.244.1.4", "10.244.2.3/n2"], clusterIP="10.96.0.2")
+    return cluster, before, cluster.compile().tables
+
+
+@pytest.mark.parametrize("name", ["policy", "identities", "services", "backends", "conntrack"])
+def test_a_write_that_the_kernel_refuses_half_way_opens_nothing_and_the_next_repairs_it(pins: Path, name: str) -> None:
+    """Somebody else has filled the map, so the agent could not know."""
+    kernel = Kernel(pins, FLOWS)
+    cluster, before, after = turned(kernel)
+    for refused in itertools.count():
+        kernel.write(plan(kernel.read(), before))
+        fill(pins, name, room=refused)
+        try:
+            kernel.write(plan(before, after))
+            break
+        except BpfError as error:
+            assert error.name == name and error.errno in (errno.E2BIG, errno.ENOSPC)
+        torn = kernel.read()
+        check_torn(before, torn, after)
+        between = True
+        while between:  # as the agent does
+            cluster.before = replace(cluster.before, tables=kernel.read())
+            desired = cluster.recompile(Memory())
+            assert not desired.overflows
+            check_between(cluster.before.tables, desired.tables, cluster.sizes)
+            kernel.write(plan(cluster.before.tables, desired.tables))
+            between = desired.between
+        found = kernel.read()
+        for table in NAMES:
+            assert dict(found[table].entries) == dict(desired.tables[table].entries)
+        for table in ("policy", "identities", "endpoints"):
+            assert desired.tables[table] == after[table]
+        with Map.open(pins / "maps" / "conntrack") as conntrack:
+            assert len(FlowTables(conntrack, FLOWS).endpoints()) == len(after["endpoints"].entries)
+    assert refused > 0
 
 
 def test_routes_and_the_rule_are_made_so_and_stay() -> None:

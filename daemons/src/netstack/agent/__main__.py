@@ -16,6 +16,7 @@ from netstack.agent import report
 from netstack.agent.apply import Kernel, routes_of, sync_neighbours, sync_routes, sync_rules
 from netstack.agent.cni import Cni
 from netstack.agent.desired import Before, Desired, Memory, Place, compile_all
+from netstack.agent.fit import WHO_MAY
 from netstack.agent.good import GoodPolicies
 from netstack.agent.order import plan
 from netstack.agent.policy.accept import READERS
@@ -91,7 +92,7 @@ class Agent:
         )
 
     def reconcile(self) -> bool:
-        """Compile what is known and make the kernel hold it. False, and said, if the kernel refused.
+        """Compile what is known and make the kernel hold it. False, and said, if endpoints and policy are not in force.
 
         While nothing is known, the kernel keeps what an earlier agent left.
         """
@@ -122,6 +123,9 @@ class Agent:
             self.before = Before(self.kernel.read(), desired.accepted.good)
             return False
         self.before = Before(desired.tables, desired.accepted.good)
+        if desired.between:
+            log.info("the kernel's tables have no room for old and new rules at once: the old ones went first")
+            return self.reconcile()
         self.sync_routes(desired)
         for problem in set(self._problems(desired)) - set(self._problems(self.desired)):
             log.error("%s", problem)
@@ -137,8 +141,8 @@ class Agent:
                 len(changes),
                 1e3 * (time.monotonic() - began),
             )
-        self.failure = "; ".join((*desired.overflows, *self.settled()))
-        return not desired.overflows
+        self.failure = "; ".join((*desired.overflows.values(), *self.settled()))
+        return not desired.overflows.keys() & WHO_MAY
 
     def settled(self) -> tuple[str, ...]:
         """What is in force is on the disk too; what it says if it refuses."""
@@ -204,7 +208,8 @@ class Agent:
     def status(self, _: dict[str, Any]) -> dict[str, Any]:
         release, source = os.environ.get("NETSTACK_RELEASE", ""), choice.report(self.source, self.statuses)
         if self.desired is None:
-            return report.waiting(self.chosen.node, release, choice.unready(self.source)) | {"source": source}
+            unready = choice.unready(self.source) or ([self.failure] if self.failure else [])
+            return report.waiting(self.chosen.node, release, unready) | {"source": source}
         view = report.status(
             self.chosen.node, release, self.desired, self.source.snapshot(), self.cni.register, dict(self.kernel.writes)
         ) | {"source": source}

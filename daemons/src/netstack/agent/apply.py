@@ -36,7 +36,9 @@ class Kernel:
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {name: opened.definition.entries for name, opened in self._maps.items()}
+        return {name: opened.definition.entries for name, opened in self._maps.items()} | {
+            "conntrack": self._flows.room
+        }
 
     def read(self) -> Tables:
         """What the maps hold now. A services entry whose slots are torn, or an endpoint that has no table of flows, is

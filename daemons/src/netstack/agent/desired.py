@@ -7,9 +7,11 @@ of slots where they are) and the last good version of each policy.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from netstack.agent.fit import Holders, fitting
 from netstack.agent.identities import WORLDS, Census, Identities, LocalEndpoint, View
 from netstack.agent.order import NAMES, Tables
 from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, Readings, accept, on_trial
@@ -83,11 +85,13 @@ class Desired:
     owners: Mapping[int, Ref]
     """Service id -> object."""
     problems: tuple[str, ...]
-    overflows: tuple[str, ...]
-    """Maps that are too small; what depends on them was left as it is."""
+    overflows: Mapping[str, str]
+    """Map that is too small -> what to say (fit.py)."""
     generation: int
     kept: Kept = field(default_factory=Kept)
     """What policies for nodes leave reachable."""
+    between: bool = False
+    """`tables` are a step on the way (fit.py): when they are in force, compile again."""
 
     def dns_rules(self) -> str:
         """The DNS proxy's rules file (netstack.dns.rules has the form)."""
@@ -127,7 +131,7 @@ def compile_all(
     sizes: Mapping[str, int],
     memory: Memory | None = None,
 ) -> Desired:
-    """`sizes`: capacity of each map. A table that does not fit is left as it is, whole, and said in `problems`."""
+    """`sizes`: capacity of each map. What does not fit is left as it is, whole, and said in `problems` (fit.py)."""
     memory = memory or Memory()
     nodes = snapshot.all(Node)
     node_address = {node.meta.name: node.addresses[0] for node in nodes if node.addresses}
@@ -149,10 +153,10 @@ def compile_all(
         "identities": identities.table,
         "endpoints": _endpoints((*endpoints, place.host), identities, policy),
     }
-    tables, overflows = _fitting(tables, before.tables, sizes)
-    generation = _generation(before.tables, tables)
-    config = _config(place, generation, tables["endpoints"])
-    tables["config"] = Table("config", {layout.Number(0).pack(): config.pack()})
+    fitted = fitting(tables, before.tables, sizes, _holders(services, policy, specs, endpoints))
+    generation = _generation(before.tables, fitted.tables)
+    config = Table("config", {layout.Number(0).pack(): _config(place, generation, fitted.tables["endpoints"]).pack()})
+    tables = {**fitted.tables, "config": before.tables["config"] if fitted.between else config}
     return Desired(
         tables=tables,
         routes=compile_routes(nodes, place.node, place.ranges),
@@ -160,8 +164,9 @@ def compile_all(
         policy=policy,
         accepted=accepted,
         owners=services.owners,
-        problems=(*map(str, services.problems), *identities.problems, *lacking, *overflows),
-        overflows=tuple(overflows),
+        problems=(*map(str, services.problems), *identities.problems, *lacking, *fitted.overflows.values()),
+        overflows=fitted.overflows,
+        between=fitted.between,
         generation=generation,
         kept=place.kept,
     )
@@ -266,16 +271,40 @@ def _unreadable(snapshot: Snapshot) -> dict[Ref, BadObject]:
     }
 
 
-def _fitting(wanted: Tables, old: Tables, sizes: Mapping[str, int]) -> tuple[dict[str, Table], list[str]]:
-    """Tables that depend on one another change together or not at all."""
-    tables, problems = dict(wanted), []
-    for group in (("services", "slots", "backends"), ("policy", "identities", "endpoints")):
-        for name in group:
-            count = len(wanted[name].entries.keys() | old[name].entries.keys())  # both are there during the change
-            if name != "slots" and count > sizes[name]:
-                problems.append(f"map {name} is too small: {count} entries of {sizes[name]}; nothing of it was changed")
-                tables.update((kept, old[kept]) for kept in group)
-    return tables, problems
+def _holders(
+    services: ServiceTables, policy: PolicyTables, specs: tuple[Spec, ...], endpoints: tuple[LocalEndpoint, ...]
+) -> Holders:
+    """What the entries of each map are for."""
+
+    def frontends(weigh: Callable[[layout.Service], int]) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for service in map(layout.Service.unpack, services.services.entries.values()):
+            if service.id in services.owners:
+                found[str(services.owners[service.id])] += weigh(service)
+        return found
+
+    def rules() -> Counter[str]:
+        numbers = (layout.PolicyRule.unpack(value).rule for value in policy.policy.entries.values())
+        return Counter(str(policy.rules[number].ref) for number in numbers if number in policy.rules)
+
+    def ranges() -> Counter[str]:
+        found: Counter[str] = Counter()
+        for spec in specs:
+            blocks = [block for rule in spec.rules if rule.peers for block in rule.peers.blocks]
+            found[str(spec.ref)] += sum(1 + len(block.excluded) for block in blocks)
+        return +found
+
+    def pods() -> Counter[str]:
+        return Counter({"the pods of this node": len(endpoints)})
+
+    return {
+        "services": lambda: frontends(lambda _: 1),
+        "backends": lambda: frontends(lambda service: service.backends),
+        "policy": rules,
+        "identities": ranges,
+        "endpoints": pods,
+        "conntrack": pods,
+    }
 
 
 def _generation(old: Tables, new: Tables) -> int:

@@ -101,7 +101,7 @@ def policies(desired: Desired, snapshot: Snapshot, only: str = "") -> Iterator[d
         view = {"policy": str(ref), "state": state, "selects": selected, "not_enforced": beyond.get(ref, [])}
         view["digest"] = digest(specs.get(ref, ())) if ref in specs and ref in desired.accepted.good else ""
         if desired.overflows and state == "not in force yet":
-            view["reason"] = "; ".join(desired.overflows)
+            view["reason"] = "; ".join(desired.overflows.values())
         if ref in refused:
             instead = f"last good version {state}" if refused[ref].kept else "denying" if state == "enforced" else state
             view |= {"state": f"refused, {instead}", "reason": str(refused[ref].error)}

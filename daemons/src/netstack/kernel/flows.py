@@ -23,6 +23,11 @@ class FlowTables:
         self._conntrack = conntrack
         self._definition = definition
 
+    @property
+    def room(self) -> int:
+        """For how many endpoints there is room."""
+        return self._conntrack.definition.entries
+
     def endpoints(self) -> set[int]:
         """Ids of the endpoints that have a table."""
         return {layout.Number.unpack(key).value for key, _ in self._conntrack.items()}

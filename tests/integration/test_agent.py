@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
 
 from instruments.apiserver import ApiServer
-from instruments.board import LAN, NODE, Board, CniFailure, wait_for
-from instruments.watch import inside
+from instruments.board import LAN, NODE, Board, CniFailure, ip, wait_for
+from instruments.watch import Watch, inside, mac_of, sender
 from netstack.agent.__main__ import WANTS
 from netstack.core.verdict import Verdict
 
 pytestmark = pytest.mark.root
+OTHER_NODE = "192.168.86.22"
 
 
 @pytest.fixture
@@ -78,6 +83,66 @@ def test_a_cluster_ip_by_the_socket_and_by_packets(board: Board) -> None:
     assert sockets > 0
     assert board.connect(client, "10.96.0.1", 80, hooked=False) == f"hello {client.address}"
     assert board.counter(Verdict.TRANSLATED) == sockets, "no socket was translated, only packets were"
+
+
+@pytest.fixture
+def other_node(board: Board) -> Iterator[str]:
+    """The LAN's host is the node n2 too; towards pods it has that address."""
+    node = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "n2"},
+        "spec": {"podCIDR": "10.244.2.0/24"},
+        "status": {"addresses": [{"type": "InternalIP", "address": OTHER_NODE}]},
+    }
+    board.put("n2", node)
+    ip("-n", board.lan, "addr", "add", f"{OTHER_NODE}/24", "dev", "eth0")
+    ip("-n", board.lan, "route", "add", "10.244.1.0/24", "via", NODE, "src", OTHER_NODE)
+    mac = mac_of(board.lan)
+    wait_for("its MAC", lambda: mac in ip("-n", board.node, "neigh", "show", OTHER_NODE, "dev", "eth0"))
+    yield OTHER_NODE
+
+
+def test_another_nodes_host_reaches_a_pod_by_its_entities_alone(board: Board, other_node: str) -> None:
+    """Not as `host`, which is the pod's own node, and not as the world or an address; nor by its address alone."""
+    server = board.add("default/server", {"app": "server"})
+    board.serve(server, 8080)
+    watch = Watch(server.netns)
+    before = board.counter(Verdict.SPOOFED)
+
+    def connects(patience_s: float = 0.3) -> str:
+        return board.connect(board.lan, server.address, 8080, patience_s)
+
+    def arrives(mac: str, mark: bytes) -> None:
+        packet = IP(src=other_node, dst=server.address) / UDP(sport=4001, dport=8080) / Raw(mark)
+        with closing(sender(board.lan)) as raw:
+            raw.send(bytes(Ether(src=mac, dst=mac_of(board.node)) / packet))
+
+    wait_for("the first answer", lambda: connects() == f"hello {other_node}")
+    rules = {
+        "{}": False,
+        "{fromEntities: [remote-node]}": True,
+        "{fromEntities: [host]}": False,
+        "{fromEntities: [cluster]}": True,
+        "{fromEntities: [world]}": False,
+        "{fromEntities: [all]}": True,
+        "{fromCIDR: [192.168.86.0/24]}": False,
+    }
+    with closing(watch):
+        for rule, allowed in rules.items():
+            generation = board.ask("status")["generation"]
+            board.put("p", policy("p", "{endpointSelector: {matchLabels: {app: server}}, ingress: [" + rule + "]}"))
+            wait_for("the rule", lambda since=generation: board.ask("status")["generation"] > since)
+            assert connects(2 if allowed else 0.3) == (f"hello {other_node}" if allowed else ""), rule
+            assert board.connect(board.node, server.address, 8080).startswith("hello"), "its own node"
+        board.put("p", policy("p", "{endpointSelector: {}, ingress: [{fromEntities: [remote-node]}]}"))
+        wait_for("the rule", lambda: connects() != "")
+        arrives("02:00:00:00:00:99", b"with-a-wrong-mac")
+        arrives(mac_of(board.lan), b"with-its-own-mac")
+        seen: list[bytes] = []
+        wait_for("the datagram", lambda: seen.extend(watch.seen()) or any(b"with-its-own-mac" in data for data in seen))
+        assert not any(b"with-a-wrong-mac" in data for data in seen)
+    assert board.counter(Verdict.SPOOFED) == before + 1
 
 
 def test_default_deny_holds_from_the_first_packet(board: Board) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from bpf.packet import ROOT
 from netstack.kernel import layout as l
-from netstack.kernel.programs import PROGRAMS, Compiled
+from netstack.kernel.programs import INSTRUCTION, PROGRAMS, Compiled
 
 pytestmark = pytest.mark.root
 
@@ -37,6 +37,18 @@ def test_programs_stay_small(compiled: Compiled) -> None:
     """Instructions before verification; the verifier's own limit is a million steps."""
     for name, program in compiled.programs.items():
         assert len(program.instructions) // 8 < 8192, name
+
+
+def test_the_programs_know_no_clock_that_somebody_sets(compiled: Compiled) -> None:
+    """So a clock that jumps moves no deadline (test_clock.py)."""
+    call, monotonic, others = 0x85, 5, {118, 125, 160, 208}  # enum bpf_func_id: jiffies64, ktime_get boot, coarse, tai
+    asked = {
+        helper
+        for program in compiled.programs.values()
+        for code, registers, _, helper in INSTRUCTION.iter_unpack(program.instructions)
+        if (code, registers >> 4) == (call, 0)
+    }
+    assert asked & {monotonic, *others} == {monotonic}
 
 
 def test_the_compiler_says_what_it_dislikes(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def packet_tests(report: str, arguments: str, depth: float = QUICK) -> str:
     """Plugins that happen to be in the environment are not loaded, and neither is what only other folders' tests need:
     each costs seconds on an interpreted processor."""
     return (
-        f"DEPTH={depth} PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python3 -m pytest -q -p no:cacheprovider "
+        f"DEPTH={depth} OWN_CLOCK=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python3 -m pytest -q -p no:cacheprovider "
         "--confcutdir=tests/bpf --tb=short "
         f"--durations=8 --junitxml=/exchange/{report} {arguments}"
     )

@@ -190,6 +190,7 @@ def compile_identities(view: View) -> Identities:
     """Every peer and every address. An address that two objects claim goes to the local endpoint, else the newer."""
     namespaces = {item.meta.name: item.meta.labels for item in view.namespaces}
     node_address = {node.meta.name: node.addresses[0] for node in view.nodes if node.addresses}
+    node_address[view.node] = view.own_addresses[0]
     members = _Members(Around(view.prefixes if PODS in view.ranges_match else ()))
     _pods(view, members, namespaces, node_address)
     _ingress(view, members, namespaces, node_address)
@@ -256,7 +257,8 @@ def _pods(view: View, members: _Members, namespaces: Mapping[str, Labels], node_
             members.add(labels, pod.ports, None)
         for address in pod.addresses:
             text = members.add(labels, pod.ports, address)
-            members.holders[address] = (text, node_address.get(pod.node, ANY))
+            if pod.node in node_address:  # else nobody could tell by which door its packets come, so it is nobody's
+                members.holders[address] = (text, node_address[pod.node])
 
 
 def _ingress(

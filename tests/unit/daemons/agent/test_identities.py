@@ -105,6 +105,27 @@ def test_pods_of_the_hosts_network_and_finished_ones_have_no_identity() -> None:
     assert layout.PrefixKey(128, pack("10.244.2.7")).pack() not in cluster.table("identities").entries
 
 
+def test_the_address_of_a_pod_whose_node_is_unknown_is_nobodys() -> None:
+    """Whoever spoke with it, by whatever door, would be taken for the pod."""
+    cluster = Cluster()
+    cluster.pod("one/far", {"app": "far"}, node="n9", address="10.0.0.9")
+    cluster.pod("one/near", {"app": "near"}, node="n2", address="10.0.0.2")
+    found = cluster.compile().identities
+    assert found.at(pack("10.0.0.9")) == layout.IDENTITY_WORLD
+    assert {peer.labels.get("app") for peer in found.peers if peer.number == found.at(pack("10.0.0.2"))} == {"near"}
+
+
+def test_a_pod_of_this_node_without_an_endpoint_has_this_nodes_door() -> None:
+    """Also before this node's own object is there."""
+    cluster = Cluster()
+    old = {"name": "old", "namespace": "one", "labels": {"app": "old"}}
+    status = {"phase": "Running", "podIP": "10.0.0.9"}
+    cluster.put({"apiVersion": "v1", "kind": "Pod", "metadata": old, "spec": {"nodeName": "n1"}, "status": status})
+    cluster.remove("Node", "n1")
+    cluster.compile()
+    assert entry(cluster, "10.0.0.9").node == pack("192.168.86.21")
+
+
 def test_of_two_pods_with_one_address_the_newer_has_it_and_a_local_endpoint_before_all() -> None:
     cluster = Cluster()
     cluster.pod("one/old", {"app": "old"}, node="n2", address="10.244.2.7", creationTimestamp="2025-01-01T00:00:00Z")

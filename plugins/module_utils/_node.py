@@ -23,6 +23,7 @@ EMPTY: dict[str, object] = {
     "maps": {},
     "addresses": [],
     "policies": [],
+    "unmanaged": [],
     "verdicts": {},
     "broken": [],
 }

@@ -192,7 +192,7 @@ enforced:
   returned: when it was waited for
   type: dict
   sample: {policy: NetworkPolicy agents/openclaw, state: enforced, selects: 1, not_enforced: [],
-           digest: 5f0c2a91d1c7e3b4}
+           isolated: [], digest: 5f0c2a91d1c7e3b4}
 """
 
 import json
@@ -276,7 +276,9 @@ def main() -> None:
     if module.params["wait"] and not module.check_mode:
         result["enforced"] = wait(module, told, result)
         for pod in (result["enforced"] or {}).get("not_enforced", ()):
-            module.warn(f"{told['policy']} is not enforced on {pod}, which uses its node's network")
+            module.warn(f"{told['policy']} is not enforced on {pod}, whose network is its node's or another plugin's")
+        for pod in (result["enforced"] or {}).get("isolated", ()):
+            module.warn(f"{pod} has no network: {told['policy']} selects it, and netstack did not connect it")
     module.exit_json(**result)
 
 

@@ -76,6 +76,13 @@ node:
       returned: always
       type: list
       elements: dict
+    unmanaged:
+      description:
+        - The pods of this node that netstack did not connect, because they are older or another CNI plugin made them.
+        - One that a policy selects is isolated.
+      returned: always
+      type: list
+      elements: dict
     verdicts:
       description: By reason, how many packets the programs have counted.
       returned: always

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from pyroute2 import IPRoute
@@ -63,6 +64,28 @@ def test_a_veth_and_its_neighbours(ends: tuple[Namespace, Namespace]) -> None:
         assert node.delete_link("nst0")
         assert not node.delete_link("nst0")
         assert pod.link("eth0") is None
+
+
+def test_what_lies_behind_a_pair(ends: tuple[Namespace, Namespace]) -> None:
+    near, far = ends
+    near.link("old0", "eth0", far)
+    far.ip("address", "add", "10.244.1.3/24", "dev", "eth0")
+    far.ip("address", "add", "fd00::3/64", "dev", "eth0", "nodad")
+    far.ip("address", "add", "192.0.2.1/32", "dev", "lo")
+    near.ip("link", "add", "one", "type", "veth", "peer", "name", "two")
+    near.ip("address", "add", "10.244.1.3/24", "dev", "two")
+    with opened(near) as node:
+        link, one = node.link("old0"), node.link("one")
+        assert link is not None and one is not None
+        behind = set(node.addresses_behind(link))
+        assert {POD, pack("fd00::3")} <= behind and pack("192.0.2.1") not in behind
+        assert node.addresses_behind(one) == [], "its other end is here"
+        assert node.addresses_behind(replace(link, namespace=4711)) == []
+        assert link.alias == ""
+        for text in ("a" * 300, ""):
+            node.set_alias(link.index, text)
+            again = node.link("old0")
+            assert again is not None and again.alias == text[:255]
 
 
 def test_routes_are_read_back_as_they_were_put(ends: tuple[Namespace, Namespace]) -> None:

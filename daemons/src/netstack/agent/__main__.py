@@ -22,6 +22,7 @@ from netstack.agent.order import plan
 from netstack.agent.policy.accept import READERS
 from netstack.agent.policy.tables import DnsEndpoint
 from netstack.agent.settings import AgentSettings
+from netstack.agent.unmanaged import Unmanaged, selections, suspects
 from netstack.core import settings
 from netstack.core.address import Prefix, pack
 from netstack.core.files import write_atomic
@@ -31,7 +32,9 @@ from netstack.kernel.attach import TrafficControl
 from netstack.kernel.bpf import BpfError
 from netstack.source import choice
 from netstack.source.choice import Choice
+from netstack.source.models import Namespace, Pod
 from netstack.source.resources import Want
+from netstack.source.snapshot import Snapshot
 
 WANTS = (
     *map(Want, ("Service", "EndpointSlice", "Node", "Namespace", "NetworkPolicy")),
@@ -71,6 +74,7 @@ class Agent:
         """Whether anything about policies is still to be published."""
         self.placed: Place | None = None
         """Where this node stood when `desired` was made."""
+        self.unmanaged: tuple[Unmanaged, ...] = ()
         self.failure = ""
         """Why the kernel does not hold what it should; "" if it does."""
         boot = BOOT_ID.read_text(encoding="ascii").strip()
@@ -104,6 +108,7 @@ class Agent:
         desired = compile_all(
             snapshot, self.cni.register.endpoints(), place, self.before, self.kernel.sizes, self.memory
         )
+        self.isolate(desired, snapshot)
         changes = plan(self.before.tables, desired.tables)
         try:
             self.good.write(desired.accepted.good)  # before it is in force: it must outlive us
@@ -144,6 +149,25 @@ class Agent:
         self.failure = "; ".join((*desired.overflows.values(), *self.settled()))
         return not desired.overflows.keys() & WHO_MAY
 
+    def isolate(self, desired: Desired, snapshot: Snapshot) -> None:
+        """Pods that netstack did not connect, and that policies select, have no network."""
+        found = suspects(snapshot.all(Pod), self.chosen.node, self.cni.register)
+        devices = self.cni.isolation.find(found, self.cni.devices)
+        # an address of ours that is nowhere is that of a pod which begins or ends
+        pods = {address: pod for address, pod in found.items() if address in devices or address not in self.chosen.pods}
+        enforced = (spec for spec in desired.accepted.specs if not spec.on_trial)
+        selected = selections(enforced, pods.values(), snapshot.all(Namespace))
+        self.unmanaged = tuple(
+            Unmanaged(
+                pod.meta.ref,
+                address,
+                tuple(link.name for link in devices.get(address, ())),
+                tuple(sorted(policy for policy, refs in selected.items() if pod.meta.ref in refs)),
+            )
+            for address, pod in sorted(pods.items(), key=lambda item: (item[1].meta.ref, item[0]))
+        )
+        self.cni.isolation.apply(self.unmanaged, devices)
+
     def settled(self) -> tuple[str, ...]:
         """What is in force is on the disk too; what it says if it refuses."""
         try:
@@ -174,13 +198,13 @@ class Agent:
         """What the authors of policies should see. What the disk refuses is said at the next audit."""
         if self.desired is None:
             return
-        wanted = report.policy_statuses(self.desired, self.source.snapshot())
+        wanted = report.policy_statuses(self.desired, self.source.snapshot()) | report.pod_statuses(self.unmanaged)
         try:
             for ref, entry in wanted.items():
                 if self.said.get(ref) != entry:
                     self.statuses.put(ref, *entry)
                     self.said[ref] = entry
-            for kind in READERS if self.said.keys() != wanted.keys() or self.unsaid else ():
+            for kind in (*READERS, "Pod") if self.said.keys() != wanted.keys() or self.unsaid else ():
                 self.statuses.keep(kind, wanted)
         except OSError as error:
             self.unsaid = True
@@ -198,7 +222,10 @@ class Agent:
         while True:
             await asyncio.sleep(self.chosen.audit_s)
             self.cni.audit()
-            if self.unsaid:
+            before = self.unmanaged
+            if self.desired is not None:
+                self.isolate(self.desired, self.source.snapshot())
+            if self.unsaid or self.unmanaged != before:
                 self.publish()
             if self.failure or (self.desired is not None and self.place() != self.placed):
                 self.reconcile()
@@ -211,7 +238,13 @@ class Agent:
             unready = choice.unready(self.source) or ([self.failure] if self.failure else [])
             return report.waiting(self.chosen.node, release, unready) | {"source": source}
         view = report.status(
-            self.chosen.node, release, self.desired, self.source.snapshot(), self.cni.register, dict(self.kernel.writes)
+            self.chosen.node,
+            release,
+            self.desired,
+            self.source.snapshot(),
+            self.cni.register,
+            dict(self.kernel.writes),
+            self.unmanaged,
         ) | {"source": source}
         if not self.place().uplink:
             view["unready"].append(f"there is no device {self.chosen.datapath.uplink}")
@@ -230,7 +263,7 @@ class Agent:
             }
         return {
             "generation": self.desired.generation,
-            "policy": report.policy(self.desired, self.source.snapshot(), name),
+            "policy": report.policy(self.desired, self.source.snapshot(), self.unmanaged, name),
             "unready": [self.failure] if self.failure else [],
         }
 

@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from netstack.agent.isolate import Isolation
 from netstack.agent.register import INGRESS_NAME, Full, Record, Register
 from netstack.agent.settings import AgentSettings
 from netstack.core.address import Prefix, pack
@@ -71,11 +72,17 @@ class Cni:
         self.register = Register.load(text, boot)
         self._pins = Path(settings.datapath.pins)
         self._traffic = traffic
+        self.isolation = Isolation(traffic, settings.datapath.uplink)
         self._unused: Counter[int] = Counter()
         self._snapshot = snapshot
         self._reconcile = reconcile
         self.news = asyncio.Event()
         """Set by the source's follower after each snapshot."""
+
+    @property
+    def devices(self) -> set[str]:
+        """Names of this node's endpoints' devices."""
+        return {record.device for record in self.register.records}
 
     def commands(self) -> dict[str, Handler]:
         """Control command -> handler."""
@@ -102,7 +109,8 @@ class Cni:
         if record is None:
             place = (request["device"], request["namespace"], request["pod"])
             try:
-                self._commit(self.register.reserve(self._settings.pods, container, interface, *place))
+                foreign = self.isolation.foreign(self.devices)
+                self._commit(self.register.reserve(self._settings.pods, container, interface, *place, foreign))
             except Full as full:
                 raise Refused(FULL, "no address is left for the pod", str(full)) from full
             record = self.register.find(container, interface)

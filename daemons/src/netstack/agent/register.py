@@ -8,7 +8,7 @@ that was just freed rests as long as possible.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -98,11 +98,21 @@ class Register:
     def find(self, container: str, interface: str) -> Record | None:
         return next((r for r in self.records if (r.container, r.interface) == (container, interface)), None)
 
-    def reserve(self, cidr: Prefix, container: str, interface: str, device: str, namespace: str, pod: str) -> Register:
-        """With one more record, which `find` finds. Full if no address or number is left."""
+    def reserve(
+        self,
+        cidr: Prefix,
+        container: str,
+        interface: str,
+        device: str,
+        namespace: str,
+        pod: str,
+        foreign: Collection[bytes] = (),
+    ) -> Register:
+        """With one more record, which `find` finds. `foreign`: addresses in use that are not in the register. Full if
+        no address or number is left."""
         if self.next_id > LAST_ID:
             raise Full("all 2^32 endpoint numbers were given out")
-        taken = {record.address for record in self.records}
+        taken = {record.address for record in self.records} | set(map(unpack, foreign))
         ingress = container == INGRESS_NAME
         size = 1 << (128 - cidr.bits)
         if ingress:

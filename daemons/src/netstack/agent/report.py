@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from netstack.agent.desired import Desired
-from netstack.agent.identities import full_labels
 from netstack.agent.policy.digest import digest
 from netstack.agent.policy.rules import Spec
 from netstack.agent.register import Register
+from netstack.agent.unmanaged import Unmanaged, selections
 from netstack.core.address import unpack
 from netstack.core.ref import Ref
 from netstack.kernel import layout
@@ -21,7 +21,13 @@ CILIUM = "cilium.io/v2"
 
 
 def status(
-    node: str, release: str, desired: Desired, snapshot: Snapshot, register: Register, writes: dict[str, int]
+    node: str,
+    release: str,
+    desired: Desired,
+    snapshot: Snapshot,
+    register: Register,
+    writes: dict[str, int],
+    unmanaged: Collection[Unmanaged] = (),
 ) -> dict[str, Any]:
     """`netstack status` (netstack.cli.status) and node_info read this."""
     endpoints = [endpoint_view(desired, register, record.id) for record in register.records if record.attached]
@@ -32,7 +38,8 @@ def status(
         "generation": desired.generation,
         "endpoints": endpoints,
         "host": host_view(desired),
-        "policies": list(policies(desired, snapshot)),
+        "policies": list(policies(desired, snapshot, unmanaged)),
+        "unmanaged": [unmanaged_view(item) for item in unmanaged],
         "broken": [*map(str, snapshot.broken), *desired.problems, *map(str, desired.accepted.refused.values())],
         "unready": [],
         "map_writes": writes,
@@ -49,6 +56,7 @@ def waiting(node: str, release: str, unready: list[str]) -> dict[str, Any]:
         "endpoints": [],
         "host": {},
         "policies": [],
+        "unmanaged": [],
         "broken": [],
         "unready": unready or ["the agent is still starting"],
         "map_writes": {},
@@ -89,16 +97,38 @@ def _enforced(desired: Desired, number: int) -> dict[str, list[str]]:
     }
 
 
-def policies(desired: Desired, snapshot: Snapshot, only: str = "") -> Iterator[dict[str, Any]]:
+def unmanaged_view(item: Unmanaged) -> dict[str, Any]:
+    return {
+        "pod": item.pod.key,
+        "address": unpack(item.address),
+        "devices": list(item.devices),
+        "policies": [str(ref) for ref in item.policies],
+        "isolated": item.isolated,
+        "reason": str(item),
+    }
+
+
+def policies(
+    desired: Desired, snapshot: Snapshot, unmanaged: Collection[Unmanaged] = (), only: str = ""
+) -> Iterator[dict[str, Any]]:
     """Every policy (or the one of this name), whether it is in force as written, and how many of this node's endpoints
-    it selects. `digest`: of the version in force; "" while there is none, and where what it selects denies instead."""
+    it selects. `digest`: of the version in force; "" while there is none, and where what it selects denies instead.
+    `isolated`, `not_enforced`: pods that it selects and that netstack did not connect, so that they have no network at
+    all, or one without policy."""
     refused, beyond = desired.accepted.refused, out_of_reach(desired, snapshot)
     tried, specs = on_trial(desired), _specs(desired)
     known = {policy.meta.ref for policy in snapshot.all(Policy)} | refused.keys() | specs.keys()
     for ref in sorted(ref for ref in known if only in ("", str(ref))):
         selected = sum(ref in refs for refs in desired.policy.selects.values())
         state = "on trial" if ref in tried else "enforced" if ref in specs else "not in force yet"
-        view = {"policy": str(ref), "state": state, "selects": selected, "not_enforced": beyond.get(ref, [])}
+        outside = [item for item in unmanaged if ref in item.policies]
+        view = {
+            "policy": str(ref),
+            "state": state,
+            "selects": selected,
+            "not_enforced": sorted([*beyond.get(ref, []), *(item.pod.key for item in outside if item.open)]),
+            "isolated": [item.pod.key for item in outside if item.isolated],
+        }
         view["digest"] = digest(specs.get(ref, ())) if ref in specs and ref in desired.accepted.good else ""
         if desired.overflows and state == "not in force yet":
             view["reason"] = "; ".join(desired.overflows.values())
@@ -116,27 +146,16 @@ def _specs(desired: Desired) -> dict[Ref, list[Spec]]:
     return found
 
 
-def policy(desired: Desired, snapshot: Snapshot, name: str) -> dict[str, Any] | None:
+def policy(desired: Desired, snapshot: Snapshot, unmanaged: Collection[Unmanaged], name: str) -> dict[str, Any] | None:
     """One of `policies`; None if neither the objects nor the tables have it."""
-    return next(policies(desired, snapshot, name), None)
+    return next(policies(desired, snapshot, unmanaged, name), None)
 
 
 def out_of_reach(desired: Desired, snapshot: Snapshot) -> dict[Ref, list[str]]:
     """Policy -> the pods that it selects and that have no network of their own, in which it could be enforced."""
-    namespaces = {item.meta.name: item.meta.labels for item in snapshot.all(Namespace)}
-    pods = [
-        (pod.meta.ref.key, full_labels(pod.meta.labels, pod.meta.namespace, pod.service_account, namespaces))
-        for pod in snapshot.all(Pod)
-        if pod.host_network
-    ]
-    found: dict[Ref, list[str]] = {}
-    for spec in desired.accepted.specs if pods else ():
-        if spec.nodes:
-            continue
-        names = [name for name, labels in pods if spec.subject is not None and spec.subject.matches(labels)]
-        if names:
-            found[spec.ref] = sorted({*found.get(spec.ref, ()), *names})
-    return found
+    pods = [pod for pod in snapshot.all(Pod) if pod.host_network]
+    found = selections(desired.accepted.specs, pods, snapshot.all(Namespace))
+    return {policy: [ref.key for ref in refs] for policy, refs in found.items()}
 
 
 def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str, dict[str, Any]]]:
@@ -162,6 +181,28 @@ def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str
             condition["message"] = f"not on pods that use the node's network: {', '.join(beyond[ref])}"
         statuses[ref] = (API_VERSIONS.get(ref.kind, CILIUM), {"conditions": [condition]})
     return statuses
+
+
+def pod_statuses(unmanaged: Collection[Unmanaged]) -> dict[Ref, tuple[str, dict[str, Any]]]:
+    """Pod -> (API version, status), of those that policies select and that netstack did not connect. Only the pod's
+    node knows, so it is not said of the policy, of which all nodes say the same."""
+    return {
+        item.pod: (
+            "v1",
+            {
+                "conditions": [
+                    {
+                        "type": "PolicyEnforced",
+                        "status": "False",
+                        "reason": "Isolated" if item.isolated else "NotEnforced",
+                        "message": str(item),
+                    }
+                ]
+            },
+        )
+        for item in unmanaged
+        if item.policies
+    }
 
 
 def on_trial(desired: Desired) -> set[Ref]:

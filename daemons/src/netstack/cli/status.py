@@ -86,7 +86,7 @@ def report(facts: Facts) -> dict[str, Any]:
             {"address": vip.address, "interface": vip.interface, "announced": vip.left_s > 0, "note": _vip_note(vip)}
             for vip in facts.vips
         ],
-        "policies": (facts.daemons["agent"].report or {}).get("policies", []) if "agent" in facts.daemons else [],
+        **{name: _of_agent(facts).get(name, []) for name in ("policies", "unmanaged")},
         "verdicts": {_verdict(number): count for number, count in sorted(facts.counters.items()) if count},
         "broken": sorted({text for d in facts.daemons.values() for text in (d.report or {}).get("broken", ())}),
     }
@@ -104,11 +104,20 @@ def render(facts: Facts) -> str:
     lines += _section("maps", [f"{name:14} {n:>7} of {size}  ({100 * n / size:.1f} %)" for name, n, size in used])
     lines += _section("addresses", [f"{v.address:16} {v.interface}  {_vip_note(v)}" for v in facts.vips])
     lines += _section("policies", [_policy_line(policy) for policy in shown["policies"]])
+    lines += _section(
+        "pods not connected by netstack",
+        [f"{item['pod']} {item['address']}  {item['reason']}" for item in shown["unmanaged"]],
+    )
     lines += _section("this node", _host_lines(facts))
     drops = {name: n for name, n in shown["verdicts"].items() if Verdict[name].dropped}
     lines += _section("drops", [f"{name:16} {n:>9}  {REASONS[Verdict[name]]}" for name, n in drops.items()])
     lines += _section("broken objects", shown["broken"])
     return "\n".join(lines) + "\n"
+
+
+def _of_agent(facts: Facts) -> dict[str, Any]:
+    agent = facts.daemons.get("agent")
+    return (agent.report or {}) if agent else {}
 
 
 def _section(title: str, rows: list[str]) -> list[str]:
@@ -134,14 +143,15 @@ def _sources(facts: Facts) -> list[str]:
 def _policy_line(policy: dict[str, Any]) -> str:
     line = f"{policy['policy']}  {policy['state']}"
     if policy.get("not_enforced"):
-        line += f", but not on {', '.join(policy['not_enforced'])}, which use the node's network"
+        line += f", but not on {', '.join(policy['not_enforced'])}: their network is the node's or another plugin's"
+    if policy.get("isolated"):
+        line += f"; isolated: {', '.join(policy['isolated'])}"
     return f"{line}: {policy['reason']}" if policy.get("reason") else line
 
 
 def _host_lines(facts: Facts) -> list[str]:
     """What policies for nodes do to this one."""
-    agent = facts.daemons.get("agent")
-    host = (agent.report or {}).get("host") if agent else None
+    host = _of_agent(facts).get("host")
     if not host:
         return []
     names = ", ".join([*host["policies"], *(f"{name} (on trial)" for name in host["on_trial"])])

@@ -40,6 +40,7 @@ NEWRULE, DELRULE, GETRULE = 32, 33, 34
 REQUEST, MULTI, ACK, DUMP = 0x1, 0x2, 0x4, 0x300
 REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400
 ERROR, DONE = 2, 3
+SOL_NETLINK, STRICT = 270, 12
 
 UP = 0x1
 ONLINK = 4
@@ -55,6 +56,7 @@ ADDRESS = struct.Struct("=BBBBI")
 ROUTE = struct.Struct("=BBBBBBBBI")
 NEIGHBOUR = struct.Struct("=BxHiHBB")
 
+SAME = -1
 UNICAST, HERE, UNREACHABLE = 1, 2, 7
 """Kinds of routes (RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE): forward, deliver to this host, refuse."""
 TAKEN = (HERE, 3, 4)  # RTN_BROADCAST, RTN_ANYCAST
@@ -66,7 +68,8 @@ Attributes = dict[int, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network device. `peer` is the ifindex of a veth's other end (in its own namespace), 0 if none."""
+    """A network device. `peer` is the ifindex of a veth's other end (in its own namespace), 0 if none; `namespace` is
+    that namespace's number in this one, SAME if it is this one."""
 
     index: int
     name: str
@@ -75,6 +78,8 @@ class Link:
     up: bool
     kind: str
     peer: int
+    namespace: int
+    alias: str
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -107,6 +112,7 @@ class Netlink:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.bind((0, 0))
+        self._socket.setsockopt(SOL_NETLINK, STRICT, 1)  # else a dump ignores for what namespace it is asked
         self._sequence = 0
 
     def __enter__(self) -> Self:
@@ -151,6 +157,10 @@ class Netlink:
     def set_up(self, index: int, up: bool = True) -> None:
         self._ask(NEWLINK, ACK, LINK.pack(0, 0, index, UP if up else 0, UP))
 
+    def set_alias(self, index: int, text: str) -> None:
+        """What `ip link` shows beside the device, at most 255 bytes; "" takes it away."""
+        self._ask(NEWLINK, ACK, LINK.pack(0, 0, index, 0, 0) + pack_attribute(20, text.encode()[:255]))
+
     def set_no_link_local(self, index: int) -> None:
         """Have the kernel give the device no IPv6 address of its own when it goes up (IN6_ADDR_GEN_MODE_NONE)."""
         inet6 = pack_attribute(socket.AF_INET6, pack_attribute(8, b"\1"))
@@ -164,15 +174,28 @@ class Netlink:
 
     # addresses ---------------------------------------------------------------------------------------------------
 
-    def addresses(self, index: int) -> list[bytes]:
-        """The addresses on one device, in the kernel's order (primary first), 16 bytes each."""
+    def addresses(self, index: int, namespace: int = SAME) -> list[bytes]:
+        """The addresses on one device, in the kernel's order (primary first), 16 bytes each. `namespace`: where the
+        device is, as Link.namespace says; nobody has to go there (it takes CAP_NET_ADMIN)."""
+        target = pack_attribute(10, struct.pack("=i", namespace)) if namespace != SAME else b""
         found = []
-        for body in self._dump(GETADDR, ADDRESS.pack(0, 0, 0, 0, 0)):
+        for body in self._dump(GETADDR, ADDRESS.pack(0, 0, 0, 0, 0) + target):
             _, _, _, _, device = ADDRESS.unpack_from(body)
             attributes = read_attributes(body[ADDRESS.size :])
             if device == index:
                 found.append(_address(attributes.get(2) or attributes[1]))
         return found
+
+    def addresses_behind(self, link: Link) -> list[bytes]:
+        """Those of the other end of a pair; none if it is in this namespace, or has gone with its own."""
+        if link.namespace == SAME:
+            return []
+        try:
+            return self.addresses(link.peer, link.namespace)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EACCES):  # gone; that of a host in which this one is a container
+                return []
+            raise
 
     def put_address(self, index: int, address: bytes, bits: int) -> None:
         """`bits` of 128. An address that is there already is left as it is."""
@@ -368,6 +391,8 @@ def _link(body: bytes) -> Link:
         up=bool(flags & UP),
         kind=info.get(1, b"").rstrip(b"\0").decode(),
         peer=read_integer(attributes.get(5, b"")),
+        namespace=struct.unpack("=i", attributes[37])[0] if 37 in attributes else SAME,
+        alias=attributes.get(20, b"").rstrip(b"\0").decode(errors="replace"),
     )
 
 

@@ -35,6 +35,11 @@ def test_addresses_from_3_on_in_rotation_and_numbers_never_twice() -> None:
     assert found(register, "e") == (5, "10.244.1.3")
 
 
+def test_an_address_that_somebody_else_uses_is_not_given() -> None:
+    register = Register("boot").reserve(CIDR, "a", "eth0", "d", "default", "a", (pack("10.244.1.3"), pack("fd00::3")))
+    assert found(register, "a") == (1, "10.244.1.4")
+
+
 def test_a_freed_address_rests() -> None:
     register = reserve(reserve(Register("boot"), "a").release(1), "b")
     assert found(register, "b") == (2, "10.244.1.4")

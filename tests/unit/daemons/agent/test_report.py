@@ -8,7 +8,9 @@ from instruments.cluster import Cluster
 from netstack.agent import report
 from netstack.agent.policy.digest import digest
 from netstack.agent.register import Register
-from netstack.core.address import Prefix
+from netstack.agent.unmanaged import Unmanaged
+from netstack.core.address import Prefix, pack
+from netstack.core.ref import Ref
 from netstack.source.snapshot import Snapshot
 
 POLICY = """
@@ -51,6 +53,7 @@ def test_status() -> None:
             "state": "enforced",
             "selects": 1,
             "not_enforced": [],
+            "isolated": [],
             "digest": in_force,
         },
         {
@@ -58,6 +61,7 @@ def test_status() -> None:
             "state": "refused, denying",
             "selects": 1,
             "not_enforced": [],
+            "isolated": [],
             "digest": "",
             "reason": reason,
         },
@@ -152,6 +156,29 @@ def test_pods_of_the_nodes_network_are_named_where_a_policy_selects_them() -> No
     )
     assert (condition["status"], condition["reason"]) == ("True", "NotEnforced")
     assert condition["message"] == "not on pods that use the node's network: one/host"
+
+
+def test_pods_that_netstack_did_not_connect_are_named_where_a_policy_selects_them() -> None:
+    made, policy = cluster(), Ref("CiliumNetworkPolicy", "one", "p")
+    assert made.desired is not None
+    outside = (
+        Unmanaged(Ref("Pod", "one", "closed"), pack("10.244.1.9"), ("lxc1",), (policy,)),
+        Unmanaged(Ref("Pod", "one", "free"), pack("10.244.1.8"), ("lxc2",)),
+        Unmanaged(Ref("Pod", "one", "open"), pack("192.168.86.9"), (), (policy,)),
+    )
+    view = report.status("n1", "r1", made.desired, Snapshot(made.objects), register(), {}, outside)
+    assert [(item["pod"], item["isolated"]) for item in view["unmanaged"]] == [
+        ("one/closed", True),
+        ("one/free", False),
+        ("one/open", False),
+    ]
+    told = report.policy(made.desired, Snapshot(made.objects), outside, str(policy))
+    assert told is not None and (told["isolated"], told["not_enforced"]) == (["one/closed"], ["one/open"])
+    said = {ref.name: status["conditions"][0] for ref, (_, status) in report.pod_statuses(outside).items()}
+    assert {name: (one["status"], one["reason"]) for name, one in said.items()} == {
+        "closed": ("False", "Isolated"),
+        "open": ("False", "NotEnforced"),
+    }
 
 
 def test_a_policy_on_trial_says_so() -> None:

@@ -84,6 +84,17 @@ def test_a_daemon_that_is_down_and_a_refused_policy_are_said() -> None:
     assert "n1: NOT READY" in text
 
 
+def test_pods_that_netstack_did_not_connect_are_shown() -> None:
+    policies = [{"policy": "P", "state": "enforced", "not_enforced": ["a/b", "a/c"], "isolated": ["a/d"]}]
+    item = {"pod": "a/d", "address": "10.0.0.5", "reason": "so it is isolated; delete it"}
+    shown = facts(daemons={"agent": Daemon({"policies": policies, "unmanaged": [item]})})
+    assert report(shown)["ready"] and report(shown)["unmanaged"] == [item]
+    text = render(shown)
+    assert "P  enforced, but not on a/b, a/c: their network is the node's or another plugin's; isolated: a/d\n" in text
+    assert "pods not connected by netstack\n  a/d 10.0.0.5  so it is isolated; delete it\n" in text
+    assert "pods not connected" not in render(facts())
+
+
 def test_what_keeps_a_daemon_from_the_cluster_is_shown_and_does_not_make_it_unready() -> None:
     problem = {"kind": "Pod", "reason": "403 Forbidden: pods is forbidden", "since": "2026-01-01T00:00:00Z"}
     shown = facts(daemons={"agent": Daemon({"source": {"kind": "kubernetes", "problems": [problem]}})})

@@ -35,6 +35,7 @@ class Node:
         self.state = "enforced"
         self.reason = ""
         self.not_enforced: list[str] = []
+        self.isolated: list[str] = []
         self.told: dict[str, Any] = {
             "policy": NAME, "problems": [], "notes": [], "digest": "", "selects": ["one/a"], "flows": [], "pairs": [],
             "trial_flows": [], "trial_pairs": [], "lines": ["denies one/a -> world: everything"],
@@ -57,7 +58,9 @@ class Node:
         if not self.file.exists():
             return {"generation": 1, "policy": None, "unready": []}
         view = {"policy": NAME, "state": self.state, "digest": self.file.read_text().strip(), "selects": 1}
-        view |= {"not_enforced": self.not_enforced} | ({"reason": self.reason} if self.reason else {})
+        view |= {"not_enforced": self.not_enforced, "isolated": self.isolated} | (
+            {"reason": self.reason} if self.reason else {}
+        )
         return {"generation": 1, "policy": view, "unready": []}
 
     def answer(self, server: socket.socket) -> None:
@@ -171,7 +174,12 @@ def test_pods_beyond_reach_are_warned_of(run: Run, node: Node, monkeypatch: pyte
     node.not_enforced = ["one/host"]
     node.tell("one\n")
     assert play(run, node)["changed"] is True
-    assert warned == [f"{NAME} is not enforced on one/host, which uses its node's network"]
+    assert warned == [f"{NAME} is not enforced on one/host, whose network is its node's or another plugin's"]
+    warned.clear()
+    node.not_enforced, node.isolated = [], ["one/old"]
+    node.tell("two\n")
+    assert play(run, node)["changed"] is True
+    assert warned == [f"one/old has no network: {NAME} selects it, and netstack did not connect it"]
 
 
 @pytest.mark.parametrize("answer", ["echo no folder >&2; exit 2", "echo nothing"])

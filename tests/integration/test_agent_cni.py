@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instruments.board import Board, CniFailure, ip, wait_for
+from instruments.board import NODE, Board, CniFailure, ip, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -58,6 +58,24 @@ def test_the_audit_gives_a_device_its_programs_back_and_takes_strangers_down(boa
     wait_for("the audit", lambda: "state DOWN" in ip("-n", board.node, "link", "show", "nst0123456789ab"))
 
 
+def test_a_device_that_was_taken_down_works_again_once_it_has_its_programs(board: Board) -> None:
+    pod = board.add("default/one")
+    board.serve(board.node, 8080)
+    occupied = occupy(board, pod.device)
+    wait_for("the closing", lambda: "state DOWN" in ip("-n", board.node, "link", "show", pod.device))
+    board.run("tc", "filter", "del", "dev", pod.device, *occupied, check=True)
+    wait_for("the audit", lambda: board.connect(pod, NODE, 8080, 0.3) != "")
+
+
+def occupy(board: Board, device: str) -> list[str]:
+    """Somebody else's filter where ours belongs; where that is."""
+    place = ["ingress", "pref", "1", "handle", "1", "bpf"]
+    pinned = f"{board.folder}/bpf/netstack/progs/pod_egress"
+    words = ("filter", "replace", "dev", device, *place, "direct-action", "object-pinned", pinned)
+    board.run("tc", *words, check=True)
+    return place
+
+
 def test_another_plugins_configuration_is_moved_aside(board: Board) -> None:
     folder = board.folder / "net.d"
     for name in ("00-other.conflist", "05-netstack.conflist", "99-loopback.conf", "README"):
@@ -80,3 +98,23 @@ def test_the_ingress_endpoint_has_its_own_address_and_its_services_labels(board:
     assert peer["labels"]["app"] == "ingress-nginx"
     assert peer["labels"]["io.kubernetes.pod.namespace"] == "ingress-nginx"
     board.cni("DEL", sandbox, CNI_CONTAINERID="netstack-ingress")
+
+
+def test_what_has_no_programs_is_closed_without_waiting_for_an_audit(tmp_path: Path) -> None:
+    """Somebody's filter is where ours belongs: the device goes down, once. A stranger with a pod's name goes down."""
+    with Board(tmp_path, audit_s=600) as board:
+        board.load()
+        board.start()
+        pod = board.add("default/one")
+
+        def down(device: str) -> bool:
+            return "state DOWN" in ip("-n", board.node, "link", "show", device)
+
+        ip("-n", board.node, "link", "add", "nst0123456789ab", "type", "veth", "peer", "name", "stranger")
+        ip("-n", board.node, "link", "set", "nst0123456789ab", "up")
+        wait_for("the stranger", lambda: down("nst0123456789ab"))
+        occupy(board, pod.device)
+        wait_for("the closing", lambda: down(pod.device))
+        board.cni("DEL", pod)
+        assert board.log().count("has no programs") == 1
+        assert "Traceback" not in board.log()

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -473,14 +474,56 @@ def test_the_next_pod_with_an_address_inherits_nothing(tmp_path: Path) -> None:
         assert inside.marked(MARK) == []
 
 
-def test_a_pod_device_without_programs_is_given_them_back(field: Field) -> None:
-    """Whoever takes them away (only root can) opens the pod until the next audit, and no longer."""
-    field.board.run("tc", "qdisc", "del", "dev", field.attacker.device, "clsact", check=True)
+RATE_HZ = 2000
 
-    def guarded(direction: str) -> bool:
-        shown = field.board.run("tc", "filter", "show", "dev", field.attacker.device, direction)
-        return "netstack/" in shown.stdout
 
-    wait_for("the audit", lambda: guarded("ingress") and guarded("egress"))
-    with probing(field) as rounds:
-        further(rounds)
+@contextmanager
+def flooding(namespace: str, frame: bytes) -> Iterator[None]:
+    """This frame, RATE_HZ times a second at most."""
+    stop = threading.Event()
+
+    def run() -> None:
+        with closing(sender(namespace)) as raw:
+            while not stop.wait(1 / RATE_HZ):
+                raw.send(frame)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_programs_that_are_taken_away_come_back_at_once(tmp_path: Path) -> None:
+    """Whoever takes them away (only root can) opens the pod for the moment that the agent needs to hear of it."""
+    with Board(tmp_path, 9, audit_s=600) as board, ExitStack() as stack:
+        board.load()
+        board.start()
+        board.put("shut", policy("shut", "{endpointSelector: {matchLabels: {app: shut}}, ingress: [{}], egress: [{}]}"))
+        pod = board.add("default/shut", {"app": "shut"})
+        ip("-n", board.lan, "route", "add", "10.244.1.0/24", "via", NODE)
+        out = IP(src=pod.address, dst=LAN) / UDP(sport=4001, dport=ALLOWED) / Raw(MARK)
+        back = IP(src=LAN, dst=pod.address) / UDP(sport=4001, dport=ALLOWED) / Raw(MARK)
+        watches = [Watch(board.lan), Watch(pod.netns)]
+        for watch in watches:
+            stack.callback(watch.close)
+        mac = mac_of(board.node, pod.device)
+        stack.enter_context(flooding(pod.netns, bytes(Ether(src=mac_of(pod.netns), dst=mac) / out)))
+        stack.enter_context(flooding(board.lan, bytes(Ether(src=mac_of(board.lan), dst=mac_of(board.node)) / back)))
+
+        def guarded() -> bool:
+            shown = (board.run("tc", "filter", "show", "dev", pod.device, way).stdout for way in ("ingress", "egress"))
+            return all("netstack/" in text for text in shown)
+
+        def denied(times: int) -> bool:
+            return board.counter(Verdict.DEFAULT_DENY) >= times
+
+        for words in (("qdisc", "clsact"), ("filter", "ingress"), ("filter", "egress")):
+            board.run("tc", words[0], "del", "dev", pod.device, words[1], check=True)
+            wait_for("the programs", guarded)
+            passed = [len(watch.marked(MARK)) for watch in watches]
+            assert max(passed) < RATE_HZ / 2, "some milliseconds, or what a busy machine makes of them"
+            wait_for("the flood", partial(denied, board.counter(Verdict.DEFAULT_DENY) + 1000))
+            assert [len(watch.marked(MARK)) for watch in watches] == [0, 0], "and none after"

@@ -30,6 +30,7 @@ from netstack.core.ref import Ref
 from netstack.core.unit import Unit, run
 from netstack.kernel.attach import TrafficControl
 from netstack.kernel.bpf import BpfError
+from netstack.kernel.news import DeviceNews
 from netstack.source import choice
 from netstack.source.choice import Choice
 from netstack.source.models import Namespace, Pod
@@ -218,6 +219,15 @@ class Agent:
             self.reconcile()
             self.publish()
 
+    def heard(self, indexes: set[int] | None) -> None:
+        """News of devices: what must not wait for the next audit."""
+        if indexes is None:
+            self.cni.audit()
+        else:
+            self.cni.look(indexes)
+        if self.unmanaged and self.desired is not None:
+            self.isolate(self.desired, self.source.snapshot())
+
     async def upkeep(self) -> None:
         while True:
             await asyncio.sleep(self.chosen.audit_s)
@@ -284,6 +294,7 @@ class Agent:
 
 async def serve(chosen: AgentSettings, unit: Unit) -> None:
     agent = Agent(chosen, unit)
+    DeviceNews(agent.heard)
     agent.cni.audit()  # first, so that what died while nobody looked is not put in force again
     agent.reconcile()
     agent.publish()

@@ -15,9 +15,10 @@ the codes of the CNI specification 1.0.0, section 5.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ from netstack.agent.register import INGRESS_NAME, Full, Record, Register
 from netstack.agent.settings import AgentSettings
 from netstack.core.address import Prefix, pack
 from netstack.core.files import write_atomic
-from netstack.kernel.attach import Occupied, TrafficControl, attach_pod, guarded
+from netstack.kernel.attach import Occupied, TrafficControl, attach_pod, bare, guarded
 from netstack.kernel.bpf import BpfError
-from netstack.kernel.netlink import Route
+from netstack.kernel.netlink import Link, Route
 from netstack.source import Snapshot
 from netstack.source.models import Pod, Service
 
@@ -210,7 +211,6 @@ class Cni:
         them back or goes down."""
         self.alone()
         links = {link.name: link for link in self._traffic.links() if link.kind == "veth"}
-        records = {record.device: record for record in self.register.records}
         for record in self.register.records:
             link = links.get(record.device)
             if record.attached and (link is None or link.index != record.ifindex):
@@ -222,10 +222,26 @@ class Cni:
                 self._unused[record.id] += 1
                 if self._unused[record.id] > UNUSED_AUDITS:
                     self.release(record)
-        for name in links.keys() - records.keys():
-            if is_pod_device(name) and links[name].up:
-                log.error("device %s is no endpoint of this node: taken down", name)
-                self._traffic.set_up(links[name].index, False)
+        self._close_strangers(links.values())
+
+    def look(self, indexes: Set[int]) -> None:
+        """The part of an audit that cannot wait, for these devices. A device with programs of another release is left
+        to whoever is replacing them, or to the next audit."""
+        for record in self.register.records:
+            if record.attached and record.ifindex in indexes and bare(self._traffic, record.ifindex):
+                link = self._traffic.link(record.device)
+                if link is not None and link.up:  # else it passes nothing, as one that is closed already
+                    self._guard(record)
+        if indexes - {record.ifindex for record in self.register.records}:
+            self._close_strangers(link for link in self._traffic.links() if link.index in indexes)
+
+    def _close_strangers(self, links: Iterable[Link]) -> None:
+        """Devices of a name that only the plugin gives, and of no endpoint."""
+        ours = self.devices
+        for link in links:
+            if link.kind == "veth" and link.up and is_pod_device(link.name) and link.name not in ours:
+                log.error("device %s is no endpoint of this node: taken down", link.name)
+                self._close(link.index)
 
     def alone(self) -> None:
         """Move other plugins' configurations aside, as the role does: a runtime takes the first by name."""
@@ -244,10 +260,21 @@ class Cni:
     def _guard(self, record: Record) -> None:
         try:
             attach_pod(self._traffic, self._pins, record.ifindex)
+            self._open(record)  # it may have been taken down before
             log.error("endpoint %d: %s had lost its programs; they are attached again", record.id, record.device)
         except (BpfError, Occupied, OSError) as error:
-            self._traffic.set_up(record.ifindex, False)
-            log.error("endpoint %d: %s has no programs (%s): taken down", record.id, record.device, error)
+            if self._close(record.ifindex):
+                log.error("endpoint %d: %s has no programs (%s): taken down", record.id, record.device, error)
+
+    def _close(self, index: int) -> bool:
+        """Take a device down; False if it is gone."""
+        try:
+            self._traffic.set_up(index, False)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return False
+        return True
 
     def _commit(self, register: Register) -> None:
         """A change counts when it is on disk: what is answered to a plugin is never forgotten."""

@@ -125,6 +125,15 @@ def attach_pod(traffic: TrafficControl, pins: Path, ifindex: int) -> None:
             traffic.attach(ifindex, program)
 
 
+def bare(traffic: TrafficControl, ifindex: int) -> bool:
+    """Does this device lack a pod program, of whatever release?"""
+    for name in POD:
+        present = traffic.filters(ifindex, PARENT[PROGRAMS[name].hook])
+        if (PREFERENCE, HANDLE, f"{OURS}{name}") not in {(f.preference, f.handle, f.name) for f in present}:
+            return True
+    return False
+
+
 def guarded(traffic: TrafficControl, pins: Path, ifindex: int) -> bool:
     """Does this device carry both pod programs, the very ones that are pinned?"""
     for name in POD:

@@ -27,6 +27,7 @@ import yaml
 
 from lab import image
 from netstack.core.unit import ask
+from netstack.ingress.endpoint import request
 from netstack.kernel import layout
 
 ROOT = Path(__file__).parents[2]
@@ -231,12 +232,13 @@ class Board:
         path.write_text("\n---\n".join(texts))
         path.rename(self.folder / "manifests" / f"{name}.yaml")
 
-    def pod_object(self, name: str, labels: dict[str, str]) -> None:
+    def pod_object(self, name: str, labels: dict[str, str], address: str = "") -> None:
         namespace, _, short = name.rpartition("/")
         metadata = {"name": short, "namespace": namespace, "labels": labels}
         self.put(
             f"pod-{namespace}-{short}",
-            {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": "n1"}},
+            {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": "n1"}}
+            | ({"status": {"phase": "Running", "podIP": address}} if address else {}),
         )
 
     def sandbox(self, name: str) -> Pod:
@@ -251,8 +253,16 @@ class Board:
         pod.result = self.cni("ADD", pod)
         return pod
 
-    def cni(self, command: str, pod: Pod, config: str | None = None, **environment: str) -> dict[str, Any]:
-        """The plugin's answer; CniFailure with what it printed."""
+    def runtime_adds(self, pod: Pod) -> dict[str, Any]:
+        """ADD as a container runtime does it: by the first plugin of the configuration that is first by name."""
+        listed = (path for path in (self.folder / "net.d").iterdir() if path.suffix in (".conf", ".conflist", ".json"))
+        plugin, config = request(min(listed).read_text())
+        return self.cni("ADD", pod, config, plugin)
+
+    def cni(
+        self, command: str, pod: Pod, config: str | None = None, plugin: str = "netstack", **environment: str
+    ) -> dict[str, Any]:
+        """The plugin's answer; CniFailure with what it printed. One that is not ours is a program in `bin`."""
         variables = {
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": pod.container,
@@ -266,7 +276,11 @@ class Board:
         words = [
             "env",
             *(f"{name}={value}" for name, value in variables.items()),
-            *self.python("-m", "netstack.agent.plugin"),
+            *(
+                self.python("-m", "netstack.agent.plugin")
+                if plugin == "netstack"
+                else [str(self.folder / "bin" / plugin)]
+            ),
         ]
         done = self.run(*words, input=config)
         if done.returncode:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from instruments.board import NODE, Board, CniFailure, ip, wait_for
+from instruments.board import LAN, NODE, ROOT, Board, CniFailure, ip, wait_for
+from netstack.core.verdict import Verdict
 
 pytestmark = pytest.mark.root
 
@@ -85,6 +86,65 @@ def test_another_plugins_configuration_is_moved_aside(board: Board) -> None:
         "the audit", lambda: {path.name for path in folder.iterdir()} == aside | {"05-netstack.conflist", "README"}
     )
     assert "00-other.conflist would have pods wired around every policy" in board.log()
+
+
+CONFLIST = (ROOT / "roles/agent/files/05-netstack.conflist").read_text()
+OTHER = """#!/bin/sh -e
+# Another plugin: a veth, an address, and nobody asked.
+ip link add other0 type veth peer name eth0 netns "${CNI_NETNS##*/}"
+ip link set other0 up
+ip -n "${CNI_NETNS##*/}" address add 10.0.0.5/32 dev eth0
+ip -n "${CNI_NETNS##*/}" link set eth0 up
+ip -n "${CNI_NETNS##*/}" route add default dev eth0
+ip route add 10.0.0.5/32 dev other0
+sysctl -qw net.ipv4.conf.other0.proxy_arp=1
+echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.5/32"}]}'
+"""
+
+
+def test_no_other_plugin_wires_a_pod_past_its_policy(tmp_path: Path) -> None:
+    """Another's configuration that comes first by name, ours with another's words: both are undone at once, so that the
+    runtime wires pods by netstack. One that it wired in that moment is isolated."""
+    with Board(tmp_path, audit_s=600, conflist_text=CONFLIST) as board:
+        folder, ours = board.folder / "net.d", board.folder / "net.d/05-netstack.conflist"
+        ours.write_text(CONFLIST)
+        plugin = board.folder / "bin/other"
+        plugin.write_text(OTHER)
+        plugin.chmod(0o755)
+        other = CONFLIST.replace('"type": "netstack"', '"type": "other"')
+        assert other != CONFLIST
+        board.load()
+        metadata = {"name": "shut", "namespace": "default"}
+        spec = {"podSelector": {"matchLabels": {"app": "shut"}}, "policyTypes": ["Ingress", "Egress"]}
+        kind = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"}
+        ip("-n", board.lan, "route", "add", "10.0.0.0/24", "via", NODE)
+        board.serve(board.lan, 8080)
+
+        (folder / "00-other.conflist").write_text(other)
+        early = board.sandbox("default/early")  # before the agent is there
+        early.result = board.runtime_adds(early)
+        assert early.address == "10.0.0.5"
+        assert board.connect(early, LAN, 8080) == "hello 10.0.0.5"
+        board.start()
+        assert board.connect(early, LAN, 8080) == "hello 10.0.0.5", "no policy selects it"
+        board.put("shut", {**kind, "metadata": metadata, "spec": spec})
+        wait_for("the policy", lambda: board.ask("status")["policies"])
+        board.pod_object("default/early", {"app": "shut"}, "10.0.0.5")
+        wait_for("the isolation", lambda: board.connect(early, LAN, 8080, 0.3) == "")
+        (view,) = board.ask("status")["unmanaged"]
+        assert (view["pod"], view["isolated"]) == ("default/early", True)
+
+        for number, (path, text) in enumerate(((folder / "00-other.conflist", other), (ours, other))):
+            path.write_text(text)
+            wait_for("our order", lambda: sorted(folder.glob("*.conflist")) == [ours] and ours.read_text() == CONFLIST)
+            name = f"default/late{number}"
+            board.pod_object(name, {"app": "shut"})
+            late = board.sandbox(name)
+            late.result = board.runtime_adds(late)
+            assert late.address.startswith("10.244.1.")
+            denied = board.counter(Verdict.DEFAULT_DENY)
+            assert board.connect(late, LAN, 8080, 0.3) == ""
+            assert board.counter(Verdict.DEFAULT_DENY) > denied
 
 
 def test_the_ingress_endpoint_has_its_own_address_and_its_services_labels(board: Board) -> None:

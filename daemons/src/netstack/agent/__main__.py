@@ -33,6 +33,7 @@ from netstack.kernel.bpf import BpfError
 from netstack.kernel.news import DeviceNews
 from netstack.source import choice
 from netstack.source.choice import Choice
+from netstack.source.inotify import Inotify
 from netstack.source.models import Namespace, Pod
 from netstack.source.resources import Want
 from netstack.source.snapshot import Snapshot
@@ -228,6 +229,20 @@ class Agent:
         if self.unmanaged and self.desired is not None:
             self.isolate(self.desired, self.source.snapshot())
 
+    async def stand_guard(self) -> None:
+        """Other plugins' configurations do not wait for the next audit."""
+        folder = self.chosen.conflist.parent
+        try:
+            inotify = Inotify((folder,))
+            inotify.watch_tree()
+        except OSError as error:
+            log.warning("%s cannot be watched, so it is looked at every %g s: %s", folder, self.chosen.audit_s, error)
+            return
+        while True:
+            await inotify.changed.wait()
+            inotify.changed.clear()
+            self.cni.alone()
+
     async def upkeep(self) -> None:
         while True:
             await asyncio.sleep(self.chosen.audit_s)
@@ -308,6 +323,7 @@ async def serve(chosen: AgentSettings, unit: Unit) -> None:
         unit.command(name, handler)
     unit.spawn(agent.follow(), "follow")
     unit.spawn(agent.upkeep(), "upkeep")
+    unit.spawn(agent.stand_guard(), "stand guard")
     unit.ready(f"{len(agent.cni.register.records)} endpoints")
     await unit.stopping.wait()
 

@@ -244,7 +244,14 @@ class Cni:
                 self._close(link.index)
 
     def alone(self) -> None:
-        """Move other plugins' configurations aside, as the role does: a runtime takes the first by name."""
+        """Put our configuration right if it was changed (without one no pod starts, which opens nothing). Move other
+        plugins' aside, as the role does: a runtime takes the first by name."""
+        path, text = self._settings.conflist, self._settings.conflist_text
+        try:
+            if text and path.exists() and write_atomic(path, text):
+                log.error("%s had been changed, and said who else wires pods: put right", path)
+        except OSError as error:
+            log.error("%s cannot be put right: %s", path, error.strerror)
         try:
             others = sorted(self._settings.conflist.parent.iterdir())
         except OSError:  # no runtime is installed

@@ -62,6 +62,9 @@ class AgentSettings:
     conflist: Path = Path("/etc/cni/net.d/05-netstack.conflist")
     """Our configuration of the CNI. Others beside it are moved aside: a pod that another plugin wires has no policy."""
 
+    conflist_text: str = ""
+    """What it says. Where the file says something else, that is put right; "" = it is not looked at."""
+
     host_protection: bool = True
     """Whether SSH, the API server and the kubelet stay reachable whatever policies for nodes (nodeSelector) deny. False
     lets a policy lock everybody out of its nodes."""

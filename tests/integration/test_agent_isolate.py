@@ -240,6 +240,30 @@ def test_an_old_pod_is_nobody_to_a_new_one_of_its_node(field: Field) -> None:
         assert watch.marked(MARK) == []
 
 
+def test_a_policy_names_the_pods_of_the_nodes_network(field: Field) -> None:
+    """On which it cannot be enforced; they are not cut off from anything, and neither is the node."""
+    board = field.board
+    metadata = {"name": "host", "namespace": "default", "labels": {"app": "host"}}
+    spec = {"nodeName": "n1", "hostNetwork": True}
+    status = {"phase": "Running", "podIPs": [{"ip": NODE}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status}
+    board.put("host", pod, policy("host", "host"))
+    (told,) = wait_for("the policy", lambda: board.ask("status")["policies"])
+    assert (told["state"], told["selects"], told["not_enforced"], told["isolated"]) == (
+        *("enforced", 0),
+        *(["default/host"], []),
+    )
+    assert field.view("host") is None
+    said = yaml.safe_load((board.folder / "status/networkpolicy.default.host.yaml").read_text())["status"]["conditions"]
+    assert [(item["reason"], item["message"]) for item in said] == [
+        ("NotEnforced", "not on pods that use the node's network: default/host")
+    ]
+    board.serve(board.node, 8081, address=NODE)
+    assert board.connect(board.lan, NODE, 8081) == f"hello {LAN}"
+    (board.folder / "manifests" / "host.yaml").unlink()
+    wait_for("nothing of it", lambda: not board.ask("status")["policies"])
+
+
 def test_a_policy_says_on_which_pod_it_is_not_enforced(field: Field) -> None:
     """One whose network has no device on the host, as of a macvlan plugin."""
     metadata = {"name": "direct", "namespace": "default", "labels": {"app": "direct"}}

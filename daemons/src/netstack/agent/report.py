@@ -13,6 +13,7 @@ from netstack.agent.unmanaged import Unmanaged, selections
 from netstack.core.address import unpack
 from netstack.core.ref import Ref
 from netstack.kernel import layout
+from netstack.source.events import NOT_ENFORCED
 from netstack.source.models import Namespace, Node, Pod, Policy
 from netstack.source.snapshot import Snapshot
 
@@ -170,7 +171,7 @@ def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str
         condition = {
             "type": "Valid",
             "status": "False" if refusal else "True",
-            "reason": "Refused" if refusal else "NotEnforced" if ref in beyond else "Enforced",
+            "reason": "Refused" if refusal else NOT_ENFORCED if ref in beyond else "Enforced",
             "message": str(refusal.error) if refusal else "",
         }
         if ref in tried and not refusal:
@@ -194,7 +195,7 @@ def pod_statuses(unmanaged: Collection[Unmanaged]) -> dict[Ref, tuple[str, dict[
                     {
                         "type": "PolicyEnforced",
                         "status": "False",
-                        "reason": "Isolated" if item.isolated else "NotEnforced",
+                        "reason": "Isolated" if item.isolated else NOT_ENFORCED,
                         "message": str(item),
                     }
                 ]

@@ -1,6 +1,7 @@
 """Events (events.k8s.io/v1) that say what `kubectl describe` should show of an object that is refused. Pure.
 
-A condition that is False is a fault. All nodes find the same faults, and give the Event of one the same name, so the
+A condition that is False is a fault, and so is one whose reason is NotEnforced: who reads only the object would rely on
+it, and NetworkPolicy has no status. All nodes find the same faults, and give the Event of one the same name, so the
 API server lets in that of the first. It forgets Events after an hour (--event-ttl); a fault that lasts is told again
 before that, as one more of a series.
 """
@@ -17,6 +18,7 @@ from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
 
 PATH = "/apis/events.k8s.io/v1/namespaces/{}/events"
+NOT_ENFORCED = "NotEnforced"
 REPEAT_S = 1800.0
 """Between two of a series, as client-go."""
 NAME_MAX, NOTE_MAX = 200, 1024
@@ -39,7 +41,7 @@ def faults(ref: Ref, version: str, status: Mapping[str, Any]) -> tuple[Fault, ..
     return tuple(
         Fault(ref, version, item["type"], item.get("reason") or item["type"], item.get("message", ""))
         for item in status.get("conditions") or ()
-        if item.get("status") == "False"
+        if item.get("status") == "False" or item.get("reason") == NOT_ENFORCED
     )
 
 

@@ -6,7 +6,7 @@ them: each waits its turn and looks again before it writes. What is written over
 again after pauses that double, so that two releases which judge a policy differently do not fight. What the server
 does not keep (a field that a peer's definition lacks) is not said twice.
 
-What is wrong is told in Events as well (netstack.source.events): each condition that is False, and whatever the source
+What is wrong is told in Events as well (netstack.source.events): conditions that are faults, and whatever the source
 could not take. NetworkPolicy has no status, and who wrote an object looks at `kubectl describe` first.
 
 Objects of our own are of two kinds: `place`d ones (the ingress's EndpointSlice), which are watched and mended, and

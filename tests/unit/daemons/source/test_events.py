@@ -28,6 +28,13 @@ def test_conditions_that_are_false_are_faults() -> None:
     assert faults(POLICY, "v1", {"conditions": [condition("Valid", "False")]})[0].reason == "Valid"
 
 
+def test_what_is_in_force_but_not_on_every_pod_is_a_fault() -> None:
+    status = {"conditions": [condition("Valid", "True", "NotEnforced", "not on pods a/b"), condition("Valid", "True")]}
+    assert [(fault.reason, fault.message) for fault in faults(POLICY, "v1", status)] == [
+        ("NotEnforced", "not on pods a/b")
+    ]
+
+
 def test_what_cannot_be_taken_is_a_fault_with_its_field() -> None:
     fault = refusal(BadObject(POLICY, "spec.egress[0]", "is no list"), "networking.k8s.io/v1")
     assert (fault.condition, fault.reason) == (FAULT.condition, FAULT.reason)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,10 +24,11 @@ from netstack.core.address import pack
 from netstack.core.errors import BadConfig
 from netstack.kernel import layout as l
 from netstack.kernel import loader, programs
-from netstack.kernel.attach import Occupied, TrafficControl, attach_pod, guarded
+from netstack.kernel.attach import POD, UPLINK, Occupied, TrafficControl, attach_pod, guarded
 from netstack.kernel.bpf import BpfError, Map, MapDefinition, Program, attach_cgroup
 from netstack.kernel.loader import LoaderError, LoaderSettings, detach, load_settings
-from netstack.kernel.programs import CGROUP, PROGRAMS, Compiled
+from netstack.kernel.netlink import Netlink
+from netstack.kernel.programs import CGROUP, PROGRAMS, Compiled, CompiledProgram
 
 pytestmark = pytest.mark.root
 SOCKETS = [spec.name for spec in PROGRAMS.values() if spec.hook == CGROUP]
@@ -64,6 +67,8 @@ def prefixed(compiled: Compiled, name: str, instruction: bytes) -> None:
 
 
 NOTHING = bytes.fromhex("b700000000000000")  # r0 = 0
+PASS = bytes.fromhex("b700000001000000")  # r0 = 1
+END = bytes.fromhex("9500000000000000")
 READ_ZERO = bytes.fromhex("7900000000000000")  # r0 = *r0, which holds nothing
 
 
@@ -258,25 +263,174 @@ def test_a_pod_that_lost_its_programs_gets_them_back(node: Home) -> None:
 # the end
 
 
-def test_detach_leaves_nothing_and_takes_pods_down(node: Home) -> None:
+def test_detach_leaves_nothing_of_us_or_of_pods(node: Home) -> None:
+    """Not of one either whose programs are lost, but that `endpoints` names."""
+    node.namespace.link("pod2", "inside2")
+    node.namespace.link("other", "elsewhere")
     node.load()
     with node.namespace.entered(), TrafficControl() as traffic:
-        device = traffic.link("pod")
-        assert device is not None
-        attach_pod(traffic, node.pins, device.index)
+        pod, lost = traffic.link("pod"), traffic.link("pod2")
+        assert pod is not None and lost is not None
+        attach_pod(traffic, node.pins, pod.index)
+        node.put("endpoints", l.AddressKey(pack("10.244.1.3")), l.Endpoint(5, lost.index, 1000, 0))
         detach(node.settings)
-        gone = traffic.link("pod")
-        assert gone is not None and not gone.up
-    assert not node.pins.exists()
-    assert node.in_cgroup() == [] and node.filters() == [] and node.filters("pod") == []
+        assert {link.name for link in traffic.links() if link.up} == {"lo", "eth0", "lan", "other", "elsewhere"}
+    nothing_is_left(node)
     assert "clsact" not in node.namespace.run("tc", "qdisc", "show").stdout
     assert node.load()
+
+
+def nothing_is_left(node: Home) -> None:
+    assert not node.pins.exists()
+    assert node.in_cgroup() == [] and node.filters() == []
 
 
 def test_detach_of_nothing_is_nothing(node: Home) -> None:
     with node.namespace.entered():
         detach(node.settings)
     assert not node.pins.exists() and node.filters() == []
+
+
+# killed at any point: between any two changes that it makes
+
+
+DIFFERING = ("connect4", *UPLINK, *POD)
+CHANGES = (
+    (Program, "pin"),
+    (Map, "pin"),
+    (loader, "attach_cgroup"),
+    (loader, "detach_cgroup"),
+    (Netlink, "_ask"),
+    (Path, "rename"),
+    (Path, "unlink"),
+    (Path, "rmdir"),
+)
+
+
+def killed_before(number: int, node: Home, act: Callable[[LoaderSettings], object]) -> bool:
+    """A process that is killed before its change of this number, from 1; False if it makes fewer and ends well."""
+    child = os.fork()
+    if not child:
+        left = itertools.count(number - 1, -1)
+
+        def counted(change: Callable[..., object]) -> Callable[..., object]:
+            def instead(*words: object, **more: object) -> object:
+                if not next(left):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return change(*words, **more)
+
+            return instead
+
+        for owner, name in CHANGES:
+            setattr(owner, name, counted(getattr(owner, name)))
+        try:
+            with node.namespace.entered():
+                act(node.settings)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+@pytest.fixture
+def releases(node: Home, tmp_path: Path) -> list[LoaderSettings]:
+    """Two, that differ in a program for each kind of hook. The programs let everything pass: they are quick to load."""
+    made = []
+    for number in range(2):
+
+        def shorten(compiled: Compiled, number: int = number) -> None:
+            for name, spec in PROGRAMS.items():
+                passing = PASS if spec.hook == CGROUP else NOTHING
+                compiled.programs[name] = CompiledProgram(passing * (1 + number * (name in DIFFERING)) + END, ())
+
+        release(node, tmp_path / str(number), shorten)
+        made.append(node.settings)
+    return made
+
+
+def in_force(node: Home) -> None:
+    """All of one set: every hook has its program, once, and each program its pin, once."""
+    pinned = node.pinned()
+    assert set(pinned) == set(PROGRAMS)
+    assert node.in_cgroup() == [pinned[name] for name in SOCKETS]
+    assert {f.id for f in node.filters()} == {pinned[name] for name in ("uplink_ingress", "uplink_egress")}
+
+
+def with_a_pod(node: Home) -> None:
+    """Loaded, and the device `pod` there and guarded."""
+    node.load()
+    with node.namespace.entered(), TrafficControl() as traffic:
+        pod = traffic.link("pod")
+        if pod is None:
+            node.namespace.link("pod", "inside")
+            pod = traffic.link("pod")
+        assert pod is not None
+        attach_pod(traffic, node.pins, pod.index)
+
+
+def test_a_first_load_that_was_killed_is_finished_by_the_next(node: Home, releases: list[LoaderSettings]) -> None:
+    node.settings = releases[0]
+    for number in itertools.count(1, 5):
+        killed = killed_before(number, node, loader.load)
+        node.load()
+        in_force(node)
+        with node.namespace.entered():
+            detach(node.settings)
+        if not killed:
+            break
+    assert number > len(l.MAPS) + 2 * len(PROGRAMS)
+
+
+def test_a_swap_that_was_killed_leaves_no_gap_and_is_finished_by_the_next(
+    node: Home, releases: list[LoaderSettings]
+) -> None:
+    """At every hook there is always one program of ours, and never two; whatever runs in the cgroup has a pin."""
+    node.settings = releases[0]
+    with_a_pod(node)
+    for number, node.settings in enumerate(itertools.cycle(reversed(releases)), 1):
+        killed = killed_before(number, node, loader.load)
+        for device, names in (("eth0", UPLINK), ("pod", POD)):
+            assert sorted(f.name for f in node.filters(device)) == sorted(f"netstack/{name}" for name in names)
+        assert len(node.in_cgroup()) == len(SOCKETS) and set(node.in_cgroup()) <= set(node.pinned().values())
+        node.load()
+        in_force(node)
+        assert {f.id for f in node.filters("pod")} == {node.pinned()[name] for name in POD}
+        if not killed:
+            break
+    assert number > 3 * len(DIFFERING)
+
+
+def test_a_swap_that_was_killed_can_be_taken_away(node: Home, releases: list[LoaderSettings]) -> None:
+    """At each hook of the cgroup too, where for a moment what runs has its second pin alone."""
+    for number in itertools.count(1, 2):
+        node.settings = releases[0]
+        node.load()
+        node.settings = releases[1]
+        killed = killed_before(number, node, loader.load)
+        with node.namespace.entered():
+            detach(node.settings)
+        nothing_is_left(node)
+        if not killed:
+            break
+    assert number > 2 * len(DIFFERING)
+
+
+def test_a_detach_that_was_killed_is_finished_by_the_next(node: Home, releases: list[LoaderSettings]) -> None:
+    """As long as there is a pod, nothing is missing anywhere."""
+    node.settings = releases[0]
+    for number in itertools.count(1, 3):
+        with_a_pod(node)
+        killed = killed_before(number, node, detach)
+        with node.namespace.entered(), TrafficControl() as traffic:
+            if traffic.link("pod") is not None:
+                assert len(node.filters("pod")) == len(POD) and len(node.filters("eth0")) == len(UPLINK)
+            detach(node.settings)
+        nothing_is_left(node)
+        if not killed:
+            break
+    assert number > len(l.MAPS) + len(PROGRAMS)
 
 
 # the cache and the command

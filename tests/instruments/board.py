@@ -188,9 +188,10 @@ class Board:
     def python(self, *words: str) -> list[str]:
         return ["env", f"PYTHONPATH={ROOT / 'daemons/src'}", sys.executable, *words]
 
-    def load(self) -> str:
+    def load(self, *options: str) -> str:
         """The loader, once; what it said."""
-        done = self.run(*self.python("-m", "netstack.kernel.loader", "--config", str(self.folder / "agent.yaml")))
+        loader = self.python("-m", "netstack.kernel.loader", "--config", str(self.folder / "agent.yaml"))
+        done = self.run(*loader, *options)
         assert done.returncode == 0, done.stderr
         return done.stderr
 

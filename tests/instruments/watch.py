@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,10 @@ class Watch:
                     data, address = made.recvfrom(65536)
                 except BlockingIOError:
                     break
+                except OSError as error:
+                    if error.errno != errno.ENETDOWN:
+                        raise
+                    continue  # said once, when the device goes; what had come is still there
                 if not isinstance(address, tuple) or made.family != socket.AF_PACKET or address[2] != _OUTGOING:
                     found.append(data)
         return found

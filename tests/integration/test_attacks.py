@@ -8,6 +8,7 @@ the same way: when it has arrived, so would have the others.
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 import threading
@@ -33,6 +34,7 @@ from netstack.core.verdict import Verdict
 pytestmark = pytest.mark.root
 OTHER_NODE, REMOTE, CLUSTER_IP, VIP = "192.168.86.22", "10.244.2.3", "10.96.0.10", "192.168.86.18"
 PROOF = b"this-may-pass-by"
+LIE = b"another-is-meant"
 ENDS = """
 endpointSelector: {matchLabels: {app: attacker}}
 ingress: [{fromEndpoints: [{matchLabels: {app: friend}}]}]
@@ -294,24 +296,24 @@ def to_itself(packet: bytes) -> bool:
 
 
 @contextmanager
-def probing(field: Field) -> Iterator[Callable[[], int]]:
-    """The attacker sends what is denied, round and round; the result says how many rounds so far."""
-    scene = field.of_a_pod(field.attacker)
-    frames = [frame for name in ("denied_peers", "services_of_a_denied_pod") for frame in FROM_A_POD[name](scene)]
-    frames += attacks.spoofed_source(scene)[:20]
+def sending(namespace: str, frames: list[bytes], pause_s: float = 0) -> Iterator[Callable[[], int]]:
+    """These frames, round and round, also at a device that goes; the result says how many rounds so far."""
     stop, rounds = threading.Event(), 0
 
     def run() -> None:
         nonlocal rounds
-        with closing(sender(field.attacker.netns)) as raw:
+        with closing(sender(namespace)) as raw:
             while not stop.is_set():
                 for frame in frames:
-                    raw.send(frame)
+                    try:
+                        raw.send(frame)
+                    except OSError as error:
+                        if error.errno not in (errno.ENXIO, errno.ENETDOWN):
+                            raise
                 rounds += 1
-                stop.wait(0.005)
+                stop.wait(pause_s)
 
     thread = threading.Thread(target=run)
-    field.quiet()
     thread.start()
     try:
         yield lambda: rounds
@@ -319,6 +321,17 @@ def probing(field: Field) -> Iterator[Callable[[], int]]:
         stop.set()
         thread.join()
     assert rounds >= 3
+
+
+@contextmanager
+def probing(field: Field) -> Iterator[Callable[[], int]]:
+    """The attacker sends what is denied, round and round; the result says how many rounds so far."""
+    scene = field.of_a_pod(field.attacker)
+    frames = [frame for name in ("denied_peers", "services_of_a_denied_pod") for frame in FROM_A_POD[name](scene)]
+    frames += attacks.spoofed_source(scene)[:20]
+    field.quiet()
+    with sending(field.attacker.netns, frames, 0.005) as rounds:
+        yield rounds
     for where in ("friend", "victim", "lan"):
         assert [frame.hex() for frame in field.watches[where].marked(MARK)] == [], where
     assert [packet for packet in field.watches["host"].marked(MARK) if not to_itself(packet)] == []
@@ -527,3 +540,26 @@ def test_programs_that_are_taken_away_come_back_at_once(tmp_path: Path) -> None:
             assert max(passed) < RATE_HZ / 2, "some milliseconds, or what a busy machine makes of them"
             wait_for("the flood", partial(denied, board.counter(Verdict.DEFAULT_DENY) + 1000))
             assert [len(watch.marked(MARK)) for watch in watches] == [0, 0], "and none after"
+
+
+def test_removal_opens_nothing(tmp_path: Path) -> None:
+    """The steps of playbooks/remove.yml. What the LAN sends in the name of a pod of another node is stopped by the
+    uplink's program alone: it must be there as long as there is a pod."""
+    with ExitStack() as stack:
+        board = stack.enter_context(Board(tmp_path, 9))
+        board.load()
+        board.start()
+        field = Field(board, stack)
+        lied_to = field.watch(field.victim.netns)
+        lie = IP(src=REMOTE, dst=field.victim.address) / UDP(sport=4000, dport=ALLOWED) / Raw(LIE)
+        with probing(field) as rounds, sending(board.lan, [field.of_the_lan().frame(lie)]) as lies:
+            further(rounds)
+            board.stop()
+            further(rounds)
+            board.load("--detach")
+            further(rounds)
+            board.run("ip", "-4", "route", "flush", "table", "all", "proto", "78", check=True)
+            further(rounds)
+            further(lies)
+        assert lied_to.marked(LIE) == []
+        assert "netstack/" not in board.run("tc", "filter", "show", "dev", "eth0", "ingress").stdout

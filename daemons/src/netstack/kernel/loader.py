@@ -41,6 +41,7 @@ from netstack.kernel.bpf import (
     detach_cgroup,
     query_cgroup,
 )
+from netstack.kernel.netlink import Link
 from netstack.kernel.programs import CGROUP, PROGRAMS, Compiled
 
 ALL_MAPS = layout.MAPS | layout.INNER
@@ -196,6 +197,35 @@ def unchanged(old: Program, new: Program, maps: Mapping[str, Map], used: tuple[s
     return old.tag == new.tag and {maps[name].id for name in used if name in maps} <= old.map_ids()
 
 
+def second_pin(pins: Path, name: str) -> Path:
+    return pins / "progs" / f"{name}~"  # bpffs allows no dots
+
+
+def settle(pins: Path, cgroup: int) -> None:
+    """Finish what an interrupted load began: a second pin that runs takes the place of the first, else it goes."""
+    for name, spec in PROGRAMS.items():
+        path = second_pin(pins, name)
+        second = _open_program(path)
+        if second is None:
+            continue
+        if spec.hook == CGROUP and second.id in query_cgroup(cgroup, spec.attach_type):
+            path.rename(pins / "progs" / name)
+        else:
+            path.unlink()
+
+
+def pod_devices(traffic: TrafficControl, endpoints: Map | None, uplink: int) -> list[Link]:
+    """Host-side veths: those that carry our programs, and those that `endpoints` names."""
+    named = {layout.Endpoint.unpack(value).ifindex for _, value in endpoints.items()} if endpoints else set()
+    return [
+        link
+        for link in traffic.links()
+        if link.kind == "veth"
+        and link.index != uplink
+        and (link.index in named or carried(traffic, link.index) & set(POD))
+    ]
+
+
 class Datapath:
     """One load: opens everything first, then changes the node. Used once."""
 
@@ -207,7 +237,8 @@ class Datapath:
         compiled = compiled_set(wanted)
         check_declarations(compiled)
         self.maps = open_maps(wanted)
-        self._settle()
+        with _cgroup(wanted.cgroup) as cgroup:
+            settle(self.pins, cgroup)
         self.old = {name: _open_program(self.pins / "progs" / name) for name in PROGRAMS}
         self.programs: dict[str, Program] = {}
         for name in PROGRAMS:
@@ -228,26 +259,10 @@ class Datapath:
             changed += [name] * self.traffic.attach(self.uplink, self.programs[name])
         for ifindex in self._former_uplinks():
             self.traffic.detach(ifindex)
-        for ifindex in self._pod_devices():
+        for link in pod_devices(self.traffic, self.maps["endpoints"], self.uplink):
             for name in POD:
-                changed += [name] * self.traffic.attach(ifindex, self.programs[name])
+                changed += [name] * self.traffic.attach(link.index, self.programs[name])
         return changed
-
-    def _settle(self) -> None:
-        """Finish what an interrupted load began: a second pin that runs takes the place of the first, else it goes."""
-        with _cgroup(self.cgroup) as cgroup:
-            for name, spec in PROGRAMS.items():
-                path = self._second_pin(name)
-                second = _open_program(path)
-                if second is None:
-                    continue
-                if spec.hook == CGROUP and second.id in query_cgroup(cgroup, spec.attach_type):
-                    path.rename(self.pins / "progs" / name)
-                else:
-                    path.unlink()
-
-    def _second_pin(self, name: str) -> Path:
-        return self.pins / "progs" / f"{name}~"  # bpffs allows no dots
 
     def _pin_and_attach_cgroup(self) -> list[str]:
         """A new program is pinned before it runs and takes over the old one's pin after: whatever runs has a pin."""
@@ -256,7 +271,7 @@ class Datapath:
             for name, program in self.programs.items():
                 old, attach_type = self.old[name], PROGRAMS[name].attach_type
                 if program is not old:
-                    program.pin(self._second_pin(name))
+                    program.pin(second_pin(self.pins, name))
                 if PROGRAMS[name].hook == CGROUP:
                     present = query_cgroup(cgroup, attach_type)
                     if program.id not in present:
@@ -264,21 +279,13 @@ class Datapath:
                         attach_cgroup(cgroup, program, attach_type, replaced)
                         changed.append(name)
                 if program is not old:
-                    self._second_pin(name).rename(self.pins / "progs" / name)
+                    second_pin(self.pins, name).rename(self.pins / "progs" / name)
         return changed
 
     def _former_uplinks(self) -> list[int]:
         """Devices that another configuration named: a card that is now below a VLAN or in a bond still sees packets."""
         links = [link.index for link in self.traffic.links() if link.index != self.uplink]
         return [index for index in links if carried(self.traffic, index) & set(UPLINK)]
-
-    def _pod_devices(self) -> Iterator[int]:
-        """Host-side veths: those that carry our programs, and those that `endpoints` names."""
-        named = {layout.Endpoint.unpack(value).ifindex for _, value in self.maps["endpoints"].items()}
-        for link in self.traffic.links():
-            ours = link.index in named or carried(self.traffic, link.index) & set(POD)
-            if ours and link.kind == "veth" and link.index != self.uplink:
-                yield link.index
 
 
 @contextmanager
@@ -322,16 +329,21 @@ def load(wanted: LoaderSettings) -> list[str]:
 
 
 def detach(wanted: LoaderSettings) -> None:
-    """Take everything of ours out of the kernel. Pods' devices go down first: without programs nothing guards them."""
+    """Take everything of ours out of the kernel; pods' devices first, all of them, for without programs nothing guards
+    them, and without the uplink's anybody on the LAN bears any address.
+
+    They are deleted: only so does the kernel throw away what still waits in a device before its programs go.
+    """
     pins = Path(wanted.pins)
     with TrafficControl() as traffic:
+        uplink, path = traffic.link(wanted.uplink), pins / "maps" / "endpoints"
+        endpoints = Map.open(path) if path.exists() else None
+        for link in pod_devices(traffic, endpoints, uplink.index if uplink else 0):
+            traffic.delete_link(link.name)
         for link in traffic.links():
-            names = carried(traffic, link.index)
-            if names & set(POD):
-                traffic.set_up(link.index, False)
-            if names:
-                traffic.detach(link.index)
+            traffic.detach(link.index)
     with _cgroup(wanted.cgroup) as cgroup:
+        settle(pins, cgroup)
         for spec in PROGRAMS.values():
             program = _open_program(pins / "progs" / spec.name)
             if spec.hook == CGROUP and program is not None and program.id in query_cgroup(cgroup, spec.attach_type):

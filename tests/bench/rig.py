@@ -34,7 +34,7 @@ from netstack.agent.order import plan
 from netstack.core.address import Prefix, pack
 from netstack.core.ref import Ref
 from netstack.kernel import layout
-from netstack.kernel.attach import TrafficControl, attach_pod
+from netstack.kernel.attach import TrafficControl, attach_pinned
 from netstack.kernel.bpf import Map
 from netstack.source.parse import parse
 from netstack.source.snapshot import Snapshot
@@ -232,7 +232,7 @@ class Netstack(Rig):
         with self.node.entered(), TrafficControl() as outside, self.pods[address].entered(), TrafficControl() as inside:
             far, near = outside.link(self.device(address)), inside.link("eth0")
             assert far is not None and near is not None
-            attach_pod(outside, self.home.pins, far.index)
+            attach_pinned(outside, self.home.pins, far.index)
         return LocalEndpoint(number, pack(address), Ref("Pod", "bench", f"p{number}"), far.index, near.mac, far.mac)
 
     def megabytes(self) -> float:

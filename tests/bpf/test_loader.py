@@ -24,7 +24,7 @@ from netstack.core.address import pack
 from netstack.core.errors import BadConfig
 from netstack.kernel import layout as l
 from netstack.kernel import loader, programs
-from netstack.kernel.attach import POD, UPLINK, Occupied, TrafficControl, attach_pod, guarded
+from netstack.kernel.attach import POD, UPLINK, Occupied, TrafficControl, attach_pinned, guarded
 from netstack.kernel.bpf import BpfError, Map, MapDefinition, Program, attach_cgroup
 from netstack.kernel.loader import LoaderError, LoaderSettings, detach, load_settings
 from netstack.kernel.netlink import Netlink
@@ -107,7 +107,7 @@ def test_a_changed_program_takes_over_in_place(node: Home, tmp_path: Path) -> No
     with node.namespace.entered(), TrafficControl() as traffic:
         device = traffic.link("pod")
         assert device is not None
-        attach_pod(traffic, node.pins, device.index)
+        attach_pinned(traffic, node.pins, device.index)
     before = node.pinned()
     release(node, tmp_path, lambda compiled: prefixed(compiled, "pod_egress", NOTHING))
     assert node.load() == ["pod_egress"]
@@ -240,11 +240,11 @@ def test_a_pod_is_guarded_when_it_carries_both_pinned_programs(node: Home) -> No
         device = traffic.link("pod")
         assert device is not None
         with pytest.raises(BpfError, match="pod_ingress: No such file"):
-            attach_pod(traffic, node.pins, device.index)
+            attach_pinned(traffic, node.pins, device.index)
         assert not guarded(traffic, node.pins, device.index)
         node.load()
         assert not guarded(traffic, node.pins, device.index)
-        attach_pod(traffic, node.pins, device.index)
+        attach_pinned(traffic, node.pins, device.index)
         assert guarded(traffic, node.pins, device.index)
         node.namespace.run("tc", "filter", "del", "dev", "pod", "egress", "pref", "1")
         assert not guarded(traffic, node.pins, device.index)
@@ -271,7 +271,7 @@ def test_detach_leaves_nothing_of_us_or_of_pods(node: Home) -> None:
     with node.namespace.entered(), TrafficControl() as traffic:
         pod, lost = traffic.link("pod"), traffic.link("pod2")
         assert pod is not None and lost is not None
-        attach_pod(traffic, node.pins, pod.index)
+        attach_pinned(traffic, node.pins, pod.index)
         node.put("endpoints", l.AddressKey(pack("10.244.1.3")), l.Endpoint(5, lost.index, 1000, 0))
         detach(node.settings)
         assert {link.name for link in traffic.links() if link.up} == {"lo", "eth0", "lan", "other", "elsewhere"}
@@ -367,7 +367,7 @@ def with_a_pod(node: Home) -> None:
             node.namespace.link("pod", "inside")
             pod = traffic.link("pod")
         assert pod is not None
-        attach_pod(traffic, node.pins, pod.index)
+        attach_pinned(traffic, node.pins, pod.index)
 
 
 def test_a_first_load_that_was_killed_is_finished_by_the_next(node: Home, releases: list[LoaderSettings]) -> None:

@@ -27,7 +27,7 @@ from bpf.packet import monotonic_ns
 from netstack.core.address import ANY, Prefix, pack
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout as l
-from netstack.kernel.attach import TrafficControl, attach_pod
+from netstack.kernel.attach import TrafficControl, attach_pinned
 
 pytestmark = pytest.mark.root
 
@@ -84,7 +84,7 @@ class Node:
         with self.namespace.entered(), TrafficControl() as traffic:
             outside = traffic.link(name)
             assert inside is not None and outside is not None
-            attach_pod(traffic, self.home.pins, outside.index)
+            attach_pinned(traffic, self.home.pins, outside.index)
             traffic.put_neighbour(outside.index, pack(pod.address), inside.mac)
         self.namespace.ip("route", "add", pod.address, "dev", name)
         with pod.namespace.entered(), TrafficControl() as traffic:

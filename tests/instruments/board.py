@@ -142,13 +142,7 @@ class Board:
         for netns in (self.node, self.lan):
             ip("netns", "add", netns)
             ip("-n", netns, "link", "set", "lo", "up")
-        ip("link", "add", "eth0", "netns", self.node, "type", "veth", "peer", "name", "eth0", "netns", self.lan)
-        ip("-n", self.node, "addr", "add", f"{NODE}/24", "dev", "eth0")
-        for address in (LAN, ROUTER):
-            ip("-n", self.lan, "addr", "add", f"{address}/24", "dev", "eth0")
-        for netns in (self.node, self.lan):
-            ip("-n", netns, "link", "set", "eth0", "up")
-        ip("-n", self.node, "route", "add", "default", "via", ROUTER)
+        self.plug()
         steps = [
             f"mount -t bpf bpf {self.folder}/bpf",
             "mkdir -p /run/netstack",
@@ -162,6 +156,30 @@ class Board:
         self._holder = subprocess.Popen([*enter, *own_mounts], stdout=subprocess.PIPE)
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == b"ready\n"
+
+    def plug(self) -> None:
+        """The uplink: a new one, if there was one."""
+        subprocess.run(["ip", "-n", self.node, "link", "del", "eth0"], capture_output=True, check=False)
+        ip("link", "add", "eth0", "netns", self.node, "type", "veth", "peer", "name", "eth0", "netns", self.lan)
+        ip("-n", self.node, "addr", "add", f"{NODE}/24", "dev", "eth0")
+        for address in (LAN, ROUTER):
+            ip("-n", self.lan, "addr", "add", f"{address}/24", "dev", "eth0")
+        for netns in (self.node, self.lan):
+            ip("-n", netns, "link", "set", "eth0", "up")
+        ip("-n", self.node, "route", "add", "default", "via", ROUTER)
+
+    def occupy(self, device: str) -> None:
+        """Somebody else's program at a device of the node, where ours belongs. It lets everything pass."""
+        pin = f"{self.folder}/bpf/foreign"
+        instructions = "b7000000000000009500000000000000"  # r0 = 0; exit
+        script = (
+            "from netstack.kernel.bpf import SCHED_CLS, Program\n"
+            f"Program.load('foreign', SCHED_CLS, bytes.fromhex({instructions!r})).pin({pin!r})\n"
+        )
+        self.run(*self._python("-c", script), check=True)
+        self.run("tc", "qdisc", "add", "dev", device, "clsact", check=True)
+        words = f"tc filter add dev {device} ingress pref 1 handle 1 bpf da object-pinned {pin}"
+        self.run(*words.split(), check=True)
 
     def __exit__(self, *_: object) -> None:
         self.stop()

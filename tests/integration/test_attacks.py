@@ -542,6 +542,46 @@ def test_programs_that_are_taken_away_come_back_at_once(tmp_path: Path) -> None:
             assert [len(watch.marked(MARK)) for watch in watches] == [0, 0], "and none after"
 
 
+@contextmanager
+def lying(field: Field) -> Iterator[Callable[[], int]]:
+    """The LAN sends to the victim in the name of a pod of the other node, which may."""
+    lie = IP(src=REMOTE, dst=field.victim.address) / UDP(sport=4000, dport=ALLOWED) / Raw(LIE)
+    watch = field.watch(field.victim.netns)
+    with sending(field.board.lan, [field.of_the_lan().frame(lie)]) as rounds:
+        yield rounds
+    assert watch.marked(LIE) == []
+
+
+def test_an_uplink_without_programs_is_not_believed_and_is_given_them(tmp_path: Path) -> None:
+    """The loader fails, because somebody else's program is there; later the device goes, and another has its name."""
+
+    def unready() -> str:
+        return str(board.ask("status")["unready"])
+
+    def uplink() -> str:
+        return board.run("tc", "filter", "show", "dev", "eth0", "ingress").stdout
+
+    with ExitStack() as stack:
+        board = stack.enter_context(Board(tmp_path, 9))
+        board.occupy("eth0")
+        with pytest.raises(AssertionError, match="not ours"):
+            board.load()
+        board.start()
+        field = Field(board, stack)
+        assert "eth0 has no programs" in unready() and "not ours" in unready()
+        with lying(field) as rounds:
+            further(rounds, 1000)
+            board.run("tc", "filter", "del", "dev", "eth0", "ingress", "pref", "1", check=True)
+            wait_for("the audit", lambda: "eth0" not in unready())
+            assert "netstack/uplink_ingress" in uplink()
+            further(rounds, 1000)
+        board.plug()
+        ip("-n", board.node, "neigh", "replace", OTHER_NODE, "lladdr", "02:00:00:00:00:22", "dev", "eth0")
+        with lying(field) as rounds:
+            wait_for("the audit", lambda: "netstack/uplink_ingress" in uplink())
+            further(rounds, 1000)
+
+
 def test_removal_opens_nothing(tmp_path: Path) -> None:
     """The steps of playbooks/remove.yml. What the LAN sends in the name of a pod of another node is stopped by the
     uplink's program alone: it must be there as long as there is a pod."""
@@ -550,9 +590,7 @@ def test_removal_opens_nothing(tmp_path: Path) -> None:
         board.load()
         board.start()
         field = Field(board, stack)
-        lied_to = field.watch(field.victim.netns)
-        lie = IP(src=REMOTE, dst=field.victim.address) / UDP(sport=4000, dport=ALLOWED) / Raw(LIE)
-        with probing(field) as rounds, sending(board.lan, [field.of_the_lan().frame(lie)]) as lies:
+        with probing(field) as rounds, lying(field) as lies:
             further(rounds)
             board.stop()
             further(rounds)
@@ -561,5 +599,4 @@ def test_removal_opens_nothing(tmp_path: Path) -> None:
             board.run("ip", "-4", "route", "flush", "table", "all", "proto", "78", check=True)
             further(rounds)
             further(lies)
-        assert lied_to.marked(LIE) == []
         assert "netstack/" not in board.run("tc", "filter", "show", "dev", "eth0", "ingress").stdout

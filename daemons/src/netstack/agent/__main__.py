@@ -28,8 +28,9 @@ from netstack.core.address import Prefix, pack
 from netstack.core.files import write_atomic
 from netstack.core.ref import Ref
 from netstack.core.unit import Unit, run
-from netstack.kernel.attach import TrafficControl
+from netstack.kernel.attach import UPLINK, Occupied, TrafficControl, attach_pinned, carried
 from netstack.kernel.bpf import BpfError
+from netstack.kernel.netlink import Link
 from netstack.kernel.news import DeviceNews
 from netstack.source import choice
 from netstack.source.choice import Choice
@@ -57,8 +58,8 @@ class Agent:
         self.chosen = chosen
         self.unit = unit
         self.traffic = TrafficControl()
-        pins = Path(chosen.datapath.pins)
-        self.kernel = Kernel(pins, chosen.datapath.definition("flows"))
+        self.pins = Path(chosen.datapath.pins)
+        self.kernel = Kernel(self.pins, chosen.datapath.definition("flows"))
         kept = chosen.state / "good"
         self.source, self.statuses = Choice(
             chosen.source, chosen.kubeconfig, chosen.node, chosen.manifests, chosen.status, kept
@@ -77,6 +78,8 @@ class Agent:
         self.placed: Place | None = None
         """Where this node stood when `desired` was made."""
         self.unmanaged: tuple[Unmanaged, ...] = ()
+        self.unguarded = ""
+        """Why the uplink lacks programs; "" if it does not."""
         self.failure = ""
         """Why the kernel does not hold what it should; "" if it does."""
         boot = BOOT_ID.read_text(encoding="ascii").strip()
@@ -84,6 +87,8 @@ class Agent:
 
     def place(self) -> Place:
         uplink = self.traffic.link(self.chosen.datapath.uplink)
+        if uplink is not None and not self.is_guarded(uplink):
+            uplink = None  # the programs of pods then take what it brings in the name of the cluster for forged
         return Place(
             node=self.chosen.node,
             addresses=(pack(self.chosen.node_address),),
@@ -96,6 +101,26 @@ class Agent:
             ranges_match=frozenset(self.chosen.policy_cidr_match_mode),
             kept=self.chosen.kept,
         )
+
+    def is_guarded(self, uplink: Link) -> bool:
+        """In the middle of an upgrade the program there is another than the pinned one."""
+        return carried(self.traffic, uplink.index) >= set(UPLINK)
+
+    def guard_uplink(self) -> None:
+        """Give it the programs back that went with its device, or that the loader could not attach."""
+        device, reason = self.chosen.datapath.uplink, ""
+        uplink = self.traffic.link(device)
+        if uplink is None:
+            reason = f"there is no device {device}"
+        elif not self.is_guarded(uplink):
+            try:
+                attach_pinned(self.traffic, self.pins, uplink.index, UPLINK)
+                log.error("%s had lost its programs; they are attached again", device)
+            except (BpfError, Occupied, OSError) as error:
+                reason = f"{device} has no programs, and no address of the cluster is believed there: {error}"
+        if reason and reason != self.unguarded:
+            log.error("%s", reason)
+        self.unguarded = reason
 
     def reconcile(self) -> bool:
         """Compile what is known and make the kernel hold it. False, and said, if endpoints and policy are not in force.
@@ -247,6 +272,7 @@ class Agent:
         while True:
             await asyncio.sleep(self.chosen.audit_s)
             self.cni.audit()
+            self.guard_uplink()
             before = self.unmanaged
             if self.desired is not None:
                 self.isolate(self.desired, self.source.snapshot())
@@ -271,8 +297,8 @@ class Agent:
             dict(self.kernel.writes),
             self.unmanaged,
         ) | {"source": source}
-        if not self.place().uplink:
-            view["unready"].append(f"there is no device {self.chosen.datapath.uplink}")
+        if self.unguarded:
+            view["unready"].append(self.unguarded)
         if self.failure:
             view["unready"].append(self.failure)
         return view
@@ -311,6 +337,7 @@ async def serve(chosen: AgentSettings, unit: Unit) -> None:
     agent = Agent(chosen, unit)
     DeviceNews(agent.heard)
     agent.cni.audit()  # first, so that what died while nobody looked is not put in force again
+    agent.guard_uplink()
     agent.reconcile()
     agent.publish()
     unit.command("status", agent.status)

@@ -28,7 +28,7 @@ from netstack.agent.register import INGRESS_NAME, Full, Record, Register
 from netstack.agent.settings import AgentSettings
 from netstack.core.address import Prefix, pack
 from netstack.core.files import write_atomic
-from netstack.kernel.attach import Occupied, TrafficControl, attach_pod, bare, guarded
+from netstack.kernel.attach import POD, Occupied, TrafficControl, attach_pinned, carried, guarded
 from netstack.kernel.bpf import BpfError
 from netstack.kernel.netlink import Link, Route
 from netstack.source import Snapshot
@@ -162,7 +162,7 @@ class Cni:
         if link is None:
             raise Refused(NOT_RESERVED, f"there is no device {record.device}")
         try:
-            attach_pod(self._traffic, self._pins, link.index)
+            attach_pinned(self._traffic, self._pins, link.index)
         except (BpfError, Occupied) as error:
             raise Refused(NO_DATAPATH, "the eBPF programs cannot be attached", str(error)) from error
         record = replace(record, ifindex=link.index, mac=request["mac"], host_mac=link.mac.hex())
@@ -228,7 +228,7 @@ class Cni:
         """The part of an audit that cannot wait, for these devices. A device with programs of another release is left
         to whoever is replacing them, or to the next audit."""
         for record in self.register.records:
-            if record.attached and record.ifindex in indexes and bare(self._traffic, record.ifindex):
+            if record.attached and record.ifindex in indexes and not carried(self._traffic, record.ifindex) >= set(POD):
                 link = self._traffic.link(record.device)
                 if link is not None and link.up:  # else it passes nothing, as one that is closed already
                     self._guard(record)
@@ -266,7 +266,7 @@ class Cni:
 
     def _guard(self, record: Record) -> None:
         try:
-            attach_pod(self._traffic, self._pins, record.ifindex)
+            attach_pinned(self._traffic, self._pins, record.ifindex)
             self._open(record)  # it may have been taken down before
             log.error("endpoint %d: %s had lost its programs; they are attached again", record.id, record.device)
         except (BpfError, Occupied, OSError) as error:

@@ -18,10 +18,10 @@ from netstack.core.address import unpack
 from netstack.core.errors import BadConfig
 from netstack.core.unit import RUN, ask
 from netstack.kernel import layout
-from netstack.kernel.attach import POD, UPLINK, TrafficControl, guarded
+from netstack.kernel.attach import POD, UPLINK, TrafficControl, carried, guarded
 from netstack.kernel.bpf import BpfError, Map, Program, query_cgroup
 from netstack.kernel.flows import FlowTables
-from netstack.kernel.loader import LoaderSettings, carried, load_settings
+from netstack.kernel.loader import LoaderSettings, load_settings
 from netstack.kernel.programs import CGROUP, PROGRAMS
 
 CONFIG = Path("/etc/netstack")

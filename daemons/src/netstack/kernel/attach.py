@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,20 +119,21 @@ class TrafficControl(Netlink):
             return
 
 
-def attach_pod(traffic: TrafficControl, pins: Path, ifindex: int) -> None:
-    """Both pod programs on a host-side veth, from their pins. BpfError ENOENT before the loader has run; Occupied."""
-    for name in POD:
+def attach_pinned(traffic: TrafficControl, pins: Path, ifindex: int, names: Iterable[str] = POD) -> None:
+    """Programs on a device, by default a pod's, from their pins. BpfError ENOENT if the loader never ran; Occupied."""
+    for name in names:
         with Program.open(pins / "progs" / name) as program:
             traffic.attach(ifindex, program)
 
 
-def bare(traffic: TrafficControl, ifindex: int) -> bool:
-    """Does this device lack a pod program, of whatever release?"""
-    for name in POD:
-        present = traffic.filters(ifindex, PARENT[PROGRAMS[name].hook])
-        if (PREFERENCE, HANDLE, f"{OURS}{name}") not in {(f.preference, f.handle, f.name) for f in present}:
-            return True
-    return False
+def carried(traffic: TrafficControl, ifindex: int) -> set[str]:
+    """Names of our programs on a device, of whatever release."""
+    return {
+        present.name.removeprefix(OURS)
+        for parent in set(PARENT.values())
+        for present in traffic.filters(ifindex, parent)
+        if present.name.startswith(OURS)
+    }
 
 
 def guarded(traffic: TrafficControl, pins: Path, ifindex: int) -> bool:

@@ -31,7 +31,7 @@ import yaml
 from netstack.core import documents, settings
 from netstack.core.errors import BadConfig
 from netstack.kernel import layout, probe, programs
-from netstack.kernel.attach import OURS, PARENT, POD, UPLINK, Occupied, TrafficControl
+from netstack.kernel.attach import POD, UPLINK, Occupied, TrafficControl, carried
 from netstack.kernel.bpf import (
     BpfError,
     Map,
@@ -303,16 +303,6 @@ def _ifindex(device: str) -> int:
         return socket.if_nametoindex(device)
     except OSError:
         raise LoaderError(f"datapath.uplink: there is no device {device!r}") from None
-
-
-def carried(traffic: TrafficControl, ifindex: int) -> set[str]:
-    """Names of our programs on a device."""
-    return {
-        present.name.removeprefix(OURS)
-        for parent in set(PARENT.values())
-        for present in traffic.filters(ifindex, parent)
-        if present.name.startswith(OURS)
-    }
 
 
 # ---- the two commands ----

@@ -9,6 +9,7 @@ the same way: when it has arrived, so would have the others.
 from __future__ import annotations
 
 import errno
+import json
 import signal
 import socket
 import threading
@@ -296,7 +297,7 @@ def to_itself(packet: bytes) -> bool:
 
 
 @contextmanager
-def sending(namespace: str, frames: list[bytes], pause_s: float = 0) -> Iterator[Callable[[], int]]:
+def sending(namespace: str, frames: list[bytes], pause_s: float = 0.001) -> Iterator[Callable[[], int]]:
     """These frames, round and round, also at a device that goes; the result says how many rounds so far."""
     stop, rounds = threading.Event(), 0
 
@@ -429,6 +430,46 @@ def test_ten_thousand_policy_edits_open_nothing(field: Field) -> None:
     (field.board.folder / "manifests" / "edits.yaml").unlink()
 
 
+BROKEN = {
+    "a file that is no YAML": ("kind: CiliumNetworkPolicy\nspec: [", "while parsing"),
+    "a policy that cannot be read": (policy("{name}", "endpointSelector: 7"), "endpointSelector"),
+    "a policy that is refused as a whole": (
+        policy("{name}", "{endpointSelector: {matchLabels: {app: nobody}}, ingress: [{fromNodes: [{}]}]}"),
+        "fromNodes: is not supported",
+    ),
+}
+"""What follows a good policy, and a word of the complaint. The last would select none of those pods."""
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_new_version_that_is_broken_opens_nothing(field: Field, how: str) -> None:
+    """Not to an agent either that starts with nothing else; and what the good one allows goes on."""
+    version, complaint = BROKEN[how]
+    text = version if isinstance(version, str) else yaml.safe_dump(version)
+
+    def complaints() -> int:
+        return sum(complaint in reason for reason in field.board.ask("status")["broken"])
+
+    assert not complaints()
+    with probing(field) as rounds:
+        try:
+            for name in ("attacker", "victim"):
+                field.board.put(name, text.replace("{name}", name))
+            wait_for("the complaints", lambda: complaints() == 2)
+            further(rounds)
+            field.board.stop(signal.SIGKILL)
+            further(rounds)
+            field.board.start()
+            assert complaints() == 2
+            further(rounds)
+            assert field.asks(field.attacker, field.friend.address, ALLOWED, field.friend)
+        finally:
+            field.board.put("attacker", policy("attacker", ENDS))
+            field.board.put("victim", policy("victim", VICTIM))
+        wait_for("the policies", lambda: not complaints())
+        further(rounds)
+
+
 def test_a_policy_too_large_for_the_kernel_opens_nothing_and_is_said(field: Field) -> None:
     """It would allow all that the probes try, if a part of it came into force; what is allowed already stays so."""
     ports = [{"port": str(number)} for number in range(1, 40_000, 9)] + [{"port": str(ALLOWED)}, {"port": str(DENIED)}]
@@ -485,6 +526,73 @@ def test_the_next_pod_with_an_address_inherits_nothing(tmp_path: Path) -> None:
                 raw.send(bytes(Ether(src=lan, dst=mac_of(board.node)) / packet))
         wait_for("the denials", lambda: board.counter(Verdict.DEFAULT_DENY) >= before + len(answers))
         assert inside.marked(MARK) == []
+
+
+def test_a_pod_whose_peers_talk_on_leaves_its_flows_to_nobody(tmp_path: Path) -> None:
+    """It goes in the middle of flows with a pod and with the LAN, which send on; the next pod with its address sends on
+    too what it sent. The peer accepts the one and not the other; the next pod accepts nobody."""
+    peer_of = "{endpointSelector: {matchLabels: {app: peer}}, ingress: [{fromEndpoints: [{matchLabels: {app: old}}]}]}"
+    to_pods = "{endpointSelector: {matchLabels: {app: new}}, ingress: [{}], egress: [{toEndpoints: [{}]}]}"
+    with Board(tmp_path, 8, pod_cidr="10.244.1.0/29") as board, ExitStack() as stack:
+        board.load()
+        board.start()
+        board.put("rules", policy("peer", peer_of), policy("new", to_pods))
+        old, peer, free, _ = (board.add(f"default/{name}", {"app": name}) for name in ("old", "peer", "free", "full"))
+        wait_for("the policies", lambda: len(board.ask("status")["policies"]) == 2)
+        ip("-n", board.lan, "route", "replace", "10.244.1.0/24", "via", NODE)
+        there = {address: Watch(netns) for address, netns in ((peer.address, peer.netns), (LAN, board.lan))}
+        here = Watch(old.netns)
+        for watch in (*there.values(), here):
+            stack.callback(watch.close)
+
+        def sends(pod: Pod, mark: bytes, *to: str, flags: str = "A") -> list[bytes]:
+            pair = (UDP(sport=4001, dport=ALLOWED), TCP(sport=4001, dport=ALLOWED, flags=flags))
+            head = Ether(src=mac_of(pod.netns), dst=mac_of(board.node, pod.device))
+            return [bytes(head / IP(src=pod.address, dst=one) / way / Raw(mark)) for one in to for way in pair]
+
+        def send(pod: Pod, frames: list[bytes]) -> None:
+            with closing(sender(pod.netns)) as raw:
+                for frame in frames:
+                    raw.send(frame)
+
+        def answers(to: str) -> list[bytes]:
+            """To what came there: back to its source, and by the LAN straight to the pod too."""
+            found: list[bytes] = []
+            wait_for("both flows", lambda: found.extend(there[to].marked(PROOF)) or len(found) >= 2)
+            back = []
+            for data in found:
+                asked = Ether(data)
+                for address, port in {(asked[IP].src, asked.sport), (old.address, 4001)}:
+                    way = TCP(sport=ALLOWED, dport=port, flags="SA") if TCP in asked else UDP(sport=ALLOWED, dport=port)
+                    head = Ether(src=asked.dst, dst=asked.src) / IP(src=to, dst=address)
+                    back.append(bytes(head / way / Raw(MARK)))
+            return back
+
+        send(old, sends(old, PROOF, *there, flags="S"))
+        from_peer, from_lan = answers(peer.address), answers(LAN)
+        with sending(peer.netns, from_peer) as talk, sending(board.lan, from_lan) as more:
+            arrived: set[tuple[str, int]] = set()
+
+            def alive() -> bool:
+                arrived.update((packet[IP].src, packet[IP].proto) for packet in map(Ether, here.marked(MARK)))
+                return len(arrived) == 4
+
+            wait_for("every answer", alive)
+            board.cni("DEL", old)
+            new = board.add("default/new", {"app": "new"})
+            assert new.address == old.address
+            for watch in there.values():
+                watch.seen()
+            further(talk, 20)
+            further(more, 20)
+            (counted,) = json.loads(ip("-n", new.netns, "-j", "-s", "link", "show", "eth0"))
+            assert counted["stats64"]["rx"]["packets"] == 0, "not one since the device is there"
+            send(new, [*sends(new, LIE, *there, flags="S"), *sends(new, LIE, *there)])
+            watch = Watch(free.netns)
+            stack.callback(watch.close)
+            send(new, sends(new, PROOF, free.address))
+            proven(watch)
+        assert [data for watch in there.values() for data in watch.marked(LIE)] == []
 
 
 RATE_HZ = 2000
@@ -547,7 +655,7 @@ def lying(field: Field) -> Iterator[Callable[[], int]]:
     """The LAN sends to the victim in the name of a pod of the other node, which may."""
     lie = IP(src=REMOTE, dst=field.victim.address) / UDP(sport=4000, dport=ALLOWED) / Raw(LIE)
     watch = field.watch(field.victim.netns)
-    with sending(field.board.lan, [field.of_the_lan().frame(lie)]) as rounds:
+    with sending(field.board.lan, [field.of_the_lan().frame(lie)] * 4) as rounds:
         yield rounds
     assert watch.marked(LIE) == []
 
@@ -570,16 +678,16 @@ def test_an_uplink_without_programs_is_not_believed_and_is_given_them(tmp_path: 
         field = Field(board, stack)
         assert "eth0 has no programs" in unready() and "not ours" in unready()
         with lying(field) as rounds:
-            further(rounds, 1000)
+            further(rounds, 100)
             board.run("tc", "filter", "del", "dev", "eth0", "ingress", "pref", "1", check=True)
             wait_for("the audit", lambda: "eth0" not in unready())
             assert "netstack/uplink_ingress" in uplink()
-            further(rounds, 1000)
+            further(rounds, 100)
         board.plug()
         ip("-n", board.node, "neigh", "replace", OTHER_NODE, "lladdr", "02:00:00:00:00:22", "dev", "eth0")
         with lying(field) as rounds:
             wait_for("the audit", lambda: "netstack/uplink_ingress" in uplink())
-            further(rounds, 1000)
+            further(rounds, 100)
 
 
 def test_removal_opens_nothing(tmp_path: Path) -> None:

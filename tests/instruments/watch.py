@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _OUTGOING = 4  # PACKET_OUTGOING
@@ -20,8 +22,8 @@ HOST_PROTOCOLS = {
 
 @contextmanager
 def inside(namespace: str) -> Iterator[None]:
-    """This thread in a network namespace, by its name in /run/netns."""
-    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{namespace}") as there:
+    """This thread in a network namespace, by its name in /run/netns, or by its path."""
+    with open("/proc/thread-self/ns/net") as home, Path("/run/netns", namespace).open() as there:
         _enter(there.fileno())
         try:
             yield
@@ -83,6 +85,34 @@ def sender(namespace: str, device: str = "eth0") -> socket.socket:
         made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         made.bind((device, 0))
     return made
+
+
+@contextmanager
+def sending(namespace: str, frames: list[bytes], pause_s: float = 0.001) -> Iterator[Callable[[], int]]:
+    """These frames, round and round, also at a device that goes; the result says how many rounds so far."""
+    stop, rounds = threading.Event(), 0
+
+    def run() -> None:
+        nonlocal rounds
+        with closing(sender(namespace)) as raw:
+            while not stop.is_set():
+                for frame in frames:
+                    try:
+                        raw.send(frame)
+                    except OSError as error:
+                        if error.errno not in (errno.ENXIO, errno.ENETDOWN):
+                            raise
+                rounds += 1
+                stop.wait(pause_s)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield lambda: rounds
+    finally:
+        stop.set()
+        thread.join()
+    assert rounds >= 3
 
 
 def mac_of(namespace: str, device: str = "eth0") -> str:

@@ -8,11 +8,9 @@ the same way: when it has arrived, so would have the others.
 
 from __future__ import annotations
 
-import errno
 import json
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -29,7 +27,7 @@ from scapy.packet import Raw
 from instruments import attacks
 from instruments.attacks import ALLOWED, DENIED, FROM_A_POD, FROM_THE_LAN, MARK, NODE_PORT, SERVICE, Scene
 from instruments.board import LAN, NODE, ROOT, Board, Pod, ip, wait_for
-from instruments.watch import Watch, inside, mac_of, sender
+from instruments.watch import Watch, inside, mac_of, sender, sending
 from netstack.core.verdict import Verdict
 
 pytestmark = pytest.mark.root
@@ -294,34 +292,6 @@ def to_itself(packet: bytes) -> bool:
     with another's address. What it answered would have been seen here too."""
     error = IP(packet)
     return ICMP in error and error[ICMP].type == 3 and error.src == error.dst == error[ICMP].payload.src
-
-
-@contextmanager
-def sending(namespace: str, frames: list[bytes], pause_s: float = 0.001) -> Iterator[Callable[[], int]]:
-    """These frames, round and round, also at a device that goes; the result says how many rounds so far."""
-    stop, rounds = threading.Event(), 0
-
-    def run() -> None:
-        nonlocal rounds
-        with closing(sender(namespace)) as raw:
-            while not stop.is_set():
-                for frame in frames:
-                    try:
-                        raw.send(frame)
-                    except OSError as error:
-                        if error.errno not in (errno.ENXIO, errno.ENETDOWN):
-                            raise
-                rounds += 1
-                stop.wait(pause_s)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield lambda: rounds
-    finally:
-        stop.set()
-        thread.join()
-    assert rounds >= 3
 
 
 @contextmanager

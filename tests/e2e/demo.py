@@ -61,13 +61,13 @@ def expect(condition: object, seen: object) -> None:
         raise Refuted(str(seen))
 
 
-def site(lab: Lab, *options: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run site.yml of the collection at `root` against the lab; raises Refuted with the end of its output."""
+def site(lab: Lab, *options: str, root: Path = ROOT, playbook: str = "site.yml") -> subprocess.CompletedProcess[str]:
+    """Run a playbook of the collection at `root` against the lab; raises Refuted with the end of its output."""
     inventory = (ROOT / "inventory/lab" if lab.names.prefix == "lab" else lab.names.run / "inventory") / "hosts.yml"
     lab.write_inventory(inventory)
-    command = [str(root / "tests/playbook.sh"), "playbooks/site.yml", "-i", str(inventory), *options]
+    command = [str(root / "tests/playbook.sh"), f"playbooks/{playbook}", "-i", str(inventory), *options]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600, check=False)
-    expect(result.returncode == 0, f"site.yml failed:\n{result.stdout[-4000:]}{result.stderr[-2000:]}")
+    expect(result.returncode == 0, f"{playbook} failed:\n{result.stdout[-4000:]}{result.stderr[-2000:]}")
     return result
 
 

@@ -1,4 +1,4 @@
-"""A pod attacks while every daemon is killed, again and again: nothing opens."""
+"""A pod attacks while every daemon is killed, again and again, and while netstack is removed: nothing opens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from e2e.demo import LISTED, VIP, Home, reaches, wait_ready
+from e2e.demo import LISTED, VIP, Home, reaches, site, wait_ready
 from e2e.test_upgrade import GAP_MS, steady
 from instruments.attacks import FROM_A_POD, MARK, Scene
 from instruments.watch import Watch, sending
@@ -76,3 +76,22 @@ def test_killing_every_daemon_opens_nothing_and_breaks_nothing(home: Home) -> No
     assert seen["reached"] == 0, seen
     assert seen["gap_ms"] < GAP_MS, seen
     assert min(seen["echoes"], seen["probes"], seen["connections"], seen["look_ups"]) > 200, seen
+
+
+@pytest.mark.parametrize("performance", ["directory"], indirect=True)
+def test_removal_under_attack_opens_nothing(home: Home) -> None:
+    """Not afterwards either: the pods are still there, without a device."""
+    lab = home.lab
+    node = next(node for node in lab.nodes if node.name != home.assistant_node)
+    pod = lab.pod(node.name, "openclaw", "thief", {"app": "openclaw"})
+    victim = lab.pod(node.name, "openclaw", "victim", {"app": "scout"})
+    try:
+        with attacking(home, pod, victim):
+            site(lab, "--limit", node.name, playbook="remove.yml")
+            left = pod.exec("ip -br link").stdout
+    finally:
+        site(lab, "--limit", node.name)
+    wait_ready(node)
+    pod.delete()
+    victim.delete()
+    assert "eth0" not in left

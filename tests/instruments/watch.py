@@ -100,7 +100,7 @@ def sending(namespace: str, frames: list[bytes], pause_s: float = 0.001) -> Iter
                     try:
                         raw.send(frame)
                     except OSError as error:
-                        if error.errno not in (errno.ENXIO, errno.ENETDOWN):
+                        if error.errno not in (errno.ENXIO, errno.ENETDOWN, errno.ENOBUFS):
                             raise
                 rounds += 1
                 stop.wait(pause_s)

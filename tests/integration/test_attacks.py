@@ -668,7 +668,9 @@ def test_removal_opens_nothing(tmp_path: Path) -> None:
         board.load()
         board.start()
         field = Field(board, stack)
-        with probing(field) as rounds, lying(field) as lies:
+        scene = field.of_a_pod(field.attacker)
+        out = scene.frame(IP(src=scene.attacker, dst=LAN) / UDP(sport=4000, dport=ALLOWED) / attacks.DATA)
+        with probing(field) as rounds, lying(field) as lies, sending(field.attacker.netns, [out] * 100):
             further(rounds)
             board.stop()
             further(rounds)

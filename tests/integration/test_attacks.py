@@ -568,25 +568,6 @@ def test_a_pod_whose_peers_talk_on_leaves_its_flows_to_nobody(tmp_path: Path) ->
 RATE_HZ = 2000
 
 
-@contextmanager
-def flooding(namespace: str, frame: bytes) -> Iterator[None]:
-    """This frame, RATE_HZ times a second at most."""
-    stop = threading.Event()
-
-    def run() -> None:
-        with closing(sender(namespace)) as raw:
-            while not stop.wait(1 / RATE_HZ):
-                raw.send(frame)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
 def test_programs_that_are_taken_away_come_back_at_once(tmp_path: Path) -> None:
     """Whoever takes them away (only root can) opens the pod for the moment that the agent needs to hear of it."""
     with Board(tmp_path, 9, audit_s=600) as board, ExitStack() as stack:
@@ -601,8 +582,10 @@ def test_programs_that_are_taken_away_come_back_at_once(tmp_path: Path) -> None:
         for watch in watches:
             stack.callback(watch.close)
         mac = mac_of(board.node, pod.device)
-        stack.enter_context(flooding(pod.netns, bytes(Ether(src=mac_of(pod.netns), dst=mac) / out)))
-        stack.enter_context(flooding(board.lan, bytes(Ether(src=mac_of(board.lan), dst=mac_of(board.node)) / back)))
+        stack.enter_context(sending(pod.netns, [bytes(Ether(src=mac_of(pod.netns), dst=mac) / out)], 1 / RATE_HZ))
+        stack.enter_context(
+            sending(board.lan, [bytes(Ether(src=mac_of(board.lan), dst=mac_of(board.node)) / back)], 1 / RATE_HZ)
+        )
 
         def guarded() -> bool:
             shown = (board.run("tc", "filter", "show", "dev", pod.device, way).stdout for way in ("ingress", "egress"))

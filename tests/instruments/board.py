@@ -98,6 +98,7 @@ class Board:
         self.node, self.lan = f"{self.name}-node", f"{self.name}-lan"
         self.pods: dict[str, Pod] = {}
         self.agent: subprocess.Popen[bytes] | None = None
+        self.dns: subprocess.Popen[bytes] | None = None
         self._children: list[subprocess.Popen[Any]] = []
         self._holder: subprocess.Popen[bytes] | None = None
         unified = Path("/sys/fs/cgroup/unified")
@@ -183,6 +184,7 @@ class Board:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self.stop_dns()
         for child in self._children:
             child.kill()
             child.wait()
@@ -223,6 +225,36 @@ class Board:
             )
         wait_for("the agent", lambda: self.agent and (self.agent.poll() is not None or self._answers()))
         assert self.agent.poll() is None, self.log()
+
+    def start_dns(self, **settings: Any) -> None:
+        """netstack-dns, with sockets of its own, until it answers."""
+        chosen = {
+            "rules": str(self.folder / "state/dns-rules.json"),
+            "state": str(self.folder / "dns"),
+            "maps": str(self.folder / "bpf/netstack/maps"),
+        }
+        (self.folder / "dns.yaml").write_text(yaml.safe_dump(chosen | settings))
+        with (self.folder / "dns.log").open("ab") as output:
+            self.dns = subprocess.Popen(
+                self._command(self._python("-m", "netstack.dns", "--config", str(self.folder / "dns.yaml"))),
+                stderr=output,
+            )
+        log = self.folder / "dns.log"
+        wait_for("netstack-dns", lambda: self.dns and (self.dns.poll() is not None or self.ask_dns("status")))
+        assert self.dns.poll() is None, log.read_text()
+
+    def ask_dns(self, command: str) -> Any:
+        """Its answer; None if it does not run."""
+        try:
+            return ask("dns", {"command": command}, run=self.folder / "run")
+        except (ConnectionError, FileNotFoundError):
+            return None
+
+    def stop_dns(self, number: int = signal.SIGTERM) -> None:
+        if self.dns is not None:
+            self.dns.send_signal(number)
+            self.dns.wait(timeout=PATIENCE_S)
+            self.dns = None
 
     def _answers(self) -> bool:
         try:

@@ -34,13 +34,15 @@ def endpoint(
     names: dict[int, str] | None = None,
     queries: tuple[str, ...] = (),
     lan: tuple[int, ...] = (),
+    search: tuple[str, ...] = (),
 ) -> dict[str, object]:
     """An entry of the rules file: selector -> name or pattern. These and `queries` may be asked, of any server. `lan`:
-    selectors that open private addresses too."""
+    selectors that open private addresses too. `search`: the pod's search domains."""
     texts = dict.fromkeys([*(names or {}).values(), *queries])
     return {
         "endpoint": number,
         "addresses": [address],
+        "search": list(search),
         "names": [
             {"selector": selector, **_match(text), **({"lan": True} if selector in lan else {})}
             for selector, text in (names or {}).items()

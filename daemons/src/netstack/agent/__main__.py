@@ -98,6 +98,8 @@ class Agent:
             ranges=(Prefix.parse(self.chosen.cluster_cidr), Prefix.parse(self.chosen.service_cidr)),
             ingress_services=self.chosen.services("ingress_services"),
             dns_services=self.chosen.services("dns_services"),
+            dns_caches=self.chosen.caches,
+            dns_search=self.chosen.dns_search,
             ranges_match=frozenset(self.chosen.policy_cidr_match_mode),
             kept=self.chosen.kept,
         )

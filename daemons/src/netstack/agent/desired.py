@@ -17,6 +17,7 @@ from netstack.agent.order import NAMES, Tables
 from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, Readings, accept, on_trial
 from netstack.agent.policy.entries import Server
 from netstack.agent.policy.host import Kept
+from netstack.agent.policy.names import OWN_NAMESPACE
 from netstack.agent.policy.references import Referred, resolve
 from netstack.agent.policy.rules import Spec
 from netstack.agent.policy.tables import Compiler, PolicyTables
@@ -47,6 +48,10 @@ class Place:
     ingress_services: tuple[Ref, ...] = ()
     """The Services for whose pods the ingress endpoint stands; the first that exists lends it its labels."""
     dns_services: tuple[Ref, ...] = ()
+    dns_caches: tuple[bytes, ...] = ()
+    """This node's addresses at which a cache answers for the cluster's DNS."""
+    dns_search: tuple[str, ...] = ()
+    """Search domains of pods (settings.py)."""
     ranges_match: frozenset[str] = frozenset()
     """What ranges in policies mean beside the world (identities.RANGES_MATCH)."""
     kept: Kept = field(default_factory=Kept)
@@ -92,6 +97,8 @@ class Desired:
     """What policies for nodes leave reachable."""
     between: bool = False
     """`tables` are a step on the way (fit.py): when they are in force, compile again."""
+    search: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Endpoint id -> the search domains of the pod."""
 
     def dns_rules(self) -> str:
         """The DNS proxy's rules file (netstack.dns.rules has the form)."""
@@ -99,6 +106,7 @@ class Desired:
             {
                 "endpoint": item.endpoint,
                 "addresses": [unpack(address) for address in item.addresses],
+                "search": list(self.search.get(item.endpoint, ())),
                 "names": [
                     {"selector": number, name.field: name.text, **({"lan": True} if name.lan else {})}
                     for name, number in sorted(item.names.items())
@@ -169,7 +177,12 @@ def compile_all(
         between=fitted.between,
         generation=generation,
         kept=place.kept,
+        search={item.id: _search(place.dns_search, item.ref.namespace) for item in endpoints},
     )
+
+
+def _search(domains: tuple[str, ...], namespace: str) -> tuple[str, ...]:
+    return tuple(domain.replace(OWN_NAMESPACE, namespace) for domain in domains)
 
 
 def accept_all(snapshot: Snapshot, good: Mapping[Ref, RawSpecs], readings: Readings | None = None) -> Accepted:
@@ -191,13 +204,13 @@ def who_may(
     memory: Memory,
 ) -> tuple[Identities, PolicyTables]:
     """Who is who, and what the specs (without references: references.py) let this node's endpoints do."""
-    dns = _dns_addresses(snapshot, place.dns_services)
+    dns = _dns_addresses(snapshot, place.dns_services) | {(cache, layout.PROXY_PORT) for cache in place.dns_caches}
     peers = [rule.peers for spec in specs for rule in spec.rules if rule.peers]
     blocks = [block for item in peers for block in item.blocks]
     selectors = {ref: _selector(snapshot, ref) for ref in place.ingress_services}
     view = View(
         node=place.node,
-        own_addresses=(*place.addresses, *place.more_addresses),
+        own_addresses=(*place.addresses, *place.more_addresses, *place.dns_caches),
         own_cidrs=place.pod_cidrs,
         nodes=snapshot.all(Node),
         pods=snapshot.all(Pod),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from netstack.agent.identities import RANGES_MATCH
 from netstack.agent.policy.host import Kept
+from netstack.agent.policy.names import LABELS, OWN_NAMESPACE
 from netstack.core.address import Prefix, pack
 from netstack.core.ref import Ref
 from netstack.kernel.loader import LoaderSettings
@@ -54,6 +55,18 @@ class AgentSettings:
     dns_services: tuple[str, ...] = ("kube-system/kube-dns",)
     """Services (namespace/name) that are the cluster's DNS: pods with toFQDNs may ask them, through the proxy."""
 
+    dns_caches: tuple[str, ...] = ()
+    """Addresses of DNS caches on every node (NodeLocal DNSCache: 169.254.20.10) that pods ask at port 53 in place of
+    the cluster's DNS. They are the node's: pods with toFQDNs may ask them for their names, and policies name them as
+    the entity host."""
+
+    dns_search: tuple[str, ...] = ()
+    """Search domains of pods' resolv.conf, in which `<namespace>` stands for the pod's: <namespace>.svc.cluster.local,
+    svc.cluster.local, cluster.local, home.lan. A question for a name that a pod may ask for, followed by one of these,
+    is asked too, and what it leads to counts for the name before it: so CoreDNS' autopath works with toFQDNs, and musl
+    does not stop at a name that is refused. Whoever answers for such a domain then sees the names asked, and says what
+    they open; a name outside them stays refused. Empty, nothing is asked or opened but names as policies write them."""
+
     policy_cidr_match_mode: tuple[str, ...] = ()
     """What address ranges in policies (ipBlock, toCIDR, toCIDRSet ...) mean beside what is outside the cluster: `pods`,
     `nodes` or both. Neither is Cilium's default, whose option of that name knows `nodes`; Kubernetes leaves it to the
@@ -98,6 +111,11 @@ class AgentSettings:
             for text in getattr(self, name):
                 if len([part for part in text.split("/") if part]) != 2:
                     raise ValueError(f"{name}: {text!r} must be namespace/name")
+        for address in self.dns_caches:
+            _checked("dns_caches", address, strict=False)
+        for domain in self.dns_search:
+            if not LABELS.fullmatch(domain.removeprefix(f"{OWN_NAMESPACE}.")):
+                raise ValueError(f"dns_search: {domain!r} must be a domain in lower case, without a dot at its end")
         for mode in self.policy_cidr_match_mode:
             if mode not in RANGES_MATCH:
                 raise ValueError(f"policy_cidr_match_mode: {mode!r} must be one of {', '.join(RANGES_MATCH)}")
@@ -115,6 +133,10 @@ class AgentSettings:
     @property
     def kept(self) -> Kept:
         return Kept(self.host_ssh_ports, self.host_api_port, self.host_protection)
+
+    @property
+    def caches(self) -> tuple[bytes, ...]:
+        return tuple(map(pack, self.dns_caches))
 
     def services(self, name: str) -> tuple[Ref, ...]:
         """`ingress_services` or `dns_services` as references."""

@@ -119,6 +119,7 @@ def propose(document: Any, chosen: AgentSettings, *, absent: bool = False, run: 
         (),
         ingress_services=chosen.services("ingress_services"),
         dns_services=chosen.services("dns_services"),
+        dns_caches=chosen.caches,
         ranges_match=frozenset(chosen.policy_cidr_match_mode),
         kept=chosen.kept,
     )

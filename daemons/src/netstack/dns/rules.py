@@ -1,14 +1,15 @@
 """Which pod may ask whom for which names, and what a name opens: the file that the agent compiles.
 
     {"generation": 7,
-     "endpoints": [{"endpoint": 12, "addresses": ["10.244.1.5"],
+     "endpoints": [{"endpoint": 12, "addresses": ["10.244.1.5"], "search": ["cluster.local"],
                     "names":   [{"selector": 3, "matchName": "api.anthropic.com"},
                                 {"selector": 4, "matchPattern": "*.x.io", "lan": true}],
                     "queries": [{"to": 1073741911, "port": 53,
                                  "names": [{"matchName": "api.anthropic.com"}, {"matchPattern": "*.local"}]}]}]}
 
 `queries` may be asked of servers with the identity `to` (as the kernel's table `identities` has it) at that port; 0 is
-any. The addresses of `names` are credited to the selector, those of private networks only with `lan`. A pod without an
+any. The addresses of `names` are credited to the selector, those of private networks only with `lan`. What stands
+before a domain of `search` in a question may be meant as well, and counts as if it had been asked for. A pod without an
 entry may ask nothing. An entry of names or queries that has any other field is refused, because what it is not
 understood to restrict it must not allow; unknown fields elsewhere are left to newer versions.
 """
@@ -43,14 +44,23 @@ class Endpoint:
     rules: tuple[Rule, ...]
     lan: frozenset[int] = frozenset()
     """Selectors that open addresses of private networks too."""
+    search: tuple[Name, ...] = ()
+    """Domains that the pod's resolver puts behind the name that a program asks it for."""
 
     def may_ask(self, name: Name, identity: int, port: int) -> bool:
-        """Whether the rules let the pod ask a server of this identity, at this port, for `name`."""
+        """Whether the rules let the pod ask a server of this identity, at this port, for `name` or what it means."""
         for place in ((identity, port), (identity, ANY), (ANY, port), (ANY, ANY)):
             matcher = self.queries.get(place)
-            if matcher is not None and matcher(name):
+            if matcher is not None and any(map(matcher, self.meant(name))):
                 return True
         return False
+
+    def meant(self, name: Name) -> tuple[Name, ...]:
+        """What a program may want whose resolver asks for `name`: that, or what stands before a search domain."""
+        if not self.search:
+            return (name,)
+        ends = (domain for domain in self.search if len(domain) < len(name) and name[-len(domain) :] == domain)
+        return (name, *(name[: -len(domain)] for domain in ends))
 
     def selectors(self, name: Name) -> frozenset[int]:
         """Selectors to which the addresses of `name` are credited, maybe none."""
@@ -80,7 +90,8 @@ def parse(text: str) -> Rules:
         names = tuple(_rules(entry, "names", place, selects=True))
         queries = _queries(entry, place)
         lan = frozenset(_lan(entry, f"{place}.names"))
-        endpoint = Endpoint(_number(place, entry, "endpoint"), Matcher(names), queries, names, lan)
+        search = tuple(_search(entry, place))
+        endpoint = Endpoint(_number(place, entry, "endpoint"), Matcher(names), queries, names, lan, search)
         if endpoint.id in ids:
             raise BadConfig(f"{place}.endpoint", f"{endpoint.id} is named twice")
         ids.add(endpoint.id)
@@ -106,11 +117,26 @@ def _queries(entry: Mapping[str, Any], place: str) -> dict[Server, Matcher]:
 def _rules(entry: Mapping[str, Any], key: str, place: str, *, selects: bool) -> Iterator[Rule]:
     for where, words in _entries(entry, key, f"{place}.{key}"):
         rule = _rule(where, words, selects)
-        try:
-            rule.labels()
-        except ValueError as error:
-            raise BadConfig(f"{where}.{rule.match}", str(error)) from error
+        _labels(f"{where}.{rule.match}", rule)
         yield rule
+
+
+def _labels(place: str, rule: Rule) -> Name:
+    try:
+        return rule.labels()
+    except ValueError as error:
+        raise BadConfig(place, str(error)) from error
+
+
+def _search(entry: Mapping[str, Any], place: str) -> Iterator[Name]:
+    listed = entry.get("search", [])
+    if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+        raise BadConfig(f"{place}.search", f"must be a list of domains, not {listed!r}")
+    for number, text in enumerate(listed):
+        domain = _labels(f"{place}.search[{number}]", Rule(_ASKED, Match.NAME, text))
+        if not domain:
+            raise BadConfig(f"{place}.search[{number}]", "must not be the root")
+        yield domain
 
 
 def _lan(entry: Mapping[str, Any], place: str) -> Iterator[int]:

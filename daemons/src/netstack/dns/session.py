@@ -17,7 +17,8 @@ What has to hold, and where:
   earns no credit.
 * What is kept from message to message is what bytes mean, never what is allowed.
 * Addresses are credited to the queried name alone, if each record's owner is that name or an alias that leads on from
-  it, as Cilium does. An answer with records beside that chain is not passed on at all.
+  it, as Cilium does; and, where search domains are set, to the name that stands before one (Endpoint.meant). An answer
+  with records beside that chain is not passed on at all.
 """
 
 from __future__ import annotations
@@ -337,18 +338,23 @@ class Session:
     def _credits(
         self, client: Client, query: Query, endpoint: Endpoint, meaning: _Meaning, now: float
     ) -> tuple[Credit, ...]:
-        if meaning.rcode != Rcode.NOERROR or not (selectors := endpoint.selectors(query.name)):
+        if meaning.rcode != Rcode.NOERROR:
             return ()
-        inward = selectors & endpoint.lan
-        self._keep_closed(client, query.name, Reason.ADDRESS_GUARDED, meaning.guarded)
-        if not inward:
-            self._keep_closed(client, query.name, Reason.ADDRESS_PRIVATE, meaning.private)
-        until_s = now + self.lifetime(meaning.ttl_s)
-        return tuple(
-            Credit(endpoint.id, addresses, chosen, query.name, client.server, until_s)
-            for addresses, chosen in ((meaning.public, selectors), (meaning.private, inward))
-            if addresses and chosen
-        )
+        found: list[Credit] = []
+        for name in endpoint.meant(query.name):
+            if not (selectors := endpoint.selectors(name)):
+                continue
+            inward = selectors & endpoint.lan
+            self._keep_closed(client, name, Reason.ADDRESS_GUARDED, meaning.guarded)
+            if not inward:
+                self._keep_closed(client, name, Reason.ADDRESS_PRIVATE, meaning.private)
+            until_s = now + self.lifetime(meaning.ttl_s)
+            found += (
+                Credit(endpoint.id, addresses, chosen, name, client.server, until_s)
+                for addresses, chosen in ((meaning.public, selectors), (meaning.private, inward))
+                if addresses and chosen
+            )
+        return tuple(found)
 
     def _keep_closed(self, client: Client, name: Name, reason: Reason, addresses: tuple[bytes, ...]) -> None:
         for address in addresses:
@@ -360,10 +366,14 @@ class Session:
         number = int.from_bytes(address)
         if not endpoint.may_ask(name, self._identity(server), DNS_PORT) or _is_in(self._guarded, number):
             return None
-        selectors = endpoint.selectors(name)
-        if _is_in(self._private, number):
-            selectors &= endpoint.lan
-        return Credit(endpoint.id, (address,), selectors, name, server, until_s) if selectors else None
+        private = _is_in(self._private, number)
+        for wanted in endpoint.meant(name):
+            selectors = endpoint.selectors(wanted)
+            if private:
+                selectors &= endpoint.lan
+            if selectors:
+                return Credit(endpoint.id, (address,), selectors, wanted, server, until_s)
+        return None
 
     def unreachable(self, key: int) -> list[Command]:
         """The socket of `key` could not be made or used: the server is not there (a port closed, no route, reset)."""

@@ -21,6 +21,11 @@ def test_three_fields_are_enough() -> None:
     assert settings.datapath.uplink == "eth0"
 
 
+def test_search_domains_are_written_as_resolvers_have_them() -> None:
+    domains = ["<namespace>.svc.cluster.local", "svc.cluster.local", "lan"]
+    assert parse(AgentSettings, GOOD | {"dns_search": domains}).dns_search == tuple(domains)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -29,6 +34,11 @@ def test_three_fields_are_enough() -> None:
         ({"pod_cidr": "10.244.1.0/30"}, "(file): pod_cidr 10.244.1.0/30 has no room for pods"),
         ({"node_address": "eth0"}, "(file): node_address: 'eth0' does not appear to be an IPv4 or IPv6 address"),
         ({"dns_services": ["kube-dns"]}, "(file): dns_services: 'kube-dns' must be namespace/name"),
+        ({"dns_caches": ["localhost"]}, "(file): dns_caches: 'localhost' does not appear to be an IPv4 or IPv6"),
+        *(
+            ({"dns_search": [domain]}, f"(file): dns_search: {domain!r} must be a domain in lower case, without a dot")
+            for domain in ("", ".", "home.lan.", "Home.lan", "*.lan", "<namespace>", "svc.<namespace>.lan")
+        ),
         (
             {"policy_cidr_match_mode": ["hosts"]},
             "(file): policy_cidr_match_mode: 'hosts' must be one of pods, nodes",

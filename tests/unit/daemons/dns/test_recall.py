@@ -54,6 +54,12 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
+def test_what_stands_before_a_search_domain_was_meant(scene: Scene) -> None:
+    scene.hears("x.io.home.lan. 7200 CNAME x.io.", "x.io. 7200 A 192.0.2.1", name="x.io.home.lan")
+    scene.hears("y.io.home.lan. 7200 A 192.0.2.2", name="y.io.home.lan")
+    assert scene.begins(endpoint(12, POD, {3: "x.io"}, search=("home.lan",))) == {(12, WEB): {3: 8200}}
+
+
 def test_a_policy_opens_what_its_pod_was_told_by_names_that_it_allows(scene: Scene) -> None:
     scene.hears("x.io. 7200 A 192.0.2.1")
     scene.hears("y.io. 5 A 192.0.2.2", name="y.io")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import struct
+from typing import Any
 
 import dnslib
 import pytest
@@ -115,6 +117,78 @@ def test_an_alias_of_a_name_that_opens_gives_what_the_name_asked_gives() -> None
         reply = conversation.answered(asked, f"{name}. 5 CNAME {API}.", f"{API}. 5 A 203.0.113.66")
         assert reply.reason is Reason.ANSWERED
         assert [credit.selectors for credit in reply.credits] == selectors
+
+
+SEARCH = ("openclaw.svc.cluster.local", "svc.cluster.local", "cluster.local", "home.lan")
+
+
+def expanding(**more: Any) -> Talk:
+    return Talk(endpoint(12, POD, {3: API, 5: "*.x.io"}, **more))
+
+
+@pytest.mark.parametrize("domain", SEARCH)
+def test_a_name_with_a_search_domain_is_refused_unless_the_domain_is_set(domain: str) -> None:
+    assert expanding().refused(f"{API}.{domain}").reason is Reason.NAME_NOT_ALLOWED
+    conversation = expanding(search=SEARCH)
+    asked = conversation.ask(f"{API}.{domain}")
+    answer = conversation.answered(
+        asked, f"{API}.{domain}. 30 CNAME {API}.", f"{API}. 30 A 192.0.2.1"
+    )  # as CoreDNS' autopath answers
+    assert credited(answer)[1:4] == ((pack("192.0.2.1"),), frozenset({3}), (b"api", b"anthropic", b"com"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "evil.example.home.lan",
+        f"secret.{API}.home.lan",
+        f"{API}.home.lan.home.lan",
+        f"{API}.secret.home.lan",
+        f"{API}.other.svc.cluster.local",
+        f"{API}.lan",
+        f"{API}home.lan",
+        "home.lan",
+        "a.b.x.io.cluster.local",
+    ],
+)
+def test_search_domains_are_no_way_to_any_other_name(name: str) -> None:
+    assert expanding(search=SEARCH).refused(name).reason is Reason.NAME_NOT_ALLOWED
+
+
+def test_where_any_name_may_be_asked_a_search_domain_decides_what_is_credited() -> None:
+    """rules.dns with `*`: without the setting the address that autopath gives opens nothing (cilium#20191)."""
+    name = f"{API}.svc.cluster.local"
+    answer = f"{name}. 30 CNAME {API}.", f"{API}. 30 A 192.0.2.1"
+    plain = expanding(queries=("*",))
+    assert plain.answered(plain.ask(name), *answer).credits == ()
+    conversation = expanding(queries=("*",), search=SEARCH)
+    assert credited(conversation.answered(conversation.ask(name), *answer)).selectors == {3}
+
+
+def test_a_search_domain_opens_no_private_address_unless_the_policy_of_the_name_does() -> None:
+    name, record = f"{API}.home.lan", f"{API}.home.lan. 30 A 192.168.86.7"
+    conversation = expanding(search=SEARCH)
+    assert conversation.answered(conversation.ask(name), record).credits == ()
+    conversation = expanding(search=SEARCH, lan=(3,))
+    assert credited(conversation.answered(conversation.ask(name), record)).selectors == {3}
+
+
+labels = st.lists(st.sampled_from(["api", "anthropic", "com", "x", "io", "home", "lan", "svc", "cluster", "local"]))
+
+
+@given(labels.map(".".join).filter(bool), st.lists(st.sampled_from(SEARCH), unique=True))
+def test_what_is_asked_and_credited_is_an_allowed_name_with_at_most_one_search_domain(
+    name: str, search: list[str]
+) -> None:
+    allowed = re.compile(rf"({re.escape(API)}|[-a-z0-9_]*\.x\.io)({'|'.join(f'.{domain}' for domain in search)})?")
+    conversation = expanding(search=tuple(search))
+    command = conversation.say(question(name))
+    assert isinstance(command, Forward) == bool(allowed.fullmatch(name))
+    if isinstance(command, Forward):
+        (_, answer) = conversation.session.answer(command.key, answer_to(command.payload, f"{name}. 9 A 192.0.2.1"), 1)
+        assert isinstance(answer, Reply)
+        bare = {".".join(label.decode() for label in credit.name) for credit in answer.credits}
+        assert bare and bare <= {name, *(name.removesuffix(f".{domain}") for domain in search)}
 
 
 def test_the_name_comes_back_as_the_pod_spelled_it() -> None:

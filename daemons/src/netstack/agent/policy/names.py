@@ -16,6 +16,9 @@ BASE = 3 << 30
 LABELS = re.compile(r"^([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}$")
 PATTERN = re.compile(r"^(\*\*\.)?([a-z0-9_*-]{1,63}\.)*[a-z0-9_*-]{1,63}$")
 
+OWN_NAMESPACE = "<namespace>"
+"""Stands for a pod's namespace in a search domain."""
+
 
 def read_name(fields: Fields) -> Name:
     """`{matchName}` or `{matchPattern}`, exactly one."""
@@ -35,4 +38,4 @@ def key(name: Name) -> str:
     return f"{name.field} {name.text}{' lan' if name.lan else ''}"
 
 
-__all__ = ["BASE", "BITS", "key", "read_name"]
+__all__ = ["BASE", "BITS", "LABELS", "OWN_NAMESPACE", "key", "read_name"]

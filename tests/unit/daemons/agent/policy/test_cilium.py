@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 
 from instruments.cluster import Cluster
 from netstack.agent.policy.accept import read_policy
+from netstack.agent.policy.entries import Server
+from netstack.core.address import pack
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
 from netstack.kernel import layout
@@ -104,6 +107,30 @@ def test_dns_rules_file(cluster: Cluster) -> None:
     (query,) = endpoint["queries"]
     assert (query["to"], query["port"]) == (cluster.identity("10.244.2.53"), 53)
     assert [name.keys() for name in query["names"]] == [{"matchName"}] * 5
+
+
+def test_the_dns_rules_name_the_search_domains_of_each_pod(cluster: Cluster) -> None:
+    cluster.place = replace(cluster.place, dns_search=("<namespace>.svc.cluster.local", "home.lan"))
+    cluster.pod("openclaw/second", {"app": "openclaw"})
+    cluster.put(SEED, SEED.replace("-fqdn", "-fqdn\n  namespace: openclaw"))
+    first, second = yaml.safe_load(cluster.compile().dns_rules())["endpoints"]
+    assert first["search"] == ["default.svc.cluster.local", "home.lan"]
+    assert second["search"] == ["openclaw.svc.cluster.local", "home.lan"]
+
+
+def test_a_cache_on_the_node_is_the_nodes_and_asked_through_the_proxy(cluster: Cluster) -> None:
+    cluster.put(SEED)
+    cluster.compile()
+    cache = "169.254.20.10"
+    assert cluster.verdict("default/openclaw", cache, 53, "UDP") == "DEFAULT_DENY"
+    cluster.place = replace(cluster.place, dns_caches=(pack(cache),))
+    (endpoint,) = cluster.compile().policy.dns
+    for protocol in ("UDP", "TCP"):
+        assert cluster.verdict("default/openclaw", cache, 53, protocol) == "REDIRECTED"
+        assert cluster.verdict("default/openclaw", cache, 8080, protocol) == "DEFAULT_DENY"
+    assert cluster.identity(cache) == layout.IDENTITY_HOST
+    asked = endpoint.queries[Server(layout.IDENTITY_HOST, 53)]
+    assert asked == endpoint.queries[Server(cluster.identity("10.244.2.53"), 53)] == set(endpoint.names)
 
 
 def test_dns_servers_outside_the_cluster_have_an_identity_of_their_own(cluster: Cluster) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import dnslib
 import pytest
@@ -251,14 +255,14 @@ def test_without_rules_ever_everything_is_refused(wire: Wire, server: Server) ->
     assert server.asked == []
 
 
-def test_told_to_stop_it_answers_what_is_under_way_and_leaves_the_rest_to_its_successor(
+def test_told_to_stop_it_serves_until_nobody_waits_and_leaves_the_rest_to_its_successor(
     wire: Wire, server: Server
 ) -> None:
     wire.keep_sockets()
     wire.start()
     server.silent = True
-    with wire.pod_socket() as first, wire.pod_socket() as second:
-        for sock in (first, second):
+    with wire.pod_socket() as first, wire.pod_socket() as second, wire.pod_socket() as third:
+        for sock in (first, second, third):
             sock.connect((SERVER, 53))
         first.send(question(API))
         eventually(lambda: server.asked == [("udp", API)], "the question is under way")
@@ -266,11 +270,159 @@ def test_told_to_stop_it_answers_what_is_under_way_and_leaves_the_rest_to_its_su
         wire.daemon.terminate()
         wire.await_notice("1 questions under way")
         second.send(question("www.x.io"))
+        eventually(lambda: server.asked == [("udp", API), ("udp", "www.x.io")], "it to be served too")
         server.speak()
         assert addresses(dnslib.DNSRecord.parse(first.recv(512))) == ["192.0.2.10", "192.0.2.11"]
+        assert addresses(dnslib.DNSRecord.parse(second.recv(512))) == ["192.0.2.20"]
+        wire.stop()
+        third.send(question("www.x.io"))
+        wire.start()
+        assert addresses(dnslib.DNSRecord.parse(third.recv(512))) == ["192.0.2.20"]
+
+
+def test_told_to_stop_while_a_server_is_silent_it_goes_after_its_time(wire: Wire, server: Server) -> None:
+    wire.start(finish_within_s=0.2)
+    server.silent = True
+    with wire.pod_socket() as sock:
+        sock.connect((SERVER, 53))
+        sock.send(question(API))
+        eventually(lambda: server.asked == [("udp", API)], "the question is under way")
+        wire.stop()
+
+
+class Askers:
+    """A pod's programs that look names up one after the other, each with one try."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.answered = 0
+        self.failed: list[tuple[float, str]] = []
+        """When it was asked, and how."""
+
+    def begin(
+        self,
+        how: str,
+        *,
+        server: str = SERVER,
+        name: str = API,
+        timeout_s: float = 5.0,
+        rest_s: float = 0.0,
+        many: int = 1,
+    ) -> None:
+        """The time-out is long where the start of a daemon, on a machine that has other things to do, lies within."""
+        work = functools.partial(
+            self._ask_on, functools.partial(look_up, self._wire, how, server, name, timeout_s), rest_s
+        )
+        self._threads += [threading.Thread(target=work) for _ in range(many)]
+        for thread in self._threads[-many:]:
+            thread.start()
+
+    def _ask_on(self, ask: functools.partial[list[str]], rest_s: float) -> None:
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            found: list[str] = []
+            with contextlib.suppress(OSError, EOFError):
+                found = ask()
+            if found:
+                self.answered += 1
+            else:
+                self.failed.append((began, f"{ask.args[1:]} after {time.monotonic() - began:.2f} s"))
+            self._stopping.wait(rest_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def look_up(wire: Wire, how: str, server: str, name: str, timeout_s: float = 5.0) -> list[str]:
+    with wire.pod_socket(socket.SOCK_DGRAM if how == "udp" else socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout_s)
+        sock.connect((server, 53))
+        sock.sendall(question(name) if how == "udp" else framed(question(name)))
+        return addresses(dnslib.DNSRecord.parse(sock.recv(512) if how == "udp" else receive_framed(sock)))
+
+
+@contextlib.contextmanager
+def slow(wire: Wire, address: str, after_s: float = 1.5) -> Iterator[Server]:
+    """A server that thinks long."""
+    run(["ip", "-n", wire.server_ns, "addr", "add", f"{address}/32", "dev", "lo"])
+    asleep = threading.Event()
+
+    def thought(asked: bytes) -> bytes:
+        asleep.wait(after_s)
+        return answer_to(asked, *ZONE["www.x.io"])
+
+    with Server(wire.server_ns, address, replies={"www.x.io": thought}) as server:
+        yield server
+
+
+def test_a_restart_costs_no_look_up_by_udp_or_tcp_nor_of_a_slow_server(wire: Wire, server: Server) -> None:
+    wire.keep_sockets()
+    wire.start()
+    wire.look_up(API)  # the pod knows its gateway's MAC: the kernel takes up to 0.8 s to answer for another
+    by_udp, by_tcp = "10.96.0.11", "10.96.0.12"
+    with slow(wire, by_udp) as first, slow(wire, by_tcp) as second, Askers(wire) as askers:
+        for how, patient in (("udp", by_udp), ("tcp", by_tcp)):
+            askers.begin(how, rest_s=0.01, many=2)
+            askers.begin(how, server=patient, name="www.x.io", timeout_s=2, rest_s=9)
+        eventually(lambda: first.asked != [] != second.asked and askers.answered > 20, "all to be under way")
+        before = askers.answered
         wire.stop()
         wire.start()
-        assert addresses(dnslib.DNSRecord.parse(second.recv(512))) == ["192.0.2.20"]
+        eventually(lambda: askers.answered > before + 20, "all to go on")
+    assert askers.failed == []
+
+
+def test_killed_under_load_it_loses_at_most_what_it_had_read(
+    wire: Wire, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wire.keep_sockets()
+    wire.start()
+    wire.look_up("www.x.io")
+    with Askers(wire) as askers:
+        askers.begin("udp", many=12)
+        askers.begin("tcp", many=4)
+        eventually(lambda: askers.answered > 100, "load")
+        learned = {address: wire.learned(12, address) for address in ("192.0.2.10", "192.0.2.11", "192.0.2.20")}
+        wire.kill()
+        killed = time.monotonic()
+        wire.start()
+        before = askers.answered
+        eventually(lambda: askers.answered > before + 100, "all to go on")
+    with capsys.disabled():
+        print(f" [{len(askers.failed)} of {len(askers._threads)} under way asked again]", end="")
+    assert all(asked < killed for asked, _ in askers.failed), askers.failed
+    assert len(askers.failed) <= 16, "each asker has one question under way"
+    for how in ("udp", "tcp"):
+        assert look_up(wire, how, SERVER, API)
+    assert all(learned.values())
+    assert all(wire.learned(12, address).keys() == held.keys() for address, held in learned.items())
+
+
+def test_who_has_said_all_may_still_listen(wire: Wire, server: Server) -> None:
+    """RFC 7766 says nothing against it, and `nc` and others close their half at once."""
+    wire.start()
+    with slow(wire, "10.96.0.11", 0.1), wire.pod_socket(socket.SOCK_STREAM) as sock:
+        sock.connect(("10.96.0.11", 53))
+        sock.sendall(framed(question("www.x.io", ident=1)) + framed(question("evil.example", ident=2)))
+        sock.shutdown(socket.SHUT_WR)
+        found = {answer.header.id: answer for answer in map(dnslib.DNSRecord.parse, iter_framed(sock))}
+    assert addresses(found[1]) == ["192.0.2.20"]
+    assert found[2].header.rcode == dnslib.RCODE.REFUSED
+    eventually(lambda: wire.ask("status")["in_flight"] == 0, "the end of it")
+
+
+def iter_framed(sock: socket.socket) -> Iterator[bytes]:
+    """Until the other end has said all."""
+    with contextlib.suppress(EOFError):
+        while True:
+            yield receive_framed(sock)
 
 
 def test_a_server_that_refuses_is_said_at_once_and_a_silent_one_is_given_up(wire: Wire) -> None:

@@ -48,7 +48,13 @@ _UNREAD = 2 * (2 + _MAX_MESSAGE)
 """Bytes of answers that wait for a pod to read them; a connection with more is cut. Answers to all that a pod may ask
 at once, on as many connections as it may hold, would else take more memory than there is."""
 
-Spawn = Callable[[Coroutine[Any, Any, None], str], object]
+_LAST_S = 1.0
+"""How long those are waited for who wait when a daemon that goes takes no more questions."""
+
+_ACCEPTING = 4
+"""Turns of the loop from accept(2) to `_on_connection`."""
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 
 class Proxy:
@@ -81,6 +87,8 @@ class Proxy:
         self._buffer = memoryview(bytearray(_MAX_MESSAGE))
         self._asked: dict[int, Upstream | None] = {}  # by Forward.key; None: TCP, closed by its own coroutine
         self._connections: dict[int, asyncio.StreamWriter] = {}
+        self._asking: dict[int, set[asyncio.Task[None]]] = {}  # by connection: questions under way
+        self._unasked: set[int] = set()  # connections that have asked nothing yet
         self._of_pod: Counter[bytes] = Counter()
         self._held_back: set[bytes] = set()  # pods of which this was said since the last upkeep
         self._next_connection = 0
@@ -100,18 +108,38 @@ class Proxy:
                 self._servers.append(await asyncio.start_server(self._on_connection, sock=sock))
 
     async def finish(self, within_s: float) -> None:
-        """Take no more questions (they wait in systemd's sockets for the successor) and answer those under way."""
+        """Serve until nobody waits for an answer, at most `within_s`; then take no more questions: they wait in
+        systemd's sockets for the successor, who may take a second to start. What a slow server takes comes on top of
+        that second, so who waits for one is answered first, and meanwhile nobody else is held up."""
+        self._finishing = True
+        self._rest()
+        await self._drain(within_s)
+        self._deafen()
+        while self._turns:
+            self._on_turn()
+        for _ in range(_ACCEPTING):
+            await asyncio.sleep(0)
+        self._drained.clear()
+        self._rest()
+        await self._drain(_LAST_S)
+
+    async def _drain(self, within_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._drained.wait()
+
+    def _rest(self) -> None:
+        """If we are to go and nobody waits just now, this is the moment."""
+        if self._finishing and not (self._session.in_flight or self._turns or self._unasked):
+            self._deafen()
+            self._drained.set()
+
+    def _deafen(self) -> None:
         for descriptor in self._listeners:
             self._ready.unregister(descriptor)
         for server in self._servers:
             server.close()
-        while self._turns:
-            self._on_turn()
-        if self._session.in_flight:
-            self._finishing = True
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(within_s):
-                    await self._drained.wait()
+        self._listeners, self._servers = {}, []
 
     # ---- UDP ----
 
@@ -187,13 +215,20 @@ class Proxy:
         self._next_connection += 1
         client = Client(pod, peer[1], pack(asked[0]), asked[1], Transport.TCP, self._next_connection)
         self._connections[client.connection] = writer
+        self._asking[client.connection] = set()
+        self._unasked.add(client.connection)
         self._of_pod[pod] += 1
         try:
             while True:
                 await self._one_question(client, reader, writer)
         except (OSError, EOFError) as error:  # closed, reset, or idle (TimeoutError is an OSError)
             _log.debug("connection of %s: %s", unpack(pod), error or type(error).__name__)
+            if asking := self._asking[client.connection]:  # it has said all, and may still listen
+                await asyncio.wait(asking)
         finally:
+            del self._asking[client.connection]
+            self._unasked.discard(client.connection)
+            self._rest()
             if writer.transport.get_write_buffer_size():
                 writer.transport.abort()  # what the pod has not read by now it may never read
             else:
@@ -209,6 +244,7 @@ class Proxy:
         async with asyncio.timeout(self._settings.tcp_idle_timeout_s):
             await writer.drain()
             payload = await _read_message(reader)
+        self._unasked.discard(client.connection)
         self._refresh()
         now = self._loop.time()
         self._run(self._session.query(client, payload, now), now)
@@ -227,8 +263,7 @@ class Proxy:
                     self._close(command, now)
                 case Drop():
                     _log.debug("dropped: %s %s", command.reason, command.detail)
-        if self._finishing and not self._session.in_flight:
-            self._drained.set()
+        self._rest()
         if self._timer is None and (deadline := self._session.deadline()) is not None:
             self._timer = self._loop.call_at(deadline, self._on_deadline)  # the one timer
 
@@ -272,7 +307,10 @@ class Proxy:
         client = forward.client
         if client.transport is Transport.TCP:
             self._asked[forward.key] = None
-            self._spawn(self._ask_by_tcp(forward), f"dns question {forward.key}")
+            asking = self._asking[client.connection]
+            task = self._spawn(self._ask_by_tcp(forward), f"dns question {forward.key}")
+            asking.add(task)
+            task.add_done_callback(asking.discard)
             return
         try:
             place = Place(client.server, client.server_port, forward.source)

@@ -53,9 +53,9 @@ class DnsSettings:
     tcp_idle_timeout_s: float = 10.0
     """A TCP connection without a question is closed after this long (RFC 7766, section 6.2.3: few seconds)."""
 
-    finish_within_s: float = 1.0
-    """When told to stop, how long to wait for answers under way. Questions that arrive meanwhile wait in the sockets
-    that systemd keeps, for the next daemon: this is the longest that a restart can delay them."""
+    finish_within_s: float = 5.0
+    """When told to stop, how long to go on until nobody waits for an answer. Questions are served meanwhile; only then
+    do they wait, in the sockets that systemd keeps, for the next daemon. As long as an answer may take."""
 
     max_addresses_per_answer: int = 256
     """An answer with more addresses is not passed on: the largest honest ones (S3, Akamai) have under 20."""

@@ -23,6 +23,7 @@ from lab.router import ATTACKER
 pytestmark = [pytest.mark.root, pytest.mark.lab]
 
 NAMES = ("api.anthropic.com", "api.github.com", "gateway.discord.gg")
+DENIED = "evil.example.com"
 UNITS = ("netstack-agent", "netstack-dns", "netstack-observer")
 GAP_MS = 1000
 """Longest silence of a stream with a message every 10 ms: far below what a lost packet and its repetition by TCP would
@@ -52,7 +53,7 @@ def running(node: Node) -> dict[str, Any]:
 def steady(pod: Pod) -> Iterator[dict[str, Any]]:
     """steady.py runs in the pod; after it, what it has seen."""
     script = Path(__file__).with_name("steady.py").read_text()
-    argv = pod.enter(["python3", "-c", script, ATTACKER, CLUSTER_DNS, *NAMES])
+    argv = pod.enter(["python3", "-c", script, ATTACKER, DENIED, CLUSTER_DNS, *NAMES])
     seen: dict[str, Any] = {}
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
@@ -71,7 +72,11 @@ def test_an_upgrade_under_an_agent_at_work_is_not_noticed_and_opens_nothing(home
     node = next(node for node in lab.nodes if node.name != home.assistant_node)
     pod = lab.pod(node.name, "openclaw", "steady", {"app": "openclaw"})
     other, before = newer(tmp_path), running(node)
-    with lab.capture(node.name, f"host {ATTACKER}") as wire, steady(pod) as seen:
+    with (
+        lab.capture(node.name, f"host {ATTACKER}") as wire,
+        lab.capture(node.name, "port 53") as questions,
+        steady(pod) as seen,
+    ):
         site(lab, "--limit", node.name, root=other)
         upgraded = running(node)
         site(lab, "--limit", node.name)
@@ -80,6 +85,9 @@ def test_an_upgrade_under_an_agent_at_work_is_not_noticed_and_opens_nothing(home
     assert all(upgraded[fact] not in (before[fact], back[fact]) for fact in before), (before, upgraded, back)
     assert back["release"] == before["release"]
     assert wire.frames() == []
-    assert (seen["failures"], seen["reached"]) == ([], 0)
+    asked = questions.lines()
+    assert [line for line in asked if DENIED in line] == []
+    assert sum(any(name in line for name in NAMES) for line in asked) > 500, "the name server is on another node"
+    assert (seen["failures"], seen["reached"], seen["told"]) == ([], 0, 0)
     assert seen["gap_ms"] < GAP_MS, seen
-    assert min(seen["echoes"], seen["probes"], seen["connections"], seen["look_ups"]) > 500, seen
+    assert min(seen[what] for what in ("echoes", "probes", "refused", "connections", "look_ups")) > 500, seen

@@ -35,14 +35,17 @@ def rows(names: Iterable[Mapping[str, Any]], pods: Pods, wanted: str = "") -> li
     return sorted(found, key=lambda row: (row["pod"], [item["name"] for item in row["names"]], row["address"]))
 
 
-def refusals(status: Mapping[str, Any], pods: Pods, wanted: str = "") -> list[dict[str, str]]:
+def refusals(status: Mapping[str, Any], pods: Pods, wanted: str = "") -> list[dict[str, Any]]:
     """The last questions that were refused, and addresses that stay closed whoever names them; oldest first."""
     of_address = {view["address"]: view["pod"] for view in pods.values()}
-    found = [{**item, "pod": of_address.get(item["pod"], item["pod"])} for item in status["refused"]]
+    found = [
+        {**item, "pod": of_address.get(item["pod"], item["pod"]), "name": item["name"].removesuffix(".") or "."}
+        for item in status["refused"]
+    ]
     return [item for item in found if item["pod"].startswith(wanted)]
 
 
-def render(rows: Iterable[Mapping[str, Any]], refused: Iterable[Mapping[str, str]]) -> str:
+def render(rows: Iterable[Mapping[str, Any]], refused: Iterable[Mapping[str, Any]]) -> str:
     """For people."""
     lines, pod = [], ""
     for row in rows:
@@ -59,5 +62,8 @@ def render(rows: Iterable[Mapping[str, Any]], refused: Iterable[Mapping[str, str
         lines.append("refused of late")
         for item in refused:
             place = f" at {item['address']}" if "address" in item else ""
-            lines.append(f"  {item['pod']}: {item['name']}{place}: {item['reason']}")
+            when = (
+                f"{item['ago_s']} s ago" if item["times"] == 1 else f"{item['times']} times, last {item['ago_s']} s ago"
+            )
+            lines.append(f"  {item['pod']}: {item['name']}{place}: {item['reason']} ({when})")
     return "\n".join(lines or ["no pod has learned an address"]) + "\n"

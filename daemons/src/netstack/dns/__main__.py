@@ -50,7 +50,8 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     recall.copy.load()
     recall.apply(loop.time())
     proxy = Proxy(chosen, session, learned, rules, recall, random_number, unit.spawn)
-    unit.command("status", lambda _: report.status(session, len(learned), len(memory), rules.error))
+    unit.command("status", lambda _: report.status(session, len(learned), len(memory), rules.error, loop.time()))
+    unit.command("judge", lambda request: report.judge(session, request))
     unit.command(
         "names",
         lambda request: [

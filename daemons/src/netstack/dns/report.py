@@ -1,19 +1,19 @@
-"""What the daemon says about itself on its control socket: `status` and `names`, as plain JSON values."""
+"""What the daemon says about itself on its control socket: `status`, `names` and `judge`, as plain JSON values."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from netstack.core.address import unpack
+from netstack.core.address import pack, unpack
 from netstack.dns.apply import Entry
 from netstack.dns.heard import Fact
 from netstack.dns.names import text
 from netstack.dns.rules import Rules
-from netstack.dns.session import Session
+from netstack.dns.session import Reason, Session
 
 
-def status(session: Session, learned: int, heard: int, error: str | None) -> dict[str, Any]:
+def status(session: Session, learned: int, heard: int, error: str | None, now: float) -> dict[str, Any]:
     """`error`: why the rules file on disk is not in force; None if it is."""
     return {
         "generation": session.rules.generation,
@@ -29,9 +29,26 @@ def status(session: Session, learned: int, heard: int, error: str | None) -> dic
                 "name": text(item.name),
                 "reason": str(item.reason),
                 **({"address": unpack(item.address)} if item.address else {}),
+                "times": repeats.times,
+                "ago_s": round(now - repeats.last_s),
             }
-            for item in session.refused
+            for item, repeats in session.refused.items()
         ],
+    }
+
+
+def judge(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether a pod may ask a server (and its port) for `name`, and what opens the addresses that it would learn."""
+    pod, name = pack(request["pod"]), tuple(request["name"].lower().removesuffix(".").encode().split(b"."))
+    reason = session.judge(pod, name, pack(request["server"]), request["port"])
+    endpoint = session.rules.endpoints.get(pod)
+    selectors = endpoint.selectors(name) if endpoint else frozenset()
+    return {
+        "allowed": reason is Reason.FORWARDED,
+        "reason": str(reason),
+        "opens": [f"{rule.match}: {rule.text}" for rule in endpoint.rules if rule.selector in selectors]
+        if endpoint
+        else [],
     }
 
 

@@ -23,7 +23,7 @@ What has to hold, and where:
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -50,8 +50,9 @@ from netstack.dns.rules import Endpoint, Rules
 from netstack.dns.settings import DnsSettings
 from netstack.kernel.layout import IDENTITY_PODS, IDENTITY_PODS_END
 
-REMEMBERED_REFUSALS = 32
-"""The last refused questions and addresses, kept for whoever asks why something does not work."""
+REMEMBERED_REFUSALS = 64
+"""The last refused questions and addresses, kept for whoever asks why something does not work. One that is asked again
+and again is one: programs try each name four times, and with each search domain."""
 
 DNS_PORT = 53
 
@@ -174,6 +175,12 @@ class Refusal(NamedTuple):
     address: bytes = b""
 
 
+class Repeats(NamedTuple):
+    times: int
+    last_s: float
+    """Of the clock that `now` is."""
+
+
 class _Pending(NamedTuple):
     """A question on its way; the server sees it under the id `sent`, the pod under `ident`."""
 
@@ -213,7 +220,8 @@ class Session:
     ) -> None:
         self.rules = rules
         self.counters: Counter[Reason] = Counter()
-        self.refused: deque[Refusal] = deque(maxlen=REMEMBERED_REFUSALS)
+        self.refused: dict[Refusal, Repeats] = {}
+        """The longest ago first."""
         self._settings = settings
         self._random_id = random_id
         self._identify = identify
@@ -247,12 +255,12 @@ class Session:
         ident = payload[:2]
         endpoint = self.rules.endpoints.get(client.address)
         if endpoint is None:
-            return [self._refuse(client, query, ident, Reason.POD_UNKNOWN, Explained.PROHIBITED)]
+            return [self._refuse(client, query, ident, Reason.POD_UNKNOWN, Explained.PROHIBITED, now)]
         if not query.is_lookup:
-            return [self._refuse(client, query, ident, Reason.KIND_NOT_ALLOWED, Explained.PROHIBITED)]
+            return [self._refuse(client, query, ident, Reason.KIND_NOT_ALLOWED, Explained.PROHIBITED, now)]
         server = self._identity(client.server)
         if not endpoint.may_ask(query.name, server, client.server_port):
-            return [self._refuse(client, query, ident, Reason.NAME_NOT_ALLOWED, Explained.BLOCKED)]
+            return [self._refuse(client, query, ident, Reason.NAME_NOT_ALLOWED, Explained.BLOCKED, now)]
         waiting = self._of_endpoint.get(endpoint.id, 0)
         if waiting >= self._settings.max_in_flight_per_pod:
             return [self._fail(client, query, ident, Reason.POD_BUSY, Explained.OTHER)]
@@ -266,6 +274,13 @@ class Session:
         self.counters[Reason.FORWARDED] += 1
         source = client.address if IDENTITY_PODS <= server < IDENTITY_PODS_END else None
         return [Forward(self._next_key, client, identified(payload, sent), source)]
+
+    def judge(self, pod: bytes, name: Name, server: bytes, port: int) -> Reason:
+        """What would become of a question for `name`, had we room for it; nothing is sent, counted or remembered."""
+        endpoint = self.rules.endpoints.get(pod)
+        if endpoint is None:
+            return Reason.POD_UNKNOWN
+        return Reason.FORWARDED if endpoint.may_ask(name, self._identity(server), port) else Reason.NAME_NOT_ALLOWED
 
     def _identity(self, server: bytes) -> int:
         found = self._identities.get(server)
@@ -345,9 +360,9 @@ class Session:
             if not (selectors := endpoint.selectors(name)):
                 continue
             inward = selectors & endpoint.lan
-            self._keep_closed(client, name, Reason.ADDRESS_GUARDED, meaning.guarded)
+            self._keep_closed(client, name, Reason.ADDRESS_GUARDED, meaning.guarded, now)
             if not inward:
-                self._keep_closed(client, name, Reason.ADDRESS_PRIVATE, meaning.private)
+                self._keep_closed(client, name, Reason.ADDRESS_PRIVATE, meaning.private, now)
             until_s = now + self.lifetime(meaning.ttl_s)
             found += (
                 Credit(endpoint.id, addresses, chosen, name, client.server, until_s)
@@ -356,10 +371,18 @@ class Session:
             )
         return tuple(found)
 
-    def _keep_closed(self, client: Client, name: Name, reason: Reason, addresses: tuple[bytes, ...]) -> None:
+    def _keep_closed(
+        self, client: Client, name: Name, reason: Reason, addresses: tuple[bytes, ...], now: float
+    ) -> None:
         for address in addresses:
             self.counters[reason] += 1
-            self.refused.append(Refusal(client.address, name, reason, address))
+            self._remember(Refusal(client.address, name, reason, address), now)
+
+    def _remember(self, refusal: Refusal, now: float) -> None:
+        before = self.refused.pop(refusal, None)
+        if before is None and len(self.refused) >= REMEMBERED_REFUSALS:
+            del self.refused[next(iter(self.refused))]
+        self.refused[refusal] = Repeats(before.times + 1 if before else 1, now)
 
     def recalled(self, endpoint: Endpoint, name: Name, address: bytes, server: bytes, until_s: float) -> Credit | None:
         """The credit for what `server` told the pod past us, if the rules let it ask there and open it. None if not."""
@@ -403,9 +426,9 @@ class Session:
                 self._of_endpoint[number] = waiting
         return pending
 
-    def _refuse(self, client: Client, query: Query, ident: bytes, reason: Reason, why: Explained) -> Reply:
+    def _refuse(self, client: Client, query: Query, ident: bytes, reason: Reason, why: Explained, now: float) -> Reply:
         self.counters[reason] += 1
-        self.refused.append(Refusal(client.address, query.name, reason))
+        self._remember(Refusal(client.address, query.name, reason), now)
         return Reply(client, reply(query, ident, self._settings.refusal, why, reason), reason)
 
     def _fail(self, client: Client, query: Query, ident: bytes, reason: Reason, why: Explained) -> Reply:

@@ -23,7 +23,8 @@ NAMES = [
     entry(13, "192.0.2.9", "y.io.", None),
     entry(14, "192.0.2.3", "z.io."),
 ]
-STATUS = {"refused": [{"pod": "10.244.1.5", "name": "evil.example.", "reason": "name not allowed"}]}
+REFUSED = {"pod": "10.244.1.5", "name": "evil.example.", "reason": "name not allowed", "times": 4, "ago_s": 3}
+STATUS = {"refused": [REFUSED]}
 
 
 def test_each_address_of_each_pod_with_who_said_so_and_why_it_is_open() -> None:
@@ -50,12 +51,12 @@ def test_for_people() -> None:
         "shop/cart",
         "  192.0.2.1        x.io (said 10.96.0.10); open for 50 s by matchName: x.io",
         "refused of late",
-        "  shop/cart: evil.example.: name not allowed",
+        "  shop/cart: evil.example: name not allowed (4 times, last 3 s ago)",
     ]
     heard = entry(12, "192.0.2.1", "x.io.") | {"selectors": [], "heard": True}
     assert render(rows([heard], PODS), []).splitlines()[-1] == (
         "  192.0.2.1        x.io (said 10.96.0.10); heard, past the proxy"
     )
-    closed = {"pod": "shop/cart", "name": "x.io.", "reason": "private address", "address": "10.0.0.1"}
-    assert render([], [closed]).splitlines()[-1] == "  shop/cart: x.io. at 10.0.0.1: private address"
+    closed = REFUSED | {"pod": "shop/cart", "name": "x.io", "address": "10.0.0.1", "times": 1}
+    assert render([], [closed]).splitlines()[-1] == "  shop/cart: x.io at 10.0.0.1: name not allowed (3 s ago)"
     assert render([], []) == "no pod has learned an address\n"

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from instruments.dns_talk import POD, Talk, endpoint
+from instruments.dns_talk import POD, SERVER, Talk, endpoint
 from netstack.core.address import pack
 from netstack.dns import report
 from netstack.dns.apply import Entry
@@ -10,23 +10,38 @@ from netstack.dns.heard import Fact
 def test_status_counts_by_reason_and_names_the_last_refusals() -> None:
     talk = Talk(endpoint(12, POD, {3: "x.io"}))
     talk.ask("x.io")
-    talk.refused("Evil.example")
-    assert report.status(talk.session, 5, 2, None) == {
+    for _ in range(2):
+        talk.refused("Evil.example")
+    assert report.status(talk.session, 5, 2, None, talk.now + 3) == {
         "generation": 1,
         "rules_error": None,
         "pods": 1,
         "in_flight": 1,
         "learned": 5,
         "heard": 2,
-        "counters": {"forwarded": 1, "name not allowed": 1},
-        "refused": [{"pod": POD, "name": "evil.example.", "reason": "name not allowed"}],
+        "counters": {"forwarded": 1, "name not allowed": 2},
+        "refused": [{"pod": POD, "name": "evil.example.", "reason": "name not allowed", "times": 2, "ago_s": 3}],
     }
+
+
+def test_a_name_is_judged_as_a_question_for_it_would_be() -> None:
+    talk = Talk(endpoint(12, POD, {3: "x.io", 4: "*.io"}, queries=("y.org",)))
+
+    def judged(name: str, pod: str = POD) -> tuple[bool, str, list[str]]:
+        told = report.judge(talk.session, {"pod": pod, "name": name, "server": SERVER, "port": 53})
+        return told["allowed"], told["reason"], told["opens"]
+
+    assert judged("X.io.") == (True, "forwarded", ["matchName: x.io", "matchPattern: *.io"])
+    assert judged("y.org") == (True, "forwarded", [])
+    assert judged("evil.example") == (False, "name not allowed", [])
+    assert judged("x.io", "10.244.1.99") == (False, "pod unknown", [])
+    assert not talk.session.counters and not talk.session.refused
 
 
 def test_status_names_addresses_that_stayed_closed() -> None:
     talk = Talk(endpoint(12, POD, {3: "x.io"}))
     talk.answered(talk.ask("x.io"), "x.io. 5 A 10.0.0.1")
-    (refused,) = report.status(talk.session, 5, 2, None)["refused"]
+    (refused,) = report.status(talk.session, 5, 2, None, talk.now)["refused"]
     assert (refused["pod"], refused["name"], refused["address"]) == (POD, "x.io.", "10.0.0.1")
 
 

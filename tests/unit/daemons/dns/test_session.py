@@ -14,7 +14,18 @@ from instruments.dns_talk import OTHER_POD, POD, SERVER, Talk, answer_to, endpoi
 from netstack.core.address import pack
 from netstack.dns.message import Rcode
 from netstack.dns.rules import Rules, parse
-from netstack.dns.session import KEPT_BYTES, MAX_FOREIGN, Close, Credit, Drop, Forward, Reason, Reply, Transport
+from netstack.dns.session import (
+    KEPT_BYTES,
+    MAX_FOREIGN,
+    REMEMBERED_REFUSALS,
+    Close,
+    Credit,
+    Drop,
+    Forward,
+    Reason,
+    Reply,
+    Transport,
+)
 from netstack.dns.settings import DnsSettings
 from netstack.kernel.layout import IDENTITY_HOST, IDENTITY_PODS, IDENTITY_PODS_END, IDENTITY_WORLD
 
@@ -74,6 +85,16 @@ def test_a_name_that_is_not_allowed_is_refused_unasked(name: str) -> None:
     assert conversation.session.in_flight == 0
     (refusal,) = conversation.session.refused
     assert (refusal.pod, refusal.reason, refusal.address) == (pack(POD), Reason.NAME_NOT_ALLOWED, b"")
+
+
+def test_the_last_refusals_are_remembered_each_once() -> None:
+    conversation = talk()
+    for number in (0, *range(REMEMBERED_REFUSALS), 1):
+        conversation.refused(f"evil{number}.example")
+    names = [refusal.name[0] for refusal in conversation.session.refused]
+    assert len(names) == REMEMBERED_REFUSALS and names[-1] == b"evil1"
+    conversation.refused("one.more")
+    assert [refusal.name[0] for refusal in conversation.session.refused][::63] == [b"evil2", b"one"]
 
 
 def test_the_refusal_can_be_nxdomain() -> None:

@@ -14,30 +14,52 @@ import pytest
 from bpf.home import Home
 from bpf.populated import ALLOW, DENY, IDENTITY, NODE, OTHER, REMOTE, A, B, populated
 from netstack.cli.inquire import Inquiry, Unanswerable, parse_destination
+from netstack.core.address import pack
 from netstack.core.verdict import Verdict
+from netstack.kernel import layout as l
 
 pytestmark = pytest.mark.root
 
+SERVER = "10.96.0.10"
+ASK = 9
+"""Number of a rule."""
+
 ANSWERS: dict[str, dict[str, Any]] = {
     "agent": {
-        "status": {
+        "names": {
             "endpoints": [
                 {"pod": "one/a", "id": 11, "address": A, "policies": ["CiliumNetworkPolicy one/p"],
                  "on_trial": ["CiliumNetworkPolicy one/t"]},
                 {"pod": "one/b", "id": 12, "address": B, "policies": [], "on_trial": []},
-            ]
+            ],
+            "rules": {
+                "7": "CiliumNetworkPolicy one/p: spec.egress[0]",
+                "8": "CiliumNetworkPolicy one/p: spec.egressDeny[0]",
+                "9": "CiliumNetworkPolicy one/p: spec.egress[1]",
+            },
+            "pods": {A: "one/a", B: "one/b", REMOTE: "two/dns"},
+            "nodes": {NODE: "n1", OTHER: "n2"},
+            "dns": [SERVER],
         },
-        "rules": {
-            "7": "CiliumNetworkPolicy one/p: spec.egress[0]",
-            "8": "CiliumNetworkPolicy one/p: spec.egressDeny[0]",
-        },
-        "identities": [{"identity": IDENTITY[B], "labels": {"app": "b"}}],
+        "identities": [
+            {"identity": IDENTITY[A], "labels": {"app": "a", "io.kubernetes.pod.namespace": "one"}},
+            {"identity": IDENTITY[B], "labels": {"app": "b"}},
+        ],
     },
-    "dns": {"names": [
-        {"endpoint": 11, "address": "192.0.2.10", "names": ["api.x.io."]},
-        {"endpoint": 12, "address": "192.0.2.10", "names": ["evil.y."]},
-    ]},
+    "dns": {
+        "names": [
+            {"endpoint": 11, "address": "192.0.2.10", "names": ["api.x.io."]},
+            {"endpoint": 12, "address": "192.0.2.10", "names": ["evil.y."]},
+        ],
+        "judge": {
+            "api.x.io": {"allowed": True, "reason": "forwarded", "opens": ["matchName: api.x.io"]},
+            "new.x.io": {"allowed": True, "reason": "forwarded", "opens": []},
+            "evil.y": {"allowed": False, "reason": "name not allowed", "opens": []},
+        },
+    },
 }  # fmt: skip
+
+RULES = ANSWERS["agent"]["names"]["rules"]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +94,9 @@ def _serve(listener: socket.socket, answers: dict[str, Any]) -> None:
             return
         with connection, connection.makefile("rwb") as stream:
             request = json.loads(stream.readline())
-            stream.write(json.dumps({"ok": answers[request["command"]]}).encode() + b"\n")
+            answer = answers[request["command"]]
+            answer = answer[request["name"]] if request["command"] == "judge" else answer
+            stream.write(json.dumps({"ok": answer}).encode() + b"\n")
 
 
 def explain(node: Home, run: Path, source: str, to: str, protocol: str = "TCP") -> Any:
@@ -84,13 +108,13 @@ def test_an_allowed_flow_names_its_rule(node: Home, run: Path) -> None:
     (found,) = explain(node, run, "pod/a", "192.0.2.1:443")
     assert found.allowed
     (stage,) = found.stages
-    assert (stage.where, stage.rule) == ("leaves pod one/a", ANSWERS["agent"]["rules"][str(ALLOW)])
+    assert (stage.where, stage.rule) == ("leaves pod one/a", RULES[str(ALLOW)])
 
 
 def test_a_denied_flow_names_its_rule(node: Home, run: Path) -> None:
     (found,) = explain(node, run, A, "192.0.2.66:443")
     (stage,) = found.stages
-    assert (stage.verdict, stage.rule) == (Verdict.POLICY_DENIED, ANSWERS["agent"]["rules"][str(DENY)])
+    assert (stage.verdict, stage.rule) == (Verdict.POLICY_DENIED, RULES[str(DENY)])
     assert found.suggestion == {}
 
 
@@ -101,14 +125,15 @@ def test_default_deny_names_the_policies_and_what_would_allow_it(node: Home, run
         "CiliumNetworkPolicy one/p selects it",
         "CiliumNetworkPolicy one/p: spec.egress[0] is for this peer, but for TCP 443",
     )
-    assert found.suggestion["egress"][0]["toCIDR"] == ["192.0.2.1/32"]
+    assert found.suggestion["spec"]["egress"][0]["toCIDR"] == ["192.0.2.1/32"]
 
 
 def test_a_service_is_translated_and_judged_by_its_backend(node: Home, run: Path) -> None:
     (found,) = explain(node, run, "pod/a", "10.96.0.1:443")
     assert found.allowed
     assert found.stages[0].notes == (f"service 10.96.0.1 port 443 -> {REMOTE} port 443",)
-    assert f"what {REMOTE} accepts is for its node {OTHER} to say: ask there" in found.notes
+    there = "netstack explain pod/one/a --to pod/two/dns:443 --protocol TCP"
+    assert found.beyond == f"what pod two/dns accepts, node n2 knows; there: {there}"
 
 
 def test_both_pods_of_a_node_have_their_say(node: Home, run: Path) -> None:
@@ -117,7 +142,7 @@ def test_both_pods_of_a_node_have_their_say(node: Home, run: Path) -> None:
         ("leaves pod one/b", Verdict.FORWARDED),
         ("enters pod one/a", Verdict.DEFAULT_DENY),
     ]
-    assert found.suggestion["ingress"][0]["fromEndpoints"] == [{"matchLabels": {"app": "b"}}]
+    assert found.suggestion["spec"]["ingress"][0]["fromEndpoints"] == [{"matchLabels": {"app": "b"}}]
 
 
 def test_the_lan_and_the_node_itself_are_asked_too(node: Home, run: Path) -> None:
@@ -138,18 +163,67 @@ def test_another_node_is_asked_with_the_mac_that_the_kernel_knows(node: Home, ru
     assert [stage.verdict for stage in found.stages] == [Verdict.FORWARDED, Verdict.DEFAULT_DENY]
 
 
-def test_a_name_means_what_the_pod_has_learned_for_it(node: Home, run: Path) -> None:
-    (found,) = explain(node, run, "pod/a", "api.x.io:443")
-    assert found.destination.name == "api.x.io"
-    assert "address shared, name not proven: pods have learned it for api.x.io., evil.y." in found.notes
-    with pytest.raises(Unanswerable, match=r"pod one/a has learned no address of evil\.y"):
-        explain(node, run, "pod/a", "evil.y:443")
+@pytest.fixture
+def asking(node: Home) -> Iterator[socket.socket]:
+    """Pod a may ask the DNS server through the proxy, whose socket is there."""
+    rule = l.PolicyRule(ASK, l.ACTION_REDIRECT_DNS)
+    node.put("policy", l.PolicyKey(96, 11, IDENTITY[REMOTE], l.DIRECTION_EGRESS, 17, 53), rule)
+    node.put("backends", l.Number(2), l.Backend(pack(REMOTE), pack(OTHER), 53, 0))
+    node.put("slots", l.Number(17), l.Number(2))
+    node.put("services", l.ServiceKey(pack(SERVER), 53, 17, l.SCOPE_CLUSTER), l.Service(2, 17, 1, 0, 0, 1))
+    node.put("services", l.ServiceKey(pack(SERVER), 0, 0, l.SCOPE_CLUSTER), l.Service())
+    node.namespace.ip("addr", "add", "169.254.1.53/32", "dev", "lo")
+    with node.namespace.entered():
+        proxy = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with proxy:
+        proxy.bind(("169.254.1.53", 53))
+        yield proxy
+    node.namespace.ip("addr", "del", "169.254.1.53/32", "dev", "lo")
+
+
+def test_a_name_is_asked_for_and_means_what_the_pod_has_learned_for_it(
+    node: Home, run: Path, asking: socket.socket
+) -> None:
+    question, found = explain(node, run, "pod/a", "API.x.io:443")
+    assert (question.asked, question.allowed, question.destination.service) == ("api.x.io", True, True)
+    assert [(stage.where, stage.verdict, stage.rule) for stage in question.stages] == [
+        ("leaves pod one/a", Verdict.REDIRECTED_DNS, RULES[str(ASK)]),
+        ("asks netstack-dns for api.x.io", Verdict.FORWARDED, "matchName: api.x.io"),
+    ]
+    assert "netstack explain pod/one/a --to pod/two/dns:53 --protocol UDP" in question.beyond
+    assert (found.asked, found.destination.name) == ("", "api.x.io")
+    assert "address shared, name not proven: pods have learned it for api.x.io, evil.y" in found.notes
+
+
+def test_a_name_that_is_refused_and_one_that_is_not_learned(node: Home, run: Path, asking: socket.socket) -> None:
+    (question,) = explain(node, run, "pod/a", "evil.y:443")
+    assert question.stages[-1].verdict is Verdict.DEFAULT_DENY
+    assert question.stages[-1].notes == ("netstack-dns: name not allowed", "CiliumNetworkPolicy one/p selects it")
+    (rule,) = question.suggestion["spec"]["egress"]
+    assert rule == {
+        "toFQDNs": [{"matchName": "evil.y"}],
+        "toPorts": [{"ports": [{"port": "443", "protocol": "TCP"}]}],
+    }
+    (question,) = explain(node, run, "pod/a", "new.x.io:443")
+    assert question.allowed and question.stages[-1].notes == (
+        "no toFQDNs has this name: the addresses learned are opened by no name",
+    )
+    asking.close()
+    (question,) = explain(node, run, "pod/a", "new.x.io:443")
+    assert [stage.verdict for stage in question.stages] == [Verdict.NO_PROXY]
+
+
+def test_who_has_no_names_and_what_has_no_port(node: Home, run: Path) -> None:
+    with pytest.raises(Unanswerable, match=r"and 192\.0\.2\.1 no pod of this node"):
+        explain(node, run, "192.0.2.1", "api.x.io:443")
+    with pytest.raises(Unanswerable, match=r"which port of 192\.0\.2\.1"):
+        explain(node, run, "pod/a", "192.0.2.1")
 
 
 def test_without_daemons_numbers_stand_for_names(node: Home, tmp_path: Path) -> None:
     (found,) = explain(node, tmp_path / "nowhere", A, "192.0.2.66:443")
     assert found.stages[0].rule == f"rule {DENY}"
-    with pytest.raises(Unanswerable, match="pod one/a is not on this node"):
+    with pytest.raises(Unanswerable, match="pod one/a is not known"):
         explain(node, tmp_path / "nowhere", "pod/a", "192.0.2.1:443")
 
 

@@ -324,7 +324,8 @@ class Agent:
         """None if who asks knows it all, or nothing is known."""
         if self.desired is None or request.get("known") == self.stamp():
             return None
-        return report.names(self.desired, self.source.snapshot(), self.cni.register, self.stamp())
+        dns = self.chosen.services("dns_services")
+        return report.names(self.desired, self.source.snapshot(), self.cni.register, self.stamp(), dns)
 
     def stamp(self) -> str:
         """Of what is in force, by this process and no other."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from netstack.agent.desired import Desired
@@ -14,7 +14,7 @@ from netstack.core.address import unpack
 from netstack.core.ref import Ref
 from netstack.kernel import layout
 from netstack.source.events import NOT_ENFORCED
-from netstack.source.models import Namespace, Node, Pod, Policy
+from netstack.source.models import Namespace, Node, Pod, Policy, Service
 from netstack.source.snapshot import Snapshot
 
 API_VERSIONS = {"NetworkPolicy": "networking.k8s.io/v1"}
@@ -211,8 +211,12 @@ def on_trial(desired: Desired) -> set[Ref]:
     return {spec.ref for spec in desired.accepted.specs if spec.on_trial}
 
 
-def names(desired: Desired, snapshot: Snapshot, register: Register, revision: str) -> dict[str, Any]:
-    """What netstack-observer needs to name an event. `revision`: of this answer."""
+def names(
+    desired: Desired, snapshot: Snapshot, register: Register, revision: str, dns: Iterable[Ref] = ()
+) -> dict[str, Any]:
+    """What netstack-observer needs to name an event, and `netstack explain` to put a question. `revision`: of this
+    answer. `dns`: the Services that are the cluster's DNS."""
+    servers = [service for ref in dns if (service := snapshot.get(Service, *ref)) is not None]
     pods = {address: pod for pod in snapshot.all(Pod) if not pod.host_network for address in pod.addresses}
     nodes = {address: node for node in snapshot.all(Node) for address in node.addresses}
     return {
@@ -226,6 +230,7 @@ def names(desired: Desired, snapshot: Snapshot, register: Register, revision: st
         "rules": rules(desired),
         "pods": {unpack(address): pod.meta.ref.key for address, pod in pods.items()},
         "nodes": {unpack(address): node.meta.name for address, node in nodes.items()},
+        "dns": [unpack(address) for service in servers for address in service.cluster_ips],
     }
 
 

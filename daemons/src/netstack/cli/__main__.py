@@ -17,7 +17,7 @@ def main() -> None:
     status = commands.add_parser("status", help="daemons, programs, tables, addresses, policies, broken objects")
     status.add_argument("--json", action="store_true", help="for programs; the form that node_info returns")
     explain = commands.add_parser("explain", help="what the programs decide about a flow, and which rule makes them")
-    explain.add_argument("source", help="pod/NAME or pod/NAMESPACE/NAME of this node, or an address")
+    explain.add_argument("source", help="pod/NAME or pod/NAMESPACE/NAME, or an address")
     explain.add_argument("--to", required=True, metavar="DESTINATION[:PORT]", help="the same, or a DNS name")
     explain.add_argument("--protocol", choices=("TCP", "UDP", "ICMP", "ICMPv6"), default="TCP")
     explain.add_argument("-n", "--namespace", default="default", help="of pods without one")
@@ -91,7 +91,16 @@ def _explain(arguments: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps([explain.report(item) for item in found]) + "\n")
     else:
         sys.stdout.write("\n".join(map(explain.render, found)))
-    return 0 if all(item.allowed for item in found) else 1
+    if not all(item.allowed for item in found):
+        return 1
+    if all(item.asked for item in found):
+        sys.stdout.flush()
+        print(
+            f"{arguments.source} has learned no address of {to} yet: look it up in the pod, and ask again",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
 
 
 def _observe(arguments: argparse.Namespace) -> int:

@@ -1,12 +1,13 @@
 """`netstack explain`: what the programs decided about a flow, and the objects behind it. Pure: inquire.py asks.
 
 A decision is traced to its rule (law 6). Where nothing allows a flow there is no rule to name, so every rule of the
-policies that select the pod is listed with what keeps it from matching, and the rule that would allow the flow is
-written out.
+policies that select the pod is listed with what keeps it from matching, and a policy that would allow the flow is
+written out, to be applied as it is.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,13 +25,17 @@ NAMES_FROM = 3 << 30
 """Numbers of name-selectors (netstack.agent.policy.names)."""
 DERIVED = "io.cilium.k8s."
 """Labels that follow from others and are of no use in a rule that is meant for people."""
+PASSING = ("pod-template-hash", "controller-revision-hash", "pod-template-generation")
+"""Labels that change with every version of a Deployment, DaemonSet or StatefulSet."""
+NAMESPACE = "io.kubernetes.pod.namespace"
 ECHO = {"ICMP": 8, "ICMPv6": 128}
 _NAMES = {number: name for name, number in PROTOCOLS.items()} | {132: "SCTP"}
 
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """One end of the flow. `endpoint` 0: no pod of this node. `node`: who hosts it, "" outside the cluster."""
+    """One end of the flow. `endpoint` 0: no pod of this node. `node`: the address of who hosts it, "" outside the
+    cluster. `pod`: `namespace/name`, if it is one's address. `service`: the address is one of a Service."""
 
     name: str
     address: bytes
@@ -39,18 +44,32 @@ class Party:
     endpoint: int = 0
     node: str = ""
     policies: tuple[str, ...] = ()
+    pod: str = ""
+    service: bool = False
 
     @property
     def kind(self) -> str:
+        if self.service:
+            return "service"
         return (
             "world, in a range that a policy names"
             if self.identity >= layout.IDENTITY_PODS_END
             else kind(self.identity)
         )
 
+    @property
+    def own_labels(self) -> dict[str, str]:
+        """Those by which a policy that people write names it; its namespace is one of them."""
+        return {
+            key: value
+            for key, value in sorted(self.labels.items())
+            if not key.startswith(DERIVED) and key not in PASSING
+        }
+
     def __str__(self) -> str:
         at = unpack(self.address)
-        return f"{'' if self.name == at else f'{self.name} '}{at} ({self.kind}, identity {self.identity})"
+        kind = self.kind if self.service else f"{self.kind}, identity {self.identity}"
+        return f"{'' if self.name == at else f'{self.name} '}{at} ({kind})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +90,11 @@ class Explanation:
     stages: tuple[Stage, ...]
     notes: tuple[str, ...] = ()
     suggestion: Mapping[str, Any] = field(default_factory=dict)
-    """The part of a policy's spec that would allow what was denied for want of a rule."""
+    """A policy that would allow what was denied for want of a rule."""
+    asked: str = ""
+    """The DNS name for which this flow asks; "" if it is the flow that was meant."""
+    beyond: str = ""
+    """Who else has a say, and how to ask there; "" if this is all."""
 
     @property
     def allowed(self) -> bool:
@@ -98,7 +121,7 @@ def considered(
         name = rules.get(number, f"rule {number}")
         if number in ports:
             lines.append(f"{name} is for this peer, but for {', '.join(sorted(ports[number]))}")
-        elif all(peer >= NAMES_FROM for peer in numbers[number]):
+        elif any(peer >= NAMES_FROM for peer in numbers[number]):  # the others are DNS servers, to learn them
             lines.append(f"{name} is for names; the pod has learned {unpack(flow.destination)} for none of them")
         else:
             lines.append(f"{name} is for other peers")
@@ -115,13 +138,37 @@ def _port(key: layout.PolicyKey) -> str:
     return f"{protocol} {key.port}" if not free else f"{protocol} {key.port}-{key.port + (1 << free) - 1}"
 
 
-def suggestion(direction: int, peer: Party, flow: Flow) -> dict[str, Any]:
-    """The rule of a CiliumNetworkPolicy that lets exactly this flow pass."""
+def suggestion(direction: int, subject: Party, peer: Party, flow: Flow, name: str = "") -> dict[str, Any]:
+    """The CiliumNetworkPolicy that lets exactly this flow pass, and denies nothing that is not denied already.
+
+    `name`: by which the pod means `peer`; it may then look it up, too. Nothing while the agent does not say who is who.
+    """
+    if not subject.pod:
+        return {}
     side, section = ("from", "ingress") if direction == layout.DIRECTION_INGRESS else ("to", "egress")
+    namespace, pod = subject.pod.split("/")
+    own = subject.own_labels
+    own.pop(NAMESPACE, None)
+    what = [flow.protocol] if flow.protocol in ECHO else [flow.protocol, str(flow.port)]
+    title = "-".join((pod, side, name or peer.pod or peer.name.rpartition(" ")[2], *what))
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": re.sub(r"[^a-z0-9.]+", "-", title.lower()), "namespace": namespace},
+        "spec": {
+            "endpointSelector": {"matchLabels": own},
+            "enableDefaultDeny": {section: False},
+            section: [_rule(side, peer, flow, name)],
+        },
+    }
+
+
+def _rule(side: str, peer: Party, flow: Flow, name: str) -> dict[str, Any]:
     rule: dict[str, Any] = {}
-    if peer.labels:
-        own = {key: value for key, value in sorted(peer.labels.items()) if not key.startswith(DERIVED)}
-        rule[f"{side}Endpoints"] = [{"matchLabels": own}]
+    if name:
+        rule["toFQDNs"] = [{"matchName": name}]
+    elif peer.labels:
+        rule[f"{side}Endpoints"] = [{"matchLabels": peer.own_labels}]
     elif kind(peer.identity) not in ("world", "pod"):
         rule[f"{side}Entities"] = [kind(peer.identity)]
     else:
@@ -131,22 +178,22 @@ def suggestion(direction: int, peer: Party, flow: Flow) -> dict[str, Any]:
         rule["icmps"] = [{"fields": [{"family": family, "type": ECHO[flow.protocol]}]}]
     else:
         rule["toPorts"] = [{"ports": [{"port": str(flow.port), "protocol": flow.protocol}]}]
-    return {section: [rule]}
+    return rule
 
 
 def render(explanation: Explanation) -> str:
     """For people."""
     e = explanation
     what = e.flow.protocol if e.flow.protocol in ECHO else f"{e.flow.protocol} {e.flow.port}"
-    lines = [f"{e.source}  ->  {e.destination}, {what}"]
+    lines = [f"{e.source}  ->  {e.destination}, {what}{f', to ask for {e.asked}' if e.asked else ''}"]
     for stage in e.stages:
         by = f" by {stage.rule}" if stage.rule else ""
         lines.append(f"  {stage.where}: {stage.verdict.name}{by} ({REASONS[stage.verdict]})")
         lines += [f"      {note}" for note in stage.notes]
-    lines += [f"  {note}" for note in e.notes]
-    lines.append("allowed" if e.allowed else "denied")
+    lines += [f"  {note}" for note in (*e.notes, *filter(None, [e.beyond]))]
+    lines.append("denied" if not e.allowed else "allowed, as far as this node knows" if e.beyond else "allowed")
     if e.suggestion:
-        lines.append("this rule would allow it:")
+        lines.append("this policy would allow it:")
         lines += [f"  {line}" for line in yaml.safe_dump(dict(e.suggestion), sort_keys=False).splitlines()]
     return "\n".join(lines) + "\n"
 
@@ -163,8 +210,10 @@ def report(explanation: Explanation) -> dict[str, Any]:
         "destination": party(e.destination),
         "port": e.flow.port,
         "protocol": e.flow.protocol,
+        "asked": e.asked,
         "stages": [asdict(stage) | {"verdict": stage.verdict.name} for stage in e.stages],
         "notes": list(e.notes),
+        "beyond": e.beyond,
         "allowed": e.allowed,
         "suggestion": dict(e.suggestion),
     }

@@ -9,11 +9,12 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
-from netstack.cli.explain import Explanation, Party, Stage, considered, suggestion
+from netstack.cli.explain import NAMES_FROM, Explanation, Party, Stage, considered, suggestion
 from netstack.cli.frames import Flow, destination, first_packet
 from netstack.core.address import ANY, is_v4, pack, unpack
 from netstack.core.unit import RUN, ask
@@ -24,6 +25,7 @@ from netstack.kernel.loader import LoaderSettings
 from netstack.kernel.trial import Outcome, Trial
 
 GATEWAY = pack(str(ipaddress.IPv4Address(layout.GATEWAY_V4)))
+PORTS = ("TCP", "UDP")
 STRANGER_MAC = bytes.fromhex("020000000001")
 """Of whoever is no node and sends from the LAN: no program looks at it."""
 
@@ -42,8 +44,13 @@ class Inquiry:
         self._maps = self._trial.maps
         raw = self._maps["config"].get(layout.Number(0).pack())
         self._config = layout.Config.unpack(raw) if raw else layout.Config()
-        self._pods = {view["pod"]: view for view in (self._ask("agent", "status") or {}).get("endpoints", ())}
-        self._rules = {int(number): name for number, name in (self._ask("agent", "rules") or {}).items()}
+        names = self._ask("agent", "names") or {}
+        self._pods = {view["pod"]: view for view in names.get("endpoints", ())}
+        self._elsewhere: dict[str, str] = dict(names.get("pods", {}))
+        """Address -> pod, of every node."""
+        self._nodes: dict[str, str] = dict(names.get("nodes", {}))
+        self._servers: list[str] = list(names.get("dns", ()))
+        self._rules = {int(number): name for number, name in names.get("rules", {}).items()}
         self._labels = {item["identity"]: item["labels"] for item in self._ask("agent", "identities") or ()}
 
     def __enter__(self) -> Self:
@@ -55,16 +62,38 @@ class Inquiry:
         self._stack.close()
 
     def explain(self, source: str, to: str, port: int, protocol: str, namespace: str = "default") -> list[Explanation]:
-        """One explanation; several if `to` is a DNS name of which the pod has learned several addresses.
+        """One explanation. If `to` is a DNS name: one of the pod's question for it, and one for each address learned.
 
-        `source` and `to`: an address, or pod/NAME or pod/NAMESPACE/NAME of a pod of this node; `to` also a DNS name.
+        `source` and `to`: an address, or pod/NAME or pod/NAMESPACE/NAME; `to` also a DNS name.
         """
+        if protocol in PORTS and not port:
+            raise Unanswerable(f"which port of {to}? With {protocol} it is {to}:PORT")
         start = self._party(source, namespace)
         try:
-            ends = [self._party(to, namespace)]
+            end = self._party(to, namespace)
         except ValueError:
-            ends = [self._at(address, to) for address in self._learned(start, to)]
-        return [self._one(start, end, port, protocol) for end in ends]
+            return self._by_name(start, to.lower().removesuffix("."), port, protocol)
+        return [self._one(start, end, port, protocol)]
+
+    def _by_name(self, start: Party, name: str, port: int, protocol: str) -> list[Explanation]:
+        if not start.endpoint:
+            raise Unanswerable(
+                f"{name} is no address, and {start.name} no pod of this node, whose names would be known"
+            )
+        if self._learned is None:
+            raise Unanswerable(f"{name} is no address, and netstack-dns, which knows names, does not answer")
+        meant = Flow(start.address, ANY, port, protocol)
+        servers = [pack(text) for text in self._servers if is_v4(pack(text)) == is_v4(start.address)]
+        found = [self._one(start, self._at(server, "name server"), 53, "UDP", name, meant) for server in servers]
+        addresses = [
+            pack(item["address"])
+            for item in self._learned
+            if item["endpoint"] == start.endpoint and f"{name}." in item["names"]
+        ]
+        found += [self._one(start, self._at(address, name), port, protocol, name) for address in addresses]
+        if not found:
+            raise Unanswerable(f"{start.name} has learned no address of {name}, and which server it asks is not known")
+        return found
 
     # ---- who ----
 
@@ -74,26 +103,37 @@ class Inquiry:
         if kind != "pod":
             return self._at(pack(text), text)
         full = name if "/" in name else f"{namespace}/{name}"
-        if full not in self._pods:
+        address = next((address for address, pod in self._elsewhere.items() if pod == full), None)
+        if full in self._pods:
+            address = self._pods[full]["address"]
+        if address is None:
             known = ", ".join(sorted(self._pods)) or "none, or the agent does not answer"
-            raise Unanswerable(f"pod {full} is not on this node (its pods: {known}); ask by its address instead")
-        return self._at(pack(self._pods[full]["address"]), f"pod {full}")
+            raise Unanswerable(f"pod {full} is not known (pods of this node: {known}); ask by its address instead")
+        return self._at(pack(address), f"pod {full}")
 
     def _at(self, address: bytes, name: str) -> Party:
         raw = self._maps["identities"].get(layout.PrefixKey(128, address).pack())
         known = layout.Identity.unpack(raw) if raw else layout.Identity(layout.IDENTITY_WORLD)
         if address == GATEWAY:
             known = layout.Identity(layout.IDENTITY_HOST, 0, self._own(address))
-        own = self._endpoint(address)
-        pod = next((pod for pod, view in self._pods.items() if own and view["id"] == own.id), "")
+        text, own = unpack(address), self._endpoint(address)
+        local = next((pod for pod, view in self._pods.items() if own and view["id"] == own.id), "")
+        pod = local or self._elsewhere.get(text, "")
+        if pod:
+            name = f"pod {pod}"
+        elif text in self._nodes:
+            name = f"node {self._nodes[text]}"
         return Party(
-            name=f"pod {pod}" if pod else name,
+            name=name,
             address=address,
             identity=known.identity,
             labels=self._labels.get(known.identity, {}),
             endpoint=own.id if own and own.id != layout.HOST_ENDPOINT else 0,
             node="" if known.node == ANY else unpack(known.node),
-            policies=tuple(self._pods[pod]["policies"]) if pod else (),
+            policies=tuple(self._pods[local]["policies"]) if local else (),
+            pod=pod,
+            service=self._maps["services"].get(layout.ServiceKey(address, 0, 0, layout.SCOPE_CLUSTER).pack())
+            is not None,
         )
 
     def _endpoint(self, address: bytes) -> layout.Endpoint | None:
@@ -103,33 +143,23 @@ class Inquiry:
     def _own(self, address: bytes) -> bytes:
         return self._config.node4 if is_v4(address) else self._config.node6
 
-    def _learned(self, source: Party, name: str) -> list[bytes]:
-        """The addresses that the pod has learned for a DNS name."""
-        wanted = name.lower().removesuffix(".") + "."
-        entries = self._ask("dns", "names")
-        if entries is None:
-            raise Unanswerable(f"{name} is no address, and netstack-dns, which knows names, does not answer")
-        found = [
-            pack(item["address"]) for item in entries if item["endpoint"] == source.endpoint and wanted in item["names"]
-        ]
-        if not found:
-            raise Unanswerable(f"{source.name} has learned no address of {name}: look it up in the pod first")
-        return found
-
-    def _shared(self, address: bytes) -> set[str]:
-        """Every name that some pod of this node has learned for the address."""
-        entries = self._ask("dns", "names") or ()
-        return {name for item in entries if pack(item["address"]) == address for name in item["names"]}
+    @cached_property
+    def _learned(self) -> list[dict[str, Any]] | None:
+        """What pods of this node have learned; None if netstack-dns does not answer."""
+        return cast("list[dict[str, Any]] | None", self._ask("dns", "names"))
 
     # ---- what ----
 
-    def _one(self, source: Party, end: Party, port: int, protocol: str) -> Explanation:
+    def _one(
+        self, source: Party, end: Party, port: int, protocol: str, name: str = "", meant: Flow | None = None
+    ) -> Explanation:
+        """`name`: what the pod calls `end`; or, with the flow that is `meant`, what it asks `end` for."""
         if is_v4(source.address) != is_v4(end.address):
             raise Unanswerable(f"{unpack(source.address)} and {unpack(end.address)} are of different families")
         flow = Flow(source.address, end.address, port, protocol)
         stages: list[Stage] = []
-        notes = list(self._stale())
-        onward, came_by, reached = flow, 0, end
+        notes: list[str] = []
+        onward, came_by, reached, beyond = flow, 0, end, ""
         if source.identity == layout.IDENTITY_HOST:
             may = "policies for nodes judge what leaves by the LAN" if self._config.host else "may send everything"
             notes.append(f"this node itself: {may}; its sockets translate service addresses")
@@ -138,20 +168,61 @@ class Inquiry:
             stages.append(stage)
             if onward != flow:
                 reached = self._at(onward.destination, unpack(onward.destination))
-        if not stages or not stages[0].verdict.dropped:
+        if meant and stages[-1].verdict is Verdict.REDIRECTED_DNS:
+            stages += self._asked(source, name, onward)
+        if not any(stage.verdict.dropped for stage in stages):
             if reached.endpoint:
                 stages.append(self._enter(source, reached, onward, came_by))
-            elif reached.node and reached.node != unpack(self._own(reached.address)):
-                notes.append(f"what {reached.name} accepts is for its node {reached.node} to say: ask there")
+            elif reached.pod and reached.node:
+                beyond = self._ask_there(source, reached, onward)
         for party in (source, reached):
             tried = next((view["on_trial"] for view in self._pods.values() if view["id"] == party.endpoint), ())
             notes += [
                 f"{policy} selects {party.name}, but is on trial: it denies and allows nothing" for policy in tried
             ]
-        names = self._shared(end.address)
+        if not meant:
+            notes += self._shared(end.address)
+        notes += self._stale()
+        cure = self._cure(stages, source, reached, onward, name, meant or onward)
+        return Explanation(source, end, flow, tuple(stages), tuple(notes), cure, name if meant else "", beyond)
+
+    def _asked(self, source: Party, name: str, onward: Flow) -> Iterator[Stage]:
+        """The DNS proxy's word on a question for a name."""
+        server = {"server": unpack(onward.destination), "port": onward.port}
+        told = self._ask("dns", "judge", pod=unpack(source.address), name=name, **server)
+        if told is None:  # of an earlier release
+            return
+        where, opens = f"asks netstack-dns for {name}", tuple(told["opens"])
+        if told["allowed"]:
+            notes = () if opens else ("no toFQDNs has this name: the addresses learned are opened by no name",)
+            yield Stage(where, Verdict.FORWARDED, ", ".join(opens), notes)
+            return
+        entries = self._entries(source.endpoint, layout.DIRECTION_EGRESS)
+        named = {self._rule(rule.rule) for key, rule in entries if key.peer >= NAMES_FROM}
+        yield Stage(
+            where,
+            Verdict.DEFAULT_DENY,
+            notes=(
+                f"netstack-dns: {told['reason']}",
+                *(f"{policy} selects it" for policy in source.policies),
+                *(f"{rule} is for other names" for rule in sorted(named)),
+            ),
+        )
+
+    def _ask_there(self, source: Party, reached: Party, flow: Flow) -> str:
+        """What to ask on the node of the pod that is reached, whose tables alone know what it accepts."""
+        node = self._nodes.get(reached.node, reached.node)
+        start = f"pod/{source.pod}" if source.pod else unpack(source.address)
+        port = f":{flow.port}" if flow.protocol in PORTS else ""
+        asking = f"netstack explain {start} --to pod/{reached.pod}{port} --protocol {flow.protocol}"
+        return f"what {reached.name} accepts, node {node} knows; there: {asking}"
+
+    def _shared(self, address: bytes) -> Iterator[str]:
+        """A note, if pods of this node have learned several names for the address."""
+        names = {name for item in self._learned or () if pack(item["address"]) == address for name in item["names"]}
         if len(names) > 1:
-            notes.append(f"address shared, name not proven: pods have learned it for {', '.join(sorted(names))}")
-        return Explanation(source, end, flow, tuple(stages), tuple(notes), self._cure(stages, source, reached, onward))
+            known = ", ".join(sorted(name.removesuffix(".") for name in names))
+            yield f"address shared, name not proven: pods have learned it for {known}"
 
     def _leave(self, source: Party, end: Party, flow: Flow) -> tuple[Stage, Flow, int]:
         """The program at which the flow's first packet begins; the flow as it goes on, and by which device."""
@@ -208,19 +279,19 @@ class Inquiry:
         return list(layout.Fqdn.unpack(raw).expiries()) if raw else []
 
     @staticmethod
-    def _cure(stages: list[Stage], source: Party, end: Party, flow: Flow) -> dict[str, Any]:
+    def _cure(stages: list[Stage], source: Party, end: Party, flow: Flow, name: str, meant: Flow) -> dict[str, Any]:
+        """`name`, `meant`: what the pod wants in the end; it may be only asking for it yet."""
         if not stages or stages[-1].verdict is not Verdict.DEFAULT_DENY:
             return {}
         if stages[-1].where.startswith("enters"):
-            return suggestion(layout.DIRECTION_INGRESS, source, flow)
-        return suggestion(layout.DIRECTION_EGRESS, end, flow)
+            return suggestion(layout.DIRECTION_INGRESS, end, source, flow)
+        return suggestion(layout.DIRECTION_EGRESS, source, end, meant, name)
 
     # ---- the node ----
 
     def _stale(self) -> Iterator[str]:
-        for name in ("pod_ingress", "pod_egress", "uplink_ingress"):
-            if self._trial.differs(name):
-                yield f"program {name} on this node is not that of this release: answers are this release's"
+        for name in self._trial.differing():
+            yield f"program {name} on this node is not that of this release: answers are this release's"
 
     def _uplink_macs(self, source: Party) -> tuple[bytes, bytes]:
         """Of who would bring a packet of `source` to this node, and this node's own."""
@@ -231,10 +302,10 @@ class Inquiry:
             known = traffic.neighbours(link.index)
         return known.get(pack(source.node), STRANGER_MAC) if source.node else STRANGER_MAC, link.mac
 
-    def _ask(self, daemon: str, command: str) -> Any:
+    def _ask(self, daemon: str, command: str, **details: Any) -> Any:
         """None if the daemon does not answer."""
         try:
-            return ask(daemon, {"command": command}, run=self._run)
+            return ask(daemon, {"command": command, **details}, run=self._run)
         except (OSError, RuntimeError):
             return None
 

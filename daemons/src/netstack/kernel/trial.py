@@ -7,7 +7,9 @@ and no flow, translation or counter of the node is touched.
 
 from __future__ import annotations
 
+import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +30,8 @@ JUDGED = struct.Struct("=104xI11x?12xI")
 """... and what policies said of it: its members `rule`, `audited` and `audit_rule`."""
 CONTEXT_BYTES = 192
 """struct __sk_buff"""
+IPV6 = b"\x86\xdd"
+"""EtherType"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,17 @@ class Outcome:
     audited: bool
     audit_rule: int
     frame: bytes
+
+
+def proxy_listens(*, v6: bool) -> bool:
+    """Whether the DNS proxy's UDP socket is there, in the network namespace that this thread is in."""
+    words = (layout.PROXY_V6_FIRST, 0, 0, layout.PROXY_V6_LAST) if v6 else (layout.PROXY_V4,)
+    place = "".join(f"{socket.htonl(word):08X}" for word in words) + f":{layout.PROXY_PORT:04X}"
+    try:
+        lines = Path("/proc/thread-self/net", "udp6" if v6 else "udp").read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:  # a kernel without IPv6
+        return False
+    return any(line.split()[1] == place for line in lines)
 
 
 class Trial:
@@ -75,13 +90,18 @@ class Trial:
         before = self._counted()
         _, out, _, _ = program.test_run(frame, bytes(context))
         after = self._counted()
-        (verdict,) = (number for number, packets in after.items() if packets != before.get(number, 0))
-        return Outcome(Verdict(verdict), *self._judged(), out)
+        (number,) = (number for number, packets in after.items() if packets != before.get(number, 0))
+        verdict, v6 = Verdict(number), frame[12:14] == IPV6
+        if verdict is Verdict.NO_PROXY and proxy_listens(v6=v6):
+            verdict = Verdict.REDIRECTED_DNS  # bpf_sk_assign takes no packet of a test run: none came by an interface
+        return Outcome(verdict, *self._judged(), out)
 
-    def differs(self, name: str) -> bool:
-        """Whether what is attached on the node is not what this release would load."""
-        with Program.open(self._pins / "progs" / name) as running:
-            return bool(running.tag != self._program(name).tag)
+    def differing(self) -> Iterator[str]:
+        """The programs that were run here and are not what is attached on the node, for that is another release's."""
+        for name, program in self._programs.items():
+            with Program.open(self._pins / "progs" / name) as running:
+                if running.tag != program.tag:
+                    yield name
 
     def _program(self, name: str) -> Program:
         if name not in self._programs:

@@ -19,6 +19,12 @@ kind: CiliumNetworkPolicy
 metadata: {name: p, namespace: one}
 spec: {endpointSelector: {matchLabels: {app: a}}, egress: [{toEntities: [world]}]}
 """
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: dns, namespace: kube-system}
+spec: {clusterIP: 10.96.0.10, ports: [{port: 53, protocol: UDP}]}
+"""
 BROKEN = POLICY.replace("toEntities: [world]", "toGroups: []").replace("name: p", "name: q")
 
 
@@ -198,9 +204,12 @@ def test_a_policy_on_trial_says_so() -> None:
 def test_names_for_the_observer() -> None:
     made = cluster()
     assert made.desired is not None
-    told = report.names(made.desired, Snapshot(made.objects), register(), "1.2")
+    made.put(SERVICE)
+    dns = [Ref("Service", "kube-system", name) for name in ("dns", "none")]
+    told = report.names(made.desired, Snapshot(made.objects), register(), "1.2", dns)
     assert told["revision"] == "1.2"
     assert told["pods"] == {"10.244.1.3": "one/a"}
     assert told["nodes"] == {"192.168.86.21": "n1", "192.168.86.22": "n2"}
+    assert told["dns"] == ["10.96.0.10"]
     (endpoint,) = told["endpoints"]
     assert (endpoint["id"], endpoint["ifindex"], endpoint["pod"]) == (1, 101, "one/a")

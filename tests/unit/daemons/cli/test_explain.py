@@ -12,7 +12,17 @@ from netstack.core.verdict import Verdict
 from netstack.kernel import layout as l
 
 POD = Party(
-    "pod one/a", pack("10.244.1.3"), (1 << 30) + 5, {"app": "a", "io.kubernetes.pod.namespace": "one"}, endpoint=4
+    "pod one/a",
+    pack("10.244.1.3"),
+    (1 << 30) + 5,
+    {
+        "app": "a",
+        "pod-template-hash": "7d4",
+        "io.kubernetes.pod.namespace": "one",
+        "io.cilium.k8s.policy.cluster": "default",
+    },
+    endpoint=4,
+    pod="one/a",
 )
 WORLD = Party("10.0.0.7", pack("10.0.0.7"), l.IDENTITY_WORLD)
 FLOW = Flow(POD.address, WORLD.address, 443, "TCP")
@@ -32,6 +42,7 @@ def test_every_rule_says_what_keeps_it_from_matching() -> None:
         entry(l.IDENTITY_REMOTE_NODE, 8),
         entry(l.IDENTITY_WORLD, 9, action=l.ACTION_DENY),
         entry((3 << 30) + 1, 10),
+        entry((1 << 30) + 53, 10, port=53),  # a DNS server, who may be asked for the names
     ]
     assert considered(entries, RULES, (l.IDENTITY_WORLD, l.IDENTITY_ANY), FLOW) == (
         "CiliumNetworkPolicy one/p: spec.egress[0] is for this peer, but for TCP 80, TCP 8000-8007",
@@ -41,50 +52,86 @@ def test_every_rule_says_what_keeps_it_from_matching() -> None:
 
 
 @pytest.mark.parametrize(
-    ("direction", "peer", "flow", "expected"),
+    ("direction", "peer", "flow", "name", "title", "expected"),
     [
         (
             l.DIRECTION_EGRESS,
             WORLD,
             FLOW,
+            "",
+            "a-to-10.0.0.7-tcp-443",
             "egress: [{toCIDR: [10.0.0.7/32], toPorts: [{ports: [{port: '443', protocol: TCP}]}]}]",
         ),
         (
             l.DIRECTION_INGRESS,
             POD,
             Flow(POD.address, POD.address, 53, "UDP"),
+            "",
+            "a-from-one-a-udp-53",
             "ingress: [{fromEndpoints: [{matchLabels: {app: a, io.kubernetes.pod.namespace: one}}], "
             "toPorts: [{ports: [{port: '53', protocol: UDP}]}]}]",
         ),
         (
             l.DIRECTION_EGRESS,
-            Party("n1", pack("192.168.86.21"), l.IDENTITY_HOST),
+            Party("node n1", pack("192.168.86.21"), l.IDENTITY_HOST),
             Flow(POD.address, POD.address, 0, "ICMP"),
+            "",
+            "a-to-n1-icmp",
             "egress: [{toEntities: [host], icmps: [{fields: [{family: IPv4, type: 8}]}]}]",
+        ),
+        (
+            l.DIRECTION_EGRESS,
+            WORLD,
+            FLOW,
+            "api.x.io",
+            "a-to-api.x.io-tcp-443",
+            "egress: [{toFQDNs: [{matchName: api.x.io}], toPorts: [{ports: [{port: '443', protocol: TCP}]}]}]",
         ),
     ],
 )
-def test_the_suggested_rule_allows_this_flow_alone(direction: int, peer: Party, flow: Flow, expected: str) -> None:
-    assert suggestion(direction, peer, flow) == yaml.safe_load(expected)
+def test_the_suggested_policy_allows_this_flow_alone(
+    direction: int, peer: Party, flow: Flow, name: str, title: str, expected: str
+) -> None:
+    rules = yaml.safe_load(expected)
+    made = suggestion(direction, POD, peer, flow, name)
+    assert made["metadata"] == {"name": title, "namespace": "one"}
+    selected = {"endpointSelector": {"matchLabels": {"app": "a"}}}
+    assert made["spec"] == selected | {"enableDefaultDeny": dict.fromkeys(rules, False)} | rules
+
+
+def test_no_policy_is_suggested_for_who_is_not_known() -> None:
+    assert suggestion(l.DIRECTION_EGRESS, WORLD, POD, FLOW) == {}
 
 
 def test_an_explanation_reads_from_verdict_to_cure() -> None:
     denied = Stage("leaves pod one/a", Verdict.DEFAULT_DENY, "", ("CiliumNetworkPolicy one/p selects it",))
-    explanation = Explanation(POD, WORLD, FLOW, (denied,), ("a note",), suggestion(l.DIRECTION_EGRESS, WORLD, FLOW))
+    cure = suggestion(l.DIRECTION_EGRESS, POD, WORLD, FLOW)
+    explanation = Explanation(POD, WORLD, FLOW, (denied,), ("a note",), cure)
     assert render(explanation) == (
         "pod one/a 10.244.1.3 (pod, identity 1073741829)  ->  10.0.0.7 (world, identity 2), TCP 443\n"
         "  leaves pod one/a: DEFAULT_DENY (no policy that selects the pod allows it)\n"
         "      CiliumNetworkPolicy one/p selects it\n"
         "  a note\n"
         "denied\n"
-        "this rule would allow it:\n"
-        "  egress:\n"
-        "  - toCIDR:\n"
-        "    - 10.0.0.7/32\n"
-        "    toPorts:\n"
-        "    - ports:\n"
-        "      - port: '443'\n"
-        "        protocol: TCP\n"
+        "this policy would allow it:\n"
+        "  apiVersion: cilium.io/v2\n"
+        "  kind: CiliumNetworkPolicy\n"
+        "  metadata:\n"
+        "    name: a-to-10.0.0.7-tcp-443\n"
+        "    namespace: one\n"
+        "  spec:\n"
+        "    endpointSelector:\n"
+        "      matchLabels:\n"
+        "        app: a\n"
+        "    enableDefaultDeny:\n"
+        "      egress: false\n"
+        "    egress:\n"
+        "    - toCIDR:\n"
+        "      - 10.0.0.7/32\n"
+        "      toPorts:\n"
+        "      - ports:\n"
+        "        - port: '443'\n"
+        "          protocol: TCP\n"
     )
     view = json.loads(json.dumps(report(explanation)))
     assert (view["allowed"], view["stages"][0]["verdict"], view["source"]["kind"]) == (False, "DEFAULT_DENY", "pod")
@@ -94,3 +141,14 @@ def test_an_allowed_flow_names_its_rule() -> None:
     stage = Stage("leaves pod one/a", Verdict.FORWARDED, RULES[7])
     text = render(Explanation(POD, WORLD, FLOW, (stage,)))
     assert "FORWARDED by CiliumNetworkPolicy one/p: spec.egress[0] (forwarded)\nallowed\n" in text
+
+
+def test_a_question_says_for_what_and_who_else_decides() -> None:
+    server = Party("name server", pack("10.96.0.10"), l.IDENTITY_WORLD, service=True)
+    stage = Stage("leaves pod one/a", Verdict.REDIRECTED_DNS, RULES[7])
+    flow = Flow(POD.address, server.address, 53, "UDP")
+    first, _, *last = render(
+        Explanation(POD, server, flow, (stage,), asked="x.io", beyond="node n2 knows; there: ...")
+    ).splitlines()
+    assert first.endswith("->  name server 10.96.0.10 (service), UDP 53, to ask for x.io")
+    assert last == ["  node n2 knows; there: ...", "allowed, as far as this node knows"]

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from netstack.cli.status import DAEMONS
+
+RETRY_S = 0.2
+"""Between two attempts to reach a daemon that is being restarted."""
 
 
 def main() -> None:
@@ -51,7 +59,7 @@ def main() -> None:
     config.add_argument("daemon", choices=DAEMONS)
     config.add_argument("file", type=Path)
     arguments = parser.parse_args()
-    run = {
+    run: dict[str, Callable[[argparse.Namespace], int]] = {
         "status": _status,
         "explain": _explain,
         "observe": _observe,
@@ -61,7 +69,15 @@ def main() -> None:
         "check": _check,
         "check-config": _check_config,
     }
-    sys.exit(run[arguments.command](arguments))
+    try:
+        code = run[arguments.command](arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as `head` has; nothing is to be written at the exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    sys.exit(code)
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -108,7 +124,6 @@ def _observe(arguments: argparse.Namespace) -> int:
     from netstack.cli.collect import CONFIG
     from netstack.cli.reasons import Reasons
     from netstack.core.errors import BadConfig
-    from netstack.core.unit import listen
     from netstack.kernel.loader import load_settings
 
     fields = ("pod", "from_pod", "to_pod", "namespace", "ip", "name", "port", "protocol", "verdict")
@@ -118,16 +133,34 @@ def _observe(arguments: argparse.Namespace) -> int:
         request["since_s"] = arguments.since
     try:
         reasons = Reasons(Path(load_settings(CONFIG / "agent.yaml").pins) / "maps")
-        for flow in listen("observer", request):
+        for flow in _told(request):
             why = reasons.of(flow)
             text = json.dumps({**flow, "why": why}) if arguments.json else observe.line(flow, why)
             print(text, flush=True)
+    except BrokenPipeError:
+        raise
     except (RuntimeError, BadConfig, OSError) as error:
         print(f"netstack-observer: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # the way to end --follow
         return 0
     return 0
+
+
+def _told(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What netstack-observer tells. Who follows goes on with its successor, which knows of nothing older but what its
+    predecessor had not read."""
+    from netstack.core.unit import listen
+
+    yield from listen("observer", request)
+    while request["follow"]:
+        print("... netstack-observer has ended, waiting for the next ...", file=sys.stderr)
+        while True:
+            try:
+                yield from listen("observer", request | {"last": sys.maxsize})
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                time.sleep(RETRY_S)
 
 
 def _dns(arguments: argparse.Namespace) -> int:

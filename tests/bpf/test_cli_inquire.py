@@ -28,9 +28,13 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "agent": {
         "names": {
             "endpoints": [
-                {"pod": "one/a", "id": 11, "address": A, "policies": ["CiliumNetworkPolicy one/p"],
-                 "on_trial": ["CiliumNetworkPolicy one/t"]},
-                {"pod": "one/b", "id": 12, "address": B, "policies": [], "on_trial": []},
+                {"pod": "one/a", "id": 11, "address": A,
+                 "policies": ["CiliumNetworkPolicy one/p", "NetworkPolicy one/i"],
+                 "on_trial": ["CiliumNetworkPolicy one/t"],
+                 "denies": {"ingress": ["NetworkPolicy one/i"],
+                            "egress": ["CiliumNetworkPolicy one/p", "CiliumNetworkPolicy one/t"]}},
+                {"pod": "one/b", "id": 12, "address": B, "policies": [], "on_trial": [],
+                 "denies": {"ingress": [], "egress": []}},
             ],
             "rules": {
                 "7": "CiliumNetworkPolicy one/p: spec.egress[0]",
@@ -142,6 +146,7 @@ def test_both_pods_of_a_node_have_their_say(node: Home, run: Path) -> None:
         ("leaves pod one/b", Verdict.FORWARDED),
         ("enters pod one/a", Verdict.DEFAULT_DENY),
     ]
+    assert found.stages[1].notes == ("NetworkPolicy one/i selects it",)
     assert found.suggestion["spec"]["ingress"][0]["fromEndpoints"] == [{"matchLabels": {"app": "b"}}]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from netstack.agent.desired import Desired
 from netstack.agent.policy.digest import digest
-from netstack.agent.policy.rules import Spec
+from netstack.agent.policy.rules import Direction, Spec
 from netstack.agent.register import Register
 from netstack.agent.unmanaged import Unmanaged, selections
 from netstack.core.address import unpack
@@ -19,6 +19,8 @@ from netstack.source.snapshot import Snapshot
 
 API_VERSIONS = {"NetworkPolicy": "networking.k8s.io/v1"}
 CILIUM = "cilium.io/v2"
+Denying = set[tuple[Ref, Direction]]
+"""The policies that deny what no rule allows, and where."""
 
 
 def status(
@@ -31,14 +33,15 @@ def status(
     unmanaged: Collection[Unmanaged] = (),
 ) -> dict[str, Any]:
     """`netstack status` (netstack.cli.status) and node_info read this."""
-    endpoints = [endpoint_view(desired, register, record.id) for record in register.records if record.attached]
+    denying = _denying(desired)
+    endpoints = [endpoint_view(desired, register, record.id, denying) for record in register.records if record.attached]
     return {
         "node": node,
         "release": release,
         "summary": f"{len(endpoints)} endpoints, {len(desired.owners)} service ports, generation {desired.generation}",
         "generation": desired.generation,
         "endpoints": endpoints,
-        "host": host_view(desired),
+        "host": host_view(desired, denying),
         "policies": list(policies(desired, snapshot, unmanaged)),
         "unmanaged": [unmanaged_view(item) for item in unmanaged],
         "broken": [*map(str, snapshot.broken), *desired.problems, *map(str, desired.accepted.refused.values())],
@@ -64,7 +67,7 @@ def waiting(node: str, release: str, unready: list[str]) -> dict[str, Any]:
     }
 
 
-def endpoint_view(desired: Desired, register: Register, number: int) -> dict[str, Any]:
+def endpoint_view(desired: Desired, register: Register, number: int, denying: Denying) -> dict[str, Any]:
     record = next(record for record in register.records if record.id == number)
     peer = desired.identities.of_endpoint.get(number)
     return {
@@ -73,28 +76,38 @@ def endpoint_view(desired: Desired, register: Register, number: int) -> dict[str
         "address": record.address,
         "device": record.device,
         "identity": peer.number if peer else 0,
-        **_enforced(desired, number),
+        **_enforced(desired, number, denying),
     }
 
 
-def host_view(desired: Desired) -> dict[str, Any]:
+def host_view(desired: Desired, denying: Denying) -> dict[str, Any]:
     """What policies for nodes do to this one; empty if none selects it."""
     if layout.HOST_ENDPOINT not in desired.policy.enforce:
         return {}
-    return {"id": layout.HOST_ENDPOINT, **_enforced(desired, layout.HOST_ENDPOINT), "kept": str(desired.kept)}
+    own = _enforced(desired, layout.HOST_ENDPOINT, denying)
+    return {"id": layout.HOST_ENDPOINT, **own, "kept": str(desired.kept)}
 
 
-def _enforced(desired: Desired, number: int) -> dict[str, list[str]]:
-    """Of one endpoint: the directions, and the policies."""
+def _denying(desired: Desired) -> Denying:
+    return {(spec.ref, direction) for spec in desired.accepted.specs for direction in spec.default_deny}
+
+
+def _enforced(desired: Desired, number: int, denying: Denying) -> dict[str, Any]:
+    """Of one endpoint: the directions, the policies that select it, and which of them deny what no rule allows."""
     enforce, tried = desired.policy.enforce.get(number, 0), desired.policy.on_trial.get(number, ())
+    selects = desired.policy.selects.get(number, ())
     return {
         "enforces": [
             name
             for name, bit in (("ingress", layout.ENFORCE_INGRESS), ("egress", layout.ENFORCE_EGRESS))
             if enforce & bit
         ],
-        "policies": [str(ref) for ref in desired.policy.selects.get(number, ()) if ref not in tried],
+        "policies": [str(ref) for ref in selects if ref not in tried],
         "on_trial": [str(ref) for ref in tried],
+        "denies": {
+            direction.name.lower(): [str(ref) for ref in selects if (ref, direction) in denying]
+            for direction in Direction
+        },
     }
 
 
@@ -216,17 +229,18 @@ def names(
 ) -> dict[str, Any]:
     """What netstack-observer needs to name an event, and `netstack explain` to put a question. `revision`: of this
     answer. `dns`: the Services that are the cluster's DNS."""
+    denying = _denying(desired)
     servers = [service for ref in dns if (service := snapshot.get(Service, *ref)) is not None]
     pods = {address: pod for pod in snapshot.all(Pod) if not pod.host_network for address in pod.addresses}
     nodes = {address: node for node in snapshot.all(Node) for address in node.addresses}
     return {
         "revision": revision,
         "endpoints": [
-            endpoint_view(desired, register, record.id) | {"ifindex": record.ifindex}
+            endpoint_view(desired, register, record.id, denying) | {"ifindex": record.ifindex}
             for record in register.records
             if record.attached
         ],
-        "host": host_view(desired),
+        "host": host_view(desired, denying),
         "rules": rules(desired),
         "pods": {unpack(address): pod.meta.ref.key for address, pod in pods.items()},
         "nodes": {unpack(address): node.meta.name for address, node in nodes.items()},

@@ -139,6 +139,9 @@ def _observe(arguments: argparse.Namespace) -> int:
             print(text, flush=True)
     except BrokenPipeError:
         raise
+    except (FileNotFoundError, ConnectionRefusedError):
+        print("netstack-observer is not running", file=sys.stderr)
+        return 2
     except (RuntimeError, BadConfig, OSError) as error:
         print(f"netstack-observer: {error}", file=sys.stderr)
         return 2

@@ -43,7 +43,8 @@ class Party:
     labels: Mapping[str, str] = field(default_factory=dict)
     endpoint: int = 0
     node: str = ""
-    policies: tuple[str, ...] = ()
+    policies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By direction: those that select it and deny what no rule allows."""
     pod: str = ""
     service: bool = False
 

@@ -7,7 +7,7 @@ have numbers instead of names.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -130,7 +130,7 @@ class Inquiry:
             labels=self._labels.get(known.identity, {}),
             endpoint=own.id if own and own.id != layout.HOST_ENDPOINT else 0,
             node="" if known.node == ANY else unpack(known.node),
-            policies=tuple(self._pods[local]["policies"]) if local else (),
+            policies=_denying(self._pods[local]) if local else {},
             pod=pod,
             service=self._maps["services"].get(layout.ServiceKey(address, 0, 0, layout.SCOPE_CLUSTER).pack())
             is not None,
@@ -204,7 +204,7 @@ class Inquiry:
             Verdict.DEFAULT_DENY,
             notes=(
                 f"netstack-dns: {told['reason']}",
-                *(f"{policy} selects it" for policy in source.policies),
+                *(f"{policy} selects it" for policy in source.policies["egress"]),
                 *(f"{rule} is for other names" for rule in sorted(named)),
             ),
         )
@@ -255,7 +255,8 @@ class Inquiry:
         self, where: str, outcome: Outcome, subject: Party, peer: Party, flow: Flow, direction: int, notes: list[str]
     ) -> Stage:
         if outcome.verdict is Verdict.DEFAULT_DENY:
-            notes += [f"{policy} selects it" for policy in subject.policies]
+            judging = subject.policies.get("ingress" if direction == layout.DIRECTION_INGRESS else "egress", ())
+            notes += [f"{policy} selects it" for policy in judging]
             entries = self._entries(subject.endpoint, direction)
             peers = (peer.identity, layout.IDENTITY_ANY, *self._selectors(subject.endpoint, peer.address))
             notes += considered(entries, self._rules, peers, flow)
@@ -308,6 +309,12 @@ class Inquiry:
             return ask(daemon, {"command": command, **details}, run=self._run)
         except (OSError, RuntimeError):
             return None
+
+
+def _denying(view: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Of an endpoint as the agent shows it."""
+    enforced = view["policies"]
+    return {way: tuple(ref for ref in refs if ref in enforced) for way, refs in view["denies"].items()}
 
 
 def parse_destination(text: str) -> tuple[str, int]:

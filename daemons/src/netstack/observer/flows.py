@@ -33,12 +33,14 @@ def named(event: layout.Event, names: Names, boot: float) -> dict[str, Any]:
     own, peer = (destination, source) if ingress else (source, destination)
     pods = {own: endpoint.pod if endpoint else names.pod(own), peer: names.pod(peer)}
     judging = () if endpoint is None else endpoint.on_trial if verdict is Verdict.AUDITED else endpoint.policies
+    direction = DIRECTIONS.get(event.direction, "")
+    denying = endpoint.denies.get(direction, ()) if endpoint else ()
     unruled = not event.rule and event.direction and verdict in (Verdict.DEFAULT_DENY, Verdict.AUDITED)
     return {
         "time": boot + event.at / NANO,
         "verdict": verdict.name,
         "reason": REASONS[verdict],
-        "direction": DIRECTIONS.get(event.direction, ""),
+        "direction": direction,
         "endpoint": number,
         "pod": endpoint.pod if endpoint else "",
         "source": _party(source, event.source_port, pods.get(source, ""), names),
@@ -47,7 +49,7 @@ def named(event: layout.Event, names: Names, boot: float) -> dict[str, Any]:
         "entity": kind(event.peer) if event.direction else "",
         "protocol": PROTOCOLS.get(event.protocol, str(event.protocol) if event.protocol else ""),
         "rule": names.rule(event.rule),
-        "policies": list(judging) if unruled else [],
+        "policies": [policy for policy in judging if policy in denying] if unruled else [],
         "repeats": event.repeats,
     }
 

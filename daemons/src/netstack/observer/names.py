@@ -6,8 +6,8 @@ an event can be named after its pod has ended. Addresses are given again; theirs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from netstack.kernel import layout
@@ -30,12 +30,14 @@ DNS_LIFE_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A pod of this node. `policies` enforce something on it, those `on_trial` say what they would."""
+    """A pod of this node. `policies` enforce something on it, those `on_trial` say what they would. `denies`: by
+    direction, those of both that deny what no rule allows."""
 
     pod: str
     address: str
     policies: tuple[str, ...] = ()
     on_trial: tuple[str, ...] = ()
+    denies: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def kind(identity: int) -> str:
@@ -65,14 +67,11 @@ class Names:
         self.revision = told["revision"]
         _merge(
             self.endpoints,
-            {
-                item["id"]: Endpoint(item["pod"], item["address"], tuple(item["policies"]), tuple(item["on_trial"]))
-                for item in told["endpoints"]
-            },
+            {item["id"]: _endpoint(item["pod"], item["address"], item) for item in told["endpoints"]},
         )
         its = told.get("host")  # the node itself, while policies select it; an older agent says nothing of it
         if its:
-            _merge(self.endpoints, {its["id"]: Endpoint("", "", tuple(its["policies"]), tuple(its["on_trial"]))})
+            _merge(self.endpoints, {its["id"]: _endpoint("", "", its)})
         _merge(self._rules, {int(number): text for number, text in told["rules"].items()})
         self._devices = {item["ifindex"]: item["id"] for item in told["endpoints"]}
         self._pods, self._nodes = dict(told["pods"]), dict(told["nodes"])
@@ -109,6 +108,10 @@ class Names:
     def dns(self, address: str) -> tuple[str, ...]:
         """Every name that pods of this node have learned for the address."""
         return self._dns.get(address, (0.0, ()))[1]
+
+
+def _endpoint(pod: str, address: str, told: Mapping[str, Any]) -> Endpoint:
+    return Endpoint(pod, address, tuple(told["policies"]), tuple(told["on_trial"]), told["denies"])
 
 
 def _merge(known: dict[int, Any], new: Mapping[int, Any]) -> None:

@@ -51,6 +51,7 @@ def test_status() -> None:
     assert endpoint["pod"] == "one/a"
     assert endpoint["enforces"] == ["egress"]
     assert endpoint["policies"] == ["CiliumNetworkPolicy one/p", "CiliumNetworkPolicy one/q"]
+    assert endpoint["denies"] == {"ingress": [], "egress": endpoint["policies"]}
     reason = "CiliumNetworkPolicy one/q: spec.egress[0].toGroups: is not supported, so the whole policy is refused"
     in_force = digest(spec for spec in made.desired.accepted.specs if spec.ref.name == "p")
     assert view["policies"] == [

@@ -14,13 +14,16 @@ from netstack.observer.names import Names
 
 POD, PEER, WORLD = "10.244.1.3", "10.244.2.3", "192.0.2.1"
 POLICY, RULE = "CiliumNetworkPolicy shop/p", "CiliumNetworkPolicy shop/p: spec.egress[0]"
+OTHER = "NetworkPolicy shop/ingress-alone"
 BOOT = 1_800_000_000.0
 
 
 @pytest.fixture
 def names() -> Names:
     made = Names()
-    endpoint = {"id": 11, "ifindex": 5, "pod": "shop/cart-1", "address": POD, "policies": [POLICY], "on_trial": ["T"]}
+    denies = {"ingress": [OTHER], "egress": [POLICY, "T"]}
+    policies = {"policies": [POLICY, OTHER], "on_trial": ["T"], "denies": denies}
+    endpoint = {"id": 11, "ifindex": 5, "pod": "shop/cart-1", "address": POD, **policies}
     pods = {POD: "shop/cart-1", PEER: "db/main"}
     nodes = {"192.168.86.21": "n1"}
     made.learn({"revision": "1", "endpoints": [endpoint], "rules": {"7": RULE}, "pods": pods, "nodes": nodes})
@@ -69,10 +72,11 @@ def test_an_allowed_flow_names_pod_peer_and_rule(names: Names) -> None:
     }
 
 
-def test_where_no_rule_allows_the_policies_that_select_the_pod_are_named(names: Names) -> None:
+def test_where_no_rule_allows_the_policies_that_deny_in_this_direction_are_named(names: Names) -> None:
+    assert flow(names, verdict=Verdict.DEFAULT_DENY, rule=0)["policies"] == [POLICY]
     denied = flow(names, verdict=Verdict.DEFAULT_DENY, rule=0, direction=l.DIRECTION_INGRESS, source=pack(PEER),
                   destination=pack(POD), peer=(1 << 30) + 5)  # fmt: skip
-    assert (denied["policies"], denied["entity"]) == ([POLICY], "pod")
+    assert (denied["policies"], denied["entity"]) == ([OTHER], "pod")
     assert (denied["source"]["pod"], denied["destination"]["pod"]) == ("db/main", "shop/cart-1")
 
 

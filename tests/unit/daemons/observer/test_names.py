@@ -12,7 +12,15 @@ from netstack.observer.names import DNS_LIFE_S, REMEMBERED, Endpoint, Names, kin
 
 def told(*numbers: int, rules: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
     endpoints = [
-        {"id": n, "ifindex": 100 + n, "pod": f"one/p{n}", "address": f"10.0.0.{n}", "policies": ["P"], "on_trial": []}
+        {
+            "id": n,
+            "ifindex": 100 + n,
+            "pod": f"one/p{n}",
+            "address": f"10.0.0.{n}",
+            "policies": ["P"],
+            "on_trial": [],
+            "denies": {},
+        }
         for n in numbers
     ]
     return {"revision": "1.1", "endpoints": endpoints, "rules": rules or {}, "pods": {}, "nodes": {}} | more

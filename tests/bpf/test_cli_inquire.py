@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
             },
             "pods": {A: "one/a", B: "one/b", REMOTE: "two/dns"},
             "nodes": {NODE: "n1", OTHER: "n2"},
+            "host": {"policies": ["CiliumClusterwideNetworkPolicy h"], "on_trial": [],
+                     "denies": {"ingress": ["CiliumClusterwideNetworkPolicy h"], "egress": []}},
             "dns": [SERVER],
         },
         "identities": [
@@ -155,6 +158,27 @@ def test_the_lan_and_the_node_itself_are_asked_too(node: Home, run: Path) -> Non
     assert [stage.verdict for stage in found.stages] == [Verdict.FORWARDED, Verdict.DEFAULT_DENY]
     (found,) = explain(node, run, NODE, "pod/a:80")
     assert found.allowed and [stage.where for stage in found.stages] == ["enters pod one/a"]
+
+
+def test_what_policies_for_nodes_deny_is_not_blamed_on_the_pod(node: Home, run: Path) -> None:
+    key = l.Number(0).pack()
+    with node.map("config") as table:
+        before = table.get(key)
+        assert before is not None
+        table.put(key, replace(l.Config.unpack(before), host=True).pack())
+    with node.map("endpoints") as endpoints:
+        itself = l.Endpoint(l.HOST_ENDPOINT, 0, l.IDENTITY_HOST, l.ENFORCE_INGRESS, bytes(6), bytes(6))
+        endpoints.put(l.AddressKey(pack(NODE)).pack(), itself.pack())
+    try:
+        (found,) = explain(node, run, "pod/b", f"{NODE}:22")
+    finally:
+        node.put("config", l.Number(0), l.Config.unpack(before))
+        with node.map("endpoints") as endpoints:
+            endpoints.delete(l.AddressKey(pack(NODE)).pack())
+    (stage,) = found.stages
+    assert (stage.where, stage.verdict) == ("enters node n1", Verdict.DEFAULT_DENY)
+    assert stage.notes[0] == "CiliumClusterwideNetworkPolicy h selects it"
+    assert found.suggestion == {}
 
 
 def test_another_node_is_asked_with_the_mac_that_the_kernel_knows(node: Home, run: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +47,7 @@ class Inquiry:
         self._config = layout.Config.unpack(raw) if raw else layout.Config()
         names = self._ask("agent", "names") or {}
         self._pods = {view["pod"]: view for view in names.get("endpoints", ())}
+        self._host: dict[str, Any] = names.get("host") or {}
         self._elsewhere: dict[str, str] = dict(names.get("pods", {}))
         """Address -> pod, of every node."""
         self._nodes: dict[str, str] = dict(names.get("nodes", {}))
@@ -135,6 +137,13 @@ class Inquiry:
             service=self._maps["services"].get(layout.ServiceKey(address, 0, 0, layout.SCOPE_CLUSTER).pack())
             is not None,
         )
+
+    @cached_property
+    def _itself(self) -> Party:
+        """This node, as the endpoint that it is while policies select it."""
+        address = self._config.node6 if self._config.node4 == ANY else self._config.node4
+        policies = _denying(self._host) if self._host else {}
+        return replace(self._at(address, "this node"), endpoint=layout.HOST_ENDPOINT, policies=policies)
 
     def _endpoint(self, address: bytes) -> layout.Endpoint | None:
         raw = self._maps["endpoints"].get(layout.AddressKey(address).pack())
@@ -239,8 +248,13 @@ class Inquiry:
         notes = []
         if onward != flow:
             notes.append(f"service {unpack(flow.destination)} port {flow.port} -> {unpack(address)} port {port}")
-        judged = self._at(address, end.name)
-        stage = self._stage(where, outcome, source, judged, onward, layout.DIRECTION_EGRESS, notes)
+        if outcome.direction == layout.DIRECTION_INGRESS:  # the policies for nodes have spoken, of this one
+            stage = self._stage(
+                f"enters {self._itself.name}", outcome, self._itself, source, flow, outcome.direction, []
+            )
+        else:
+            judged = self._at(address, end.name)
+            stage = self._stage(where, outcome, source, judged, onward, layout.DIRECTION_EGRESS, notes)
         return stage, onward, device
 
     def _enter(self, source: Party, end: Party, flow: Flow, came_by: int) -> Stage:

@@ -26,8 +26,8 @@ WRITTEN = tuple(name for name, spec in layout.MAPS.items() if spec.writer == "pr
 """The tables that programs write, and those that hold such tables."""
 SCRATCH = "scratch"
 """What a program knows of the packet that it is looking at: struct packet of files/bpf/lib/parse.h ..."""
-JUDGED = struct.Struct("=104xI11x?12xI")
-"""... and what policies said of it: its members `rule`, `audited` and `audit_rule`."""
+JUDGED = struct.Struct("=104xI9xBx?12xI")
+"""... and what policies said of it: its members `rule`, `direction`, `audited` and `audit_rule`."""
 CONTEXT_BYTES = 192
 """struct __sk_buff"""
 IPV6 = b"\x86\xdd"
@@ -36,11 +36,13 @@ IPV6 = b"\x86\xdd"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`rule` 0: no rule decided. `audited`: it passes, but policies on trial would deny it, by `audit_rule` or (0)
-    because no rule of theirs allows it. `frame`: as it left the program."""
+    """`rule` 0: no rule decided. `direction`: in which policies were asked last; 0: none was. `audited`: it passes, but
+    policies on trial would deny it, by `audit_rule` or (0) because no rule of theirs allows it. `frame`: as it left the
+    program."""
 
     verdict: Verdict
     rule: int
+    direction: int
     audited: bool
     audit_rule: int
     frame: bytes
@@ -115,7 +117,7 @@ class Trial:
             for key, values in self.maps["counters"].items()
         }
 
-    def _judged(self) -> tuple[int, bool, int]:
+    def _judged(self) -> tuple[int, int, bool, int]:
         """JUDGED of the packet just run; the scratch of every CPU is clean again."""
         table = self.maps[SCRATCH]
         key = layout.Number(0).pack()
@@ -123,4 +125,4 @@ class Trial:
         table.put(key, bytes(len(values)))
         size = (table.definition.value_size + 7) // 8 * 8
         used = next(at for at in range(0, len(values), size) if any(values[at : at + size]))
-        return cast("tuple[int, bool, int]", JUDGED.unpack_from(values, used))
+        return cast("tuple[int, int, bool, int]", JUDGED.unpack_from(values, used))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from lab.router import ATTACKER
 from lab.shell import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.lab]
+
+once = pytest.mark.parametrize("performance", [os.environ.get("NETSTACK_SOURCE") or "directory"], indirect=True)
+"""For what is the same wherever objects come from."""
 
 PATIENCE_S = 30.0
 AUDIT = {"netstack.kubelab.io/audit": "true"}
@@ -253,6 +257,7 @@ def test_a_deny_rule_is_named_and_no_policy_written_that_would_not_help(desk: De
     wait_until(lambda: connects(desk.claw, desk.home.assistant, 8123), "the port to be reached again", PATIENCE_S)
 
 
+@once
 def test_a_name_before_and_after_it_is_looked_up_and_with_a_neighbor_on_its_address(desk: Desk) -> None:
     name, neighbor = "api.github.com", "shared.example.net"
     fresh = desk.home.lab.pod(desk.claw.node, "openclaw", "fresh", {"app": "openclaw"})
@@ -274,6 +279,7 @@ def test_a_name_before_and_after_it_is_looked_up_and_with_a_neighbor_on_its_addr
         near.delete()
 
 
+@once
 def test_what_another_node_decides_is_asked_there(desk: Desk) -> None:
     """The proxy asks in the agent's name, and the server's policy keeps the agent out: only its own node knows."""
     with desk.applied(WHO_MAY_ASK):
@@ -289,6 +295,7 @@ def test_what_another_node_decides_is_asked_there(desk: Desk) -> None:
 # What dns says
 
 
+@once
 def test_dns_tells_what_was_learned_and_what_was_refused(desk: Desk) -> None:
     assert reaches(desk.claw, "https://api.github.com/")
     for _ in range(2):
@@ -340,6 +347,7 @@ def denied_and_allowed(desk: Desk) -> None:
     assert reaches(desk.claw, "https://api.github.com/")
 
 
+@once
 def test_who_follows_sees_drops_and_first_packets_as_they_happen(desk: Desk) -> None:
     denied_and_allowed(desk)
     node, pod = desk.node(desk.claw), ("--pod", "openclaw/claw", "--port", "443")
@@ -374,6 +382,7 @@ print(observe.wait(20), repr(observe.stderr.read()))
 """
 
 
+@once
 def test_who_follows_may_end_it_by_key_or_by_reading_no_more(desk: Desk) -> None:
     denied_and_allowed(desk)
     watching = desk.node(desk.claw).enter(["python3", "-c", ENDING])
@@ -385,6 +394,7 @@ def test_who_follows_may_end_it_by_key_or_by_reading_no_more(desk: Desk) -> None
         assert ending.stdout.readline() == "141 ''\n"
 
 
+@once
 def test_filters_pick_flows(desk: Desk) -> None:
     denied_and_allowed(desk)
     assert connects(desk.cat, desk.bowl.address, 7)

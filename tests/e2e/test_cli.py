@@ -324,8 +324,10 @@ class Following:
     """`netstack observe --follow` on a node, as a program whose output somebody reads; it ends after a while."""
 
     def __init__(self, node: Node, *options: str) -> None:
-        until_closed = 'timeout "$0" netstack observe --follow "$@" & read -r _; kill $!'
-        command = node.enter(["sh", "-c", until_closed, f"{PATIENCE_S}", *options])
+        both = (
+            'exec 3<&0; timeout "$0" netstack observe --follow "$@" & { read -r _ <&3; kill $!; } > /dev/null & wait %1'
+        )
+        command = node.enter(["bash", "-c", both, f"{PATIENCE_S}", *options])
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Following:

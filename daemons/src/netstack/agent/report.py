@@ -41,7 +41,7 @@ def status(
         "summary": f"{len(endpoints)} endpoints, {len(desired.owners)} service ports, generation {desired.generation}",
         "generation": desired.generation,
         "endpoints": endpoints,
-        "host": host_view(desired, denying),
+        "host": host_view(desired),
         "policies": list(policies(desired, snapshot, unmanaged)),
         "unmanaged": [unmanaged_view(item) for item in unmanaged],
         "broken": [*map(str, snapshot.broken), *desired.problems, *map(str, desired.accepted.refused.values())],
@@ -80,11 +80,11 @@ def endpoint_view(desired: Desired, register: Register, number: int, denying: De
     }
 
 
-def host_view(desired: Desired, denying: Denying) -> dict[str, Any]:
+def host_view(desired: Desired) -> dict[str, Any]:
     """What policies for nodes do to this one; empty if none selects it."""
     if layout.HOST_ENDPOINT not in desired.policy.enforce:
         return {}
-    own = _enforced(desired, layout.HOST_ENDPOINT, denying)
+    own = _enforced(desired, layout.HOST_ENDPOINT, _denying(desired))
     return {"id": layout.HOST_ENDPOINT, **own, "kept": str(desired.kept)}
 
 
@@ -240,7 +240,7 @@ def names(
             for record in register.records
             if record.attached
         ],
-        "host": host_view(desired, denying),
+        "host": host_view(desired),
         "rules": rules(desired),
         "pods": {unpack(address): pod.meta.ref.key for address, pod in pods.items()},
         "nodes": {unpack(address): node.meta.name for address, node in nodes.items()},

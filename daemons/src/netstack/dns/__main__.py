@@ -62,7 +62,8 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     await proxy.serve(sockets.inherited() or sockets.opened(*chosen.listen))
     unit.spawn(proxy.upkeep(SWEEP_S), "upkeep")
     unit.spawn(proxy.watch(WATCH_S), "watch")
-    unit.spawn(recall.upkeep(SWEEP_S), "copy of what was heard")
+    unit.spawn(recall.upkeep(SWEEP_S), "expiry of what was heard")
+    unit.spawn(recall.copy.upkeep(SWEEP_S), "copy of what was heard")
     unit.spawn(names.upkeep(NAMES_S), "copy of names")
     try:
         unit.spawn(recall.listen(Ring(Map.open(maps / "heard"))), "listen")

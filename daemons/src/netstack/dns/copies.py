@@ -17,7 +17,8 @@ class Kept(Protocol):
     changed: bool
     """Since the last `dump`."""
 
-    def dump(self) -> str: ...
+    def dump(self) -> str:
+        """In any thread, while the owner goes on."""
 
     def load(self, text: str) -> None:
         """What `dump` gave. ValueError, and nothing is taken, if it is anything else."""

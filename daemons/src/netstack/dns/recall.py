@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -72,5 +71,3 @@ class Recall:
         while True:
             await asyncio.sleep(every_s)
             self._memory.expire(asyncio.get_running_loop().time())
-            with contextlib.suppress(OSError):  # no room in memory: the next turn tries again
-                self.copy.save()

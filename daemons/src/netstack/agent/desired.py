@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from netstack.agent.fit import Holders, fitting
-from netstack.agent.identities import WORLDS, Census, Identities, LocalEndpoint, View
+from netstack.agent.identities import WORLDS, Census, Identities, LocalEndpoint, View, tell
 from netstack.agent.order import NAMES, Tables
 from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, Readings, accept, on_trial
 from netstack.agent.policy.entries import Server
@@ -215,7 +215,7 @@ def who_may(
         nodes=snapshot.all(Node),
         pods=snapshot.all(Pod),
         namespaces=snapshot.all(Namespace),
-        slices=snapshot.all(EndpointSlice),
+        slices=tuple(filter(tell, snapshot.all(EndpointSlice))),
         endpoints=endpoints,
         prefixes=frozenset(
             {prefix for block in blocks for prefix in (block.prefix, *block.excluded)}

@@ -124,6 +124,7 @@ class View:
     pods: tuple[Pod, ...]
     namespaces: tuple[Namespace, ...]
     slices: tuple[EndpointSlice, ...]
+    """Those that `tell`."""
     endpoints: tuple[LocalEndpoint, ...]
     prefixes: frozenset[Prefix] = frozenset()
     """The ranges that policies name, exceptions included."""
@@ -184,6 +185,19 @@ def full_labels(own: Labels, namespace: str, service_account: str, namespaces: M
     for key, value in {"kubernetes.io/metadata.name": namespace, **namespaces.get(namespace, {})}.items():
         labels[NAMESPACE_LABELS + key] = value
     return labels
+
+
+def tell(item: EndpointSlice) -> bool:
+    """Whether it says who somebody is. Most do not, and change often."""
+    return _is_api_server(item) or _is_ingress(item)
+
+
+def _is_api_server(item: EndpointSlice) -> bool:
+    return (item.meta.namespace, item.service) == ("default", "kubernetes")
+
+
+def _is_ingress(item: EndpointSlice) -> bool:
+    return item.meta.labels.get(MANAGED_BY) == INGRESS_MANAGER
 
 
 def compile_identities(view: View) -> Identities:
@@ -267,7 +281,7 @@ def _ingress(
     """The ingress endpoints of all nodes, by the EndpointSlices that netstack-ingress writes for its Services."""
     for item in view.slices:
         service = Ref("Service", item.meta.namespace, item.service)
-        if item.meta.labels.get(MANAGED_BY) != INGRESS_MANAGER or service not in view.ingress_services:
+        if not _is_ingress(item) or service not in view.ingress_services:
             continue
         labels = full_labels(view.ingress_services[service], service.namespace, "", namespaces)
         for endpoint in item.endpoints:
@@ -351,7 +365,7 @@ def _api_servers(view: View) -> set[bytes]:
     return {
         address
         for item in view.slices
-        if (item.meta.namespace, item.service) == ("default", "kubernetes")
+        if _is_api_server(item)
         for endpoint in item.endpoints
         for address in endpoint.addresses
     }

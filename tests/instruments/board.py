@@ -177,7 +177,7 @@ class Board:
             "from netstack.kernel.bpf import SCHED_CLS, Program\n"
             f"Program.load('foreign', SCHED_CLS, bytes.fromhex({instructions!r})).pin({pin!r})\n"
         )
-        self.run(*self._python("-c", script), check=True)
+        self.run(*self.python("-c", script), check=True)
         self.run("tc", "qdisc", "add", "dev", device, "clsact", check=True)
         words = f"tc filter add dev {device} ingress pref 1 handle 1 bpf da object-pinned {pin}"
         self.run(*words.split(), check=True)
@@ -236,7 +236,7 @@ class Board:
         (self.folder / "dns.yaml").write_text(yaml.safe_dump(chosen | settings))
         with (self.folder / "dns.log").open("ab") as output:
             self.dns = subprocess.Popen(
-                self._command(self._python("-m", "netstack.dns", "--config", str(self.folder / "dns.yaml"))),
+                self._command(self.python("-m", "netstack.dns", "--config", str(self.folder / "dns.yaml"))),
                 stderr=output,
             )
         log = self.folder / "dns.log"

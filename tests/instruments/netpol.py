@@ -1,14 +1,5 @@
-"""The published cases of the Kubernetes network-policy suite (netpol.yaml), as objects and
-questions for whoever judges.
-
-for mode in modes(case):
-    nodes = [node(number, mode) for number in (1, 2)]
-    for step in case["steps"]:
-        for cluster in nodes:
-            load(cluster, manifests(step))
-        for source, destination, protocol, port, wanted in questions(step):
-            ...
-"""
+"""The published cases of the Kubernetes network-policy suite (netpol.yaml), as objects and questions for whoever
+judges: in each mode, step by step, on both nodes."""
 
 from __future__ import annotations
 

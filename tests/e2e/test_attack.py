@@ -94,4 +94,7 @@ def test_removal_under_attack_opens_nothing(home: Home) -> None:
     wait_ready(node)
     pod.delete()
     victim.delete()
+    for name in ("openclaw", "scout"):  # the home's own, on the same node: made anew, as after a drain
+        getattr(home, name).delete()
+        setattr(home, name, lab.pod(node.name, "openclaw", name, {"app": name}))
     assert "eth0" not in left

@@ -231,7 +231,8 @@ def names(
     answer. `dns`: the Services that are the cluster's DNS."""
     denying = _denying(desired)
     servers = [service for ref in dns if (service := snapshot.get(Service, *ref)) is not None]
-    pods = {address: pod for pod in snapshot.all(Pod) if not pod.host_network for address in pod.addresses}
+    by_age = sorted(snapshot.all(Pod), key=lambda pod: pod.meta.created)  # an address that two claim is the newer's
+    pods = {address: pod for pod in by_age if not pod.host_network for address in pod.addresses}
     nodes = {address: node for node in snapshot.all(Node) for address in node.addresses}
     return {
         "revision": revision,

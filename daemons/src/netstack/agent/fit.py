@@ -123,5 +123,5 @@ def _too_small(name: str, count: int, size: int, holders: Counter[str]) -> str:
     most = "".join(f", {number} of them for {holder}" for holder, number in holders.most_common(1))
     return (
         f"map {name} is too small: {count} entries of {size}{most}; nothing of it was changed. "
-        f"More: datapath.sizes.{name} in agent.yaml, and a restart of the node"
+        f"More: datapath.sizes.{name} in agent.yaml (the role's agent_settings), and a restart of the node"
     )

@@ -70,7 +70,8 @@ def test_what_does_not_fit_changes_nothing_names_its_object_and_goes_on_when_the
     (overflow,) = cluster.compile().overflows.values()
     assert overflow.startswith(f"map {small} is too small: ")
     assert " entries of 40, " in overflow and f" of them for {holder}; nothing of it was changed" in overflow
-    assert overflow.endswith(f"More: datapath.sizes.{small} in agent.yaml, and a restart of the node")
+    assert overflow.endswith("(the role's agent_settings), and a restart of the node")
+    assert f"More: datapath.sizes.{small} in agent.yaml " in overflow
     assert {name: cluster.table(name) for name in before} == before
     assert cluster.verdict("one/far", "one/a", 80) == "ALLOWED"
     assert cluster.verdict("one/far", "one/a", 1000) == "DEFAULT_DENY"

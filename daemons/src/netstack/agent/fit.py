@@ -8,6 +8,9 @@ A change that fits by itself, but not beside what it replaces, would wait for ev
 services: those that go have gone, those that change are as they were. Of policy: the endpoints that stay have no rule
 and enforce both directions, so nothing new begins; known flows go on, for the generation is the old one. The node
 itself keeps its rules there, or its SSH would be cut.
+
+Rules stay as they are, but not who is who among pods: an address that another pod has meanwhile, or a pod with other
+labels, is CHANGING (order.py) until there is room, lest it has what rules give to who was there before.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from netstack.agent.order import ENDPOINT_ID, Tables
+from netstack.agent.identities import CHANGING
+from netstack.agent.order import ENDPOINT_ID, Tables, changing, guards, identity, is_guard
 from netstack.core.table import Table
 from netstack.kernel import layout
 
@@ -55,7 +59,7 @@ def fitting(wanted: Tables, old: Tables, sizes: Mapping[str, int], holders: Hold
             tables.update({name: step[name] for name in group})
             between = True
             continue
-        tables.update({name: old[name] for name in group})
+        tables.update(_rules_stay(wanted, old, sizes) if group == POLICY else {name: old[name] for name in group})
         overflows |= {name: _too_small(name, needed[name], sizes[name], holders[name]()) for name in small}
     return Fitted(tables, overflows, between)
 
@@ -68,6 +72,7 @@ def _needed(group: Iterable[str], wanted: Tables, old: Tables) -> dict[str, int]
     """Entries of each map while the change is written; of slots, services.py knows."""
     needed = {name: len(wanted[name].entries.keys() | old[name].entries.keys()) for name in group if name != "slots"}
     if "policy" in needed:
+        needed["policy"] -= sum(map(is_guard, old["policy"].entries))
         ids = _ids(wanted["endpoints"]) | _ids(old["endpoints"])
         needed["conntrack"] = len(ids)
         needed["policy"] += GUARDS * len(ids)
@@ -113,6 +118,45 @@ def _rules_go(wanted: Tables, old: Tables) -> Tables:
         "identities": Table("identities", identities),
         "endpoints": Table("endpoints", endpoints),
     }
+
+
+def _rules_stay(wanted: Tables, old: Tables, sizes: Mapping[str, int]) -> Tables:
+    """`old`, but for pods that have become others. If there is no room for an address, whoever in the ranges of pods is
+    not known is CHANGING."""
+    before, now = old["identities"].entries, wanted["identities"].entries
+    identities = {key: _as_known(value, now.get(key)) for key, value in before.items()}
+    new = sorted(key for key, value in now.items() if key not in before and _is_pod(value))
+    room = max(0, sizes["identities"] - 1 - len(before))
+    identities |= {key: changing(now[key]) for key in new[:room]}
+    if new[room:]:
+        unknown = [key for key, value in before.items() if identity(value) == layout.IDENTITY_UNMANAGED]
+        identities |= {key: changing(before[key]) for key in unknown}
+    endpoints = {}
+    for key, value in old["endpoints"].entries.items():
+        endpoint, then = layout.Endpoint.unpack(value), wanted["endpoints"].entries.get(key)
+        same = then is None or layout.Endpoint.unpack(then).identity == endpoint.identity
+        endpoints[key] = value if same else replace(endpoint, identity=CHANGING).pack()
+    policy = old["policy"].entries
+    if identities != before:
+        policy = {**policy, **guards(old)}
+    return {
+        "policy": Table("policy", policy),
+        "identities": Table("identities", identities),
+        "endpoints": Table("endpoints", endpoints),
+    }
+
+
+def _as_known(before: bytes, now: bytes | None) -> bytes:
+    """What a range or an address is to rules of before."""
+    if now is None:
+        return changing(before) if _is_pod(before) else before
+    if identity(before) == identity(now):
+        return now
+    return changing(now) if _is_pod(before) or _is_pod(now) else before
+
+
+def _is_pod(value: bytes) -> bool:
+    return layout.IDENTITY_PODS <= identity(value) < layout.IDENTITY_PODS_END
 
 
 STEPS: Mapping[tuple[str, ...], Callable[[Tables, Tables], Tables]] = {SERVICES: _services_go, POLICY: _rules_go}

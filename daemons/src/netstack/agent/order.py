@@ -72,11 +72,14 @@ def _policy(old: Tables, new: Tables) -> Iterator[Change]:
     staying, arriving = _endpoints(old["endpoints"], new["endpoints"])
     identities = diff(old["identities"], new["identities"])
     moving = _moving(old, identities, puts, deletes, staying)
-    guards = _guards(old, new) if moving else {}
+    needed = guards(old, new) if moving else {}
+    deletes = [change for change in deletes if change.key not in needed]
 
     yield from _each(puts, layout.ACTION_DENY)
-    yield from (Change("policy", Op.PUT, key, value) for key, value in guards.items())
-    yield from _by_length((_to_changing(change) for change in moving), longest_first=True)
+    yield from (Change("policy", Op.PUT, key, value) for key, value in needed.items())
+    yield from _by_length(
+        (Change("identities", Op.PUT, change.key, changing(change.value)) for change in moving), longest_first=True
+    )
     shadowing = [change for change in deletes if _action(change) != layout.ACTION_DENY and denies.cover(change.key)]
     yield from shadowing
     yield from _each(puts, layout.ACTION_REDIRECT_DNS)
@@ -89,7 +92,8 @@ def _policy(old: Tables, new: Tables) -> Iterator[Change]:
     for action in (layout.ACTION_ALLOW, layout.ACTION_REDIRECT_DNS, layout.ACTION_DENY):
         yield from _each(rest, action)
     yield from _settle(moving)
-    yield from (Change("policy", Op.DELETE, key, value) for key, value in guards.items())
+    for_now = ((key, value) for key, value in needed.items() if key not in new["policy"].entries)
+    yield from (Change("policy", Op.DELETE, key, value) for key, value in for_now)
     yield from arriving
 
 
@@ -196,15 +200,25 @@ class _Ranges:
         return layout.IDENTITY_WORLD
 
 
-def _to_changing(change: Change) -> Change:
-    node = Identity.unpack(change.value).node
-    return Change("identities", Op.PUT, change.key, Identity(CHANGING, 0, node).pack())
+def identity(value: bytes) -> int:
+    """Of an entry of `identities`."""
+    return Identity.unpack(value).identity
 
 
-def _guards(old: Tables, new: Tables) -> dict[bytes, bytes]:
-    """Denies of CHANGING for every endpoint that any policy concerns, before or after."""
-    endpoints = {PolicyKey.unpack(key).endpoint for tables in (old, new) for key in tables["policy"].entries}
-    for tables in (old, new):
+def changing(value: bytes) -> bytes:
+    """The same for an address that is CHANGING."""
+    return Identity(CHANGING, 0, Identity.unpack(value).node).pack()
+
+
+def is_guard(key: bytes) -> bool:
+    """Whether a key of `policy` is one of `guards`."""
+    return PolicyKey.unpack(key).peer == CHANGING
+
+
+def guards(*states: Tables) -> dict[bytes, bytes]:
+    """Denies of CHANGING for every endpoint that any policy of these states concerns."""
+    endpoints = {PolicyKey.unpack(key).endpoint for tables in states for key in tables["policy"].entries}
+    for tables in states:
         values = map(layout.Endpoint.unpack, tables["endpoints"].entries.values())
         endpoints |= {endpoint.id for endpoint in values if endpoint.enforce}
     deny = PolicyRule(0, layout.ACTION_DENY).pack()

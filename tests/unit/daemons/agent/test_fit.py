@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from instruments.cluster import Cluster
+from netstack.agent.identities import CHANGING
+from netstack.agent.order import is_guard
+from netstack.core.address import pack
 from netstack.core.table import Op
 from netstack.kernel import layout
 
@@ -60,11 +63,15 @@ def large(cluster: Cluster, what: str) -> str:
     return "the pods of this node"
 
 
+def guards(cluster: Cluster) -> list[bytes]:
+    return [key for key in cluster.table("policy").entries if is_guard(key)]
+
+
 @pytest.mark.parametrize("small", ["policy", "identities", "endpoints", "conntrack", "services", "backends"])
 def test_what_does_not_fit_changes_nothing_names_its_object_and_goes_on_when_there_is_room(small: str) -> None:
     cluster = started(**{small: 40})
-    group = ("services", "slots", "backends") if small in ("services", "backends") else ("policy", "identities")
-    before = {name: cluster.table(name) for name in (*group, "endpoints")}
+    group = ("services", "slots", "backends") if small in ("services", "backends") else ("policy", "endpoints")
+    before = {name: dict(cluster.table(name).entries) for name in group}
     objects, endpoints = dict(cluster.objects), dict(cluster.endpoints)
     holder = large(cluster, small)
     (overflow,) = cluster.compile().overflows.values()
@@ -72,7 +79,10 @@ def test_what_does_not_fit_changes_nothing_names_its_object_and_goes_on_when_the
     assert " entries of 40, " in overflow and f" of them for {holder}; nothing of it was changed" in overflow
     assert overflow.endswith("(the role's agent_settings), and a restart of the node")
     assert f"More: datapath.sizes.{small} in agent.yaml " in overflow
-    assert {name: cluster.table(name) for name in before} == before
+    after = {name: dict(cluster.table(name).entries) for name in group}
+    assert {
+        name: {key: value for key, value in after[name].items() if key not in guards(cluster)} for name in group
+    } == before
     assert cluster.verdict("one/far", "one/a", 80) == "ALLOWED"
     assert cluster.verdict("one/far", "one/a", 1000) == "DEFAULT_DENY"
     cluster.objects, cluster.endpoints = objects, endpoints
@@ -123,6 +133,60 @@ def test_the_node_keeps_its_rules_when_those_of_pods_go_first() -> None:
     cluster.before = before
     assert not cluster.compile().overflows
     assert cluster.verdict("one/far", "one/a", 2000) == "ALLOWED"
+
+
+BUT_NOT_BAD = policy("p", []) | {
+    "spec": {
+        "endpointSelector": {},
+        "ingress": [{"fromEntities": ["cluster"]}],
+        "ingressDeny": [{"fromEndpoints": [{"matchLabels": {"app": "bad"}}]}],
+    }
+}
+
+
+def test_rules_stay_for_want_of_room_but_nobody_has_what_they_give_to_who_was_there_before() -> None:
+    cluster = started(policy=40)
+    near = pack(cluster.pod("one/near", {"app": "far"}))
+    cluster.pod("one/stays", {"app": "far"}, node="n2", address="10.244.2.4")
+    goes = pack(cluster.pod("one/goes", {"app": "far"}, node="n2", address="10.244.2.5"))
+    assert not cluster.compile().overflows
+    objects = dict(cluster.objects)
+    large(cluster, "policy")
+    for name in ("one/far", "one/near"):
+        cluster.relabel(name, {"app": "other"})
+    for _ in range(2):
+        assert cluster.compile().overflows
+        assert cluster.verdict("one/far", "one/a", 80) == "POLICY_DENIED"
+        assert cluster.verdict("one/near", "one/a", 80) == "POLICY_DENIED"
+        assert cluster.verdict("one/stays", "one/a", 80) == "ALLOWED"
+    assert not cluster.changes, "what is held is held by the second compile too"
+    assert layout.Endpoint.unpack(cluster.table("endpoints").entries[near]).identity == CHANGING
+    cluster.delete_pod("one/far")
+    cluster.delete_pod("one/goes")
+    cluster.compile()
+    gone = layout.PrefixKey(128, goes).pack()
+    assert layout.Identity.unpack(cluster.table("identities").entries[gone]).identity == CHANGING
+    cluster.pod("one/next", {"app": "other"}, node="n2", address=ALLOWED)
+    cluster.compile()
+    assert cluster.verdict("one/next", "one/a", 80) == "POLICY_DENIED"
+    cluster.objects = objects
+    assert not cluster.compile().overflows
+    assert cluster.verdict("one/far", "one/a", 80) == "ALLOWED"
+    assert not guards(cluster)
+
+
+@pytest.mark.parametrize("small", [{"policy": 40}, {"policy": 40, "identities": 12}, {"identities": 12}])
+def test_a_pod_that_comes_while_there_is_no_room_is_not_let_in_for_being_unknown(small: dict[str, int]) -> None:
+    cluster = started(**small)
+    cluster.put(BUT_NOT_BAD)
+    assert not cluster.compile().overflows
+    large(cluster, next(iter(small)))
+    for number in range(20):
+        cluster.pod(f"one/bad{number}", {"app": "bad"}, node="n2", address=f"10.244.2.{number + 10}")
+    assert cluster.compile().overflows
+    for number in range(20):
+        assert cluster.verdict(f"one/bad{number}", "one/a", 80) == "POLICY_DENIED"
+    assert cluster.verdict("one/far", "one/a", 80) == "ALLOWED"
 
 
 def allowing(app: str) -> dict[str, Any]:

@@ -19,8 +19,6 @@ from netstack.source.snapshot import Snapshot
 
 API_VERSIONS = {"NetworkPolicy": "networking.k8s.io/v1"}
 CILIUM = "cilium.io/v2"
-Denying = set[tuple[Ref, Direction]]
-"""The policies that deny what no rule allows, and where."""
 
 
 def status(
@@ -33,8 +31,7 @@ def status(
     unmanaged: Collection[Unmanaged] = (),
 ) -> dict[str, Any]:
     """`netstack status` (netstack.cli.status) and node_info read this."""
-    denying = _denying(desired)
-    endpoints = [endpoint_view(desired, register, record.id, denying) for record in register.records if record.attached]
+    endpoints = [endpoint_view(desired, register, record.id) for record in register.records if record.attached]
     return {
         "node": node,
         "release": release,
@@ -67,7 +64,7 @@ def waiting(node: str, release: str, unready: list[str]) -> dict[str, Any]:
     }
 
 
-def endpoint_view(desired: Desired, register: Register, number: int, denying: Denying) -> dict[str, Any]:
+def endpoint_view(desired: Desired, register: Register, number: int) -> dict[str, Any]:
     record = next(record for record in register.records if record.id == number)
     peer = desired.identities.of_endpoint.get(number)
     return {
@@ -76,7 +73,7 @@ def endpoint_view(desired: Desired, register: Register, number: int, denying: De
         "address": record.address,
         "device": record.device,
         "identity": peer.number if peer else 0,
-        **_enforced(desired, number, denying),
+        **_enforced(desired, number),
     }
 
 
@@ -84,18 +81,14 @@ def host_view(desired: Desired) -> dict[str, Any]:
     """What policies for nodes do to this one; empty if none selects it."""
     if layout.HOST_ENDPOINT not in desired.policy.enforce:
         return {}
-    own = _enforced(desired, layout.HOST_ENDPOINT, _denying(desired))
+    own = _enforced(desired, layout.HOST_ENDPOINT)
     return {"id": layout.HOST_ENDPOINT, **own, "kept": str(desired.kept)}
 
 
-def _denying(desired: Desired) -> Denying:
-    return {(spec.ref, direction) for spec in desired.accepted.specs for direction in spec.default_deny}
-
-
-def _enforced(desired: Desired, number: int, denying: Denying) -> dict[str, Any]:
+def _enforced(desired: Desired, number: int) -> dict[str, Any]:
     """Of one endpoint: the directions, the policies that select it, and which of them deny what no rule allows."""
     enforce, tried = desired.policy.enforce.get(number, 0), desired.policy.on_trial.get(number, ())
-    selects = desired.policy.selects.get(number, ())
+    selects, denies = desired.policy.selects.get(number, ()), desired.policy.denies.get(number, {})
     return {
         "enforces": [
             name
@@ -104,10 +97,7 @@ def _enforced(desired: Desired, number: int, denying: Denying) -> dict[str, Any]
         ],
         "policies": [str(ref) for ref in selects if ref not in tried],
         "on_trial": [str(ref) for ref in tried],
-        "denies": {
-            direction.name.lower(): [str(ref) for ref in selects if (ref, direction) in denying]
-            for direction in Direction
-        },
+        "denies": {way.name.lower(): list(map(str, denies.get(way, ()))) for way in Direction},
     }
 
 
@@ -229,7 +219,6 @@ def names(
 ) -> dict[str, Any]:
     """What netstack-observer needs to name an event, and `netstack explain` to put a question. `revision`: of this
     answer. `dns`: the Services that are the cluster's DNS."""
-    denying = _denying(desired)
     servers = [service for ref in dns if (service := snapshot.get(Service, *ref)) is not None]
     by_age = sorted(snapshot.all(Pod), key=lambda pod: pod.meta.created)  # an address that two claim is the newer's
     pods = {address: pod for pod in by_age if not pod.host_network for address in pod.addresses}
@@ -237,7 +226,7 @@ def names(
     return {
         "revision": revision,
         "endpoints": [
-            endpoint_view(desired, register, record.id, denying) | {"ifindex": record.ifindex}
+            endpoint_view(desired, register, record.id) | {"ifindex": record.ifindex}
             for record in register.records
             if record.attached
         ],

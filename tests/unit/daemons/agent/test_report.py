@@ -76,6 +76,19 @@ def test_status() -> None:
     assert view["broken"] == [f"{reason}; the pods that it selects deny instead"]
 
 
+def test_each_spec_of_a_policy_denies_in_its_own_directions_whom_it_selects() -> None:
+    made = Cluster()
+    made.pod("one/a", {"app": "a"})
+    one = {"endpointSelector": {"matchLabels": {"app": "a"}}, "egress": [{"toEntities": ["world"]}]}
+    other = {"endpointSelector": {"matchLabels": {"app": "b"}}, "ingress": [{"fromEntities": ["world"]}]}
+    policy = {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "specs": [one, other]}
+    made.put(policy | {"metadata": {"name": "p", "namespace": "one"}})
+    made.compile()
+    assert made.desired is not None
+    (endpoint,) = report.status("n1", "r1", made.desired, Snapshot(made.objects), register(), {})["endpoints"]
+    assert endpoint["denies"] == {"ingress": [], "egress": ["CiliumNetworkPolicy one/p"]}
+
+
 def test_the_digest_is_of_what_is_in_force() -> None:
     made = cluster()
 

@@ -55,6 +55,8 @@ class Subject:
     """ENFORCE_* bits."""
     selects: tuple[Ref, ...]
     """The policies that select them."""
+    denies: Mapping[Direction, tuple[Ref, ...]]
+    """Those of them that deny what no rule allows."""
     names: tuple[Name, ...]
     """What they may reach by name."""
     queries: Queries
@@ -80,6 +82,7 @@ def subject(peer: Peer, selecting: tuple[Spec, ...], resolver: Resolver, servers
         entries=_without_shadowed(entries),
         enforce=real.enforce | layout.AUDIT | trial.enforce * layout.AUDIT_INGRESS,
         selects=trial.selects,
+        denies=trial.denies,
         names=tuple(sorted({*real.names, *trial.names})),
         queries=queries,
         trial=trial.entries,
@@ -127,6 +130,7 @@ def _subject(peer: Peer, selecting: Iterable[Spec], resolver: Resolver, servers:
         entries=_without_shadowed(entries),
         enforce=sum(direction.enforce for direction in denied),
         selects=tuple(sorted({spec.ref for spec in selecting})),
+        denies={way: tuple(sorted({spec.ref for spec in selecting if way in spec.default_deny})) for way in Direction},
         names=names,
         queries=queries,
     )

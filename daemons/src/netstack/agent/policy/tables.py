@@ -16,7 +16,7 @@ from netstack.agent.policy import names
 from netstack.agent.policy.entries import Queries, Server, Subject, subject
 from netstack.agent.policy.host import Kept, keep
 from netstack.agent.policy.peers import Resolver
-from netstack.agent.policy.rules import Name, Spec
+from netstack.agent.policy.rules import Direction, Name, Spec
 from netstack.core.ref import Ref, RuleRef
 from netstack.core.table import Table
 from netstack.kernel import layout
@@ -40,6 +40,8 @@ class PolicyTables:
     rules: Mapping[int, RuleRef] = field(default_factory=dict)
     selects: Mapping[int, tuple[Ref, ...]] = field(default_factory=dict)
     """Endpoint id -> the policies that select it."""
+    denies: Mapping[int, Mapping[Direction, tuple[Ref, ...]]] = field(default_factory=dict)
+    """Endpoint id -> those of them that deny what no rule allows."""
     on_trial: Mapping[int, tuple[Ref, ...]] = field(default_factory=dict)
     """Endpoint id -> those of them that only say what they would deny."""
     dns: tuple[DnsEndpoint, ...] = ()
@@ -99,6 +101,7 @@ class Compiler:
             enforce={number: item.subject.enforce for number, item in made.items()},
             rules={number: ref for ref, number in self._rules.items()},
             selects={number: item.subject.selects for number, item in made.items()},
+            denies={number: item.subject.denies for number, item in made.items()},
             on_trial={number: item.subject.on_trial for number, item in made.items() if item.subject.on_trial},
             dns=tuple(self._dns(endpoint, made[endpoint.id].subject) for endpoint in order if _asks(made[endpoint.id])),
         )

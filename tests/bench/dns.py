@@ -2,10 +2,11 @@
 
     pod (programs, netstack-dns) ─┐
                                   ├─ node ── nsd, 1,000 names with an address each
-    pod without a policy ─────────┘   dnsdist and unbound here too, neither with a cache
+    pod without a policy ─────────┘   dnsdist and unbound here too, neither with a cache; and a bare loop
 
 The pod with a policy may ask for these names and nothing else, and learns their addresses; every answer waits for the
-kernel's table. The other pod asks nsd itself (`direct`), dnsdist or unbound. The path through the kernel is the same.
+kernel's table. The other pod asks nsd itself (`direct`), dnsdist, unbound, or a loop in Python that carries messages
+and looks at none (`bare`): the limit for sockets in Python. The path through the kernel is the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ from pathlib import Path
 
 from bench.events import busy_s
 from bench.figures import Area, Figure, Measured, Settings
+from instruments import dns_bare
 from instruments.dns_programs import ENDPOINT, SELECTOR, Programs, compiled
 from instruments.dns_talk import endpoint, question, rules_text
 from instruments.dns_wire import NODE, POD, SERVER, STRANGER, Wire, inside
@@ -31,7 +34,7 @@ from netstack.kernel import layout
 
 NAMES = 1000
 ZONE = "bench.test"
-DNSDIST, UNBOUND = 5301, 5302
+DNSDIST, UNBOUND, BARE = 5301, 5302, 5303
 """Ports on the node."""
 QUESTIONS = 2000
 """Of a round of one question at a time."""
@@ -45,10 +48,12 @@ FIGURES = (
     Figure("dns.added_p50", "us", "what a question takes longer than without the proxy, one at a time", target=150),
     Figure("dns.added_p50.dnsdist", "us", "the same through dnsdist"),
     Figure("dns.added_p50.unbound", "us", "the same through unbound, no cache"),
+    Figure("dns.added_p50.bare", "us", "the same through a loop in Python that looks at nothing"),
     Figure("dns.added_p99", "us", f"the same at {RATE} questions a second, 1 of 100 takes longer", target=1000),
     Figure("dns.qps", "1/s", "questions answered, 64 under way"),
     Figure("dns.qps.dnsdist", "1/s", "the proxy's questions to dnsdist's", "dnsdist", target=0.7),
     Figure("dns.qps.unbound", "1/s", "the proxy's questions to unbound's, no cache", "unbound", target=1.5),
+    Figure("dns.qps.bare", "1/s", "the proxy's questions to those of a loop in Python that looks at nothing", "bare"),
     Figure("dns.cpu_us", "us", "processor time of netstack-dns for a question"),
     Figure(
         "dns.first_connection_retransmits",
@@ -73,6 +78,7 @@ WAYS = {
     "direct": Way(STRANGER, SERVER, 53),
     "dnsdist": Way(STRANGER, NODE, DNSDIST),
     "unbound": Way(STRANGER, NODE, UNBOUND),
+    "bare": Way(STRANGER, NODE, BARE),
     "netstack": OURS,
 }
 
@@ -113,7 +119,7 @@ def _throughput(site: Site, settings: Settings) -> Iterator[Measured]:
             if name == "netstack":
                 costs.append(1e6 * (busy_s(site.proxy) - before) / answered)
     yield Measured("dns.qps", rates["netstack"])
-    for peer in ("dnsdist", "unbound"):
+    for peer in ("dnsdist", "unbound", "bare"):
         yield Measured(f"dns.qps.{peer}", rates["netstack"], rates[peer])
     yield Measured("dns.cpu_us", costs)
 
@@ -153,6 +159,7 @@ class Site:
         self._spawn(
             wire.node, ["unbound", "-d", "-c", self._write("unbound", UNBOUND_CONF.format(folder=self._folder))]
         )
+        self._spawn(wire.node, [sys.executable, dns_bare.__file__, NODE, str(BARE), SERVER])
         for way in WAYS.values():
             wait_until(lambda way=way: self._answers(way), f"{way.address}:{way.port}", 20)  # type: ignore[misc]
 

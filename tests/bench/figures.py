@@ -9,7 +9,7 @@ from pathlib import Path
 RAW = Path(__file__).with_name("raw")
 
 
-BESIDE = ("direct", "no policy", "dnsdist", "unbound")
+BESIDE = ("direct", "no policy", "dnsdist", "unbound", "bare")
 """What is run beside netstack for a ratio, and is no figure of its own."""
 
 

@@ -164,7 +164,7 @@ def _delays() -> Iterator[float]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netstack-bench-"))) / "board"
         folder.mkdir()
-        board = stack.enter_context(Board(folder))
+        board = stack.enter_context(Board(folder, audit_s=5.0))  # as by default
         for number in range(POLICIES - 1):
             board.put(f"policy-{number}", _ordinary(number))
         for number in range(PODS):

@@ -24,7 +24,7 @@ from netstack.core.address import pack
 from netstack.core.errors import BadConfig
 from netstack.kernel import layout as l
 from netstack.kernel import loader, programs
-from netstack.kernel.attach import POD, UPLINK, Occupied, TrafficControl, attach_pinned, guarded
+from netstack.kernel.attach import POD, UPLINK, Occupied, TrafficControl, attach_pinned, guarded, pinned_ids
 from netstack.kernel.bpf import BpfError, Map, MapDefinition, Program, attach_cgroup
 from netstack.kernel.loader import LoaderError, LoaderSettings, detach, load_settings
 from netstack.kernel.netlink import Netlink
@@ -241,13 +241,13 @@ def test_a_pod_is_guarded_when_it_carries_both_pinned_programs(node: Home) -> No
         assert device is not None
         with pytest.raises(BpfError, match="pod_ingress: No such file"):
             attach_pinned(traffic, node.pins, device.index)
-        assert not guarded(traffic, node.pins, device.index)
+        assert not guarded(traffic, pinned_ids(node.pins), device.index)
         node.load()
-        assert not guarded(traffic, node.pins, device.index)
+        assert not guarded(traffic, pinned_ids(node.pins), device.index)
         attach_pinned(traffic, node.pins, device.index)
-        assert guarded(traffic, node.pins, device.index)
+        assert guarded(traffic, pinned_ids(node.pins), device.index)
         node.namespace.run("tc", "filter", "del", "dev", "pod", "egress", "pref", "1")
-        assert not guarded(traffic, node.pins, device.index)
+        assert not guarded(traffic, pinned_ids(node.pins), device.index)
 
 
 def test_a_pod_that_lost_its_programs_gets_them_back(node: Home) -> None:

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ class Agent:
     def heard(self, indexes: set[int] | None) -> None:
         """News of devices: what must not wait for the next audit."""
         if indexes is None:
-            self.cni.audit()
+            _complete(self.cni.audit())
         else:
             self.cni.look(indexes)
         if self.unmanaged and self.desired is not None:
@@ -273,7 +274,8 @@ class Agent:
     async def upkeep(self) -> None:
         while True:
             await asyncio.sleep(self.chosen.audit_s)
-            self.cni.audit()
+            for _ in self.cni.audit():
+                await asyncio.sleep(0)
             self.guard_uplink()
             before = self.unmanaged
             if self.desired is not None:
@@ -336,10 +338,15 @@ class Agent:
         return lambda _: view(self.desired) if self.desired else None
 
 
+def _complete(audit: Iterator[None]) -> None:
+    for _ in audit:
+        pass
+
+
 async def serve(chosen: AgentSettings, unit: Unit) -> None:
     agent = Agent(chosen, unit)
     DeviceNews(agent.heard)
-    agent.cni.audit()  # first, so that what died while nobody looked is not put in force again
+    _complete(agent.cni.audit())  # first, so that what died while nobody looked is not put in force again
     agent.guard_uplink()
     agent.reconcile()
     agent.publish()

@@ -18,7 +18,7 @@ import asyncio
 import errno
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Set
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from netstack.agent.register import INGRESS_NAME, Full, Record, Register
 from netstack.agent.settings import AgentSettings
 from netstack.core.address import Prefix, pack
 from netstack.core.files import write_atomic
-from netstack.kernel.attach import POD, Occupied, TrafficControl, attach_pinned, carried, guarded
+from netstack.kernel.attach import POD, Occupied, TrafficControl, attach_pinned, carried, guarded, pinned_ids
 from netstack.kernel.bpf import BpfError
 from netstack.kernel.netlink import Link, Route
 from netstack.source import Snapshot
@@ -193,7 +193,7 @@ class Cni:
         record = self.register.find(request["container"], request["interface"])
         if record is None or not record.attached:
             raise Refused(NOT_RESERVED, "the container has no endpoint on this node")
-        if not guarded(self._traffic, self._pins, record.ifindex):
+        if not guarded(self._traffic, pinned_ids(self._pins), record.ifindex):
             raise Refused(NO_DATAPATH, f"{record.device} does not carry the eBPF programs")
         return {}
 
@@ -206,22 +206,28 @@ class Cni:
         self._traffic.delete_link(record.device)
         log.info("endpoint %d: %s/%s gave back %s", record.id, record.namespace, record.pod, record.address)
 
-    def audit(self) -> None:
+    def audit(self) -> Iterator[None]:
         """No other plugin is in force. Endpoints whose device is gone are released; a device without our programs gets
-        them back or goes down."""
+        them back or goes down. Yields after each endpoint, so that the caller can do in between what is urgent."""
         self.alone()
+        pinned = pinned_ids(self._pins)
         links = {link.name: link for link in self._traffic.links() if link.kind == "veth"}
         for record in self.register.records:
             link = links.get(record.device)
+            if not any(record is current for current in self.register.records):
+                continue  # it has changed in between
             if record.attached and (link is None or link.index != record.ifindex):
                 log.warning("endpoint %d: its device %s is gone", record.id, record.device)
                 self.release(record)
-            elif record.attached and not guarded(self._traffic, self._pins, record.ifindex):
-                self._guard(record)
+            elif record.attached and not guarded(self._traffic, pinned, record.ifindex):
+                pinned = pinned_ids(self._pins)  # others by now, if a loader is at work
+                if not guarded(self._traffic, pinned, record.ifindex):
+                    self._guard(record)
             elif not record.attached and link is None:
                 self._unused[record.id] += 1
                 if self._unused[record.id] > UNUSED_AUDITS:
                     self.release(record)
+            yield
         self._close_strangers(links.values())
 
     def look(self, indexes: Set[int]) -> None:

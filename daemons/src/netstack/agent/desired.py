@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from netstack.agent.fit import Holders, fitting
 from netstack.agent.identities import WORLDS, Census, Identities, LocalEndpoint, View, tell
@@ -258,21 +259,21 @@ def _dns_addresses(snapshot: Snapshot, services: tuple[Ref, ...]) -> set[tuple[b
 
 def _endpoints(endpoints: tuple[LocalEndpoint, ...], identities: Identities, policy: PolicyTables) -> Table:
     proxied = {item.endpoint: layout.PROXIED for item in policy.dns}
-    return Table(
-        "endpoints",
-        {
-            endpoint.address: layout.Endpoint(
-                endpoint.id,
-                endpoint.ifindex,
-                identities.of_endpoint[endpoint.id].number,
-                policy.enforce[endpoint.id] | proxied.get(endpoint.id, 0),
-                endpoint.mac,
-                endpoint.host_mac,
-            ).pack()
-            for endpoint in endpoints
-            if endpoint.id in policy.enforce
-        },
-    )
+    entries = {}
+    for endpoint in endpoints:
+        if endpoint.id in policy.enforce:
+            enforce = policy.enforce[endpoint.id] | proxied.get(endpoint.id, 0)
+            identity = identities.of_endpoint[endpoint.id].number
+            entries[endpoint.address] = _packed(
+                endpoint.id, endpoint.ifindex, identity, enforce, endpoint.mac, endpoint.host_mac
+            )
+    return Table("endpoints", entries)
+
+
+@lru_cache(4096)
+def _packed(number: int, ifindex: int, identity: int, enforce: int, mac: bytes, host_mac: bytes) -> bytes:
+    """Most endpoints stay as they are."""
+    return layout.Endpoint(number, ifindex, identity, enforce, mac, host_mac).pack()
 
 
 def _unreadable(snapshot: Snapshot) -> dict[Ref, BadObject]:

@@ -41,12 +41,11 @@ class GoodPolicies:
         then, or is the new version."""
         for ref in self._kept.keys() - good.keys():
             self._path(ref).unlink(missing_ok=True)
-        for ref, specs in sorted(good.items()):
-            if self._kept.get(ref) != specs:
-                item = {"ref": [ref.kind, ref.namespace, ref.name], "specs": [dict(spec) for spec in specs]}
-                text = json.dumps(item, indent=1, default=str) + "\n"
-                write_atomic(self._path(ref), text, mode=0o600, durable=False)
-                self._unsettled.add(self._path(ref))
+        for ref in sorted(ref for ref, specs in good.items() if self._kept.get(ref) != specs):
+            item = {"ref": [ref.kind, ref.namespace, ref.name], "specs": [dict(spec) for spec in good[ref]]}
+            text = json.dumps(item, indent=1, default=str) + "\n"
+            write_atomic(self._path(ref), text, mode=0o600, durable=False)
+            self._unsettled.add(self._path(ref))
         self._kept = dict(good)
 
     def settle(self) -> None:

@@ -46,6 +46,9 @@ ENDPOINT_ID = 4
 ACTION = PolicyRule.offsets()["action"]
 """Where the action stands in a packed PolicyRule: asked of every entry, so read without unpacking."""
 
+PEER = PolicyKey.offsets()["peer"]
+_CHANGING = layout.Number(CHANGING).pack()
+
 NAMES = ("backends", "slots", "services", "policy", "endpoints", "identities", "config")
 """Every table that the agent owns."""
 
@@ -212,7 +215,7 @@ def changing(value: bytes) -> bytes:
 
 def is_guard(key: bytes) -> bool:
     """Whether a key of `policy` is one of `guards`."""
-    return PolicyKey.unpack(key).peer == CHANGING
+    return key[PEER : PEER + 4] == _CHANGING
 
 
 def guards(*states: Tables) -> dict[bytes, bytes]:

@@ -18,7 +18,7 @@ from netstack.core.address import unpack
 from netstack.core.errors import BadConfig
 from netstack.core.unit import RUN, ask
 from netstack.kernel import layout
-from netstack.kernel.attach import POD, UPLINK, TrafficControl, carried, guarded
+from netstack.kernel.attach import POD, UPLINK, TrafficControl, carried, guarded, pinned_ids
 from netstack.kernel.bpf import BpfError, Map, Program, query_cgroup
 from netstack.kernel.flows import FlowTables
 from netstack.kernel.loader import LoaderSettings, load_settings
@@ -106,7 +106,7 @@ def _programs(datapath: LoaderSettings, tables: dict[str, Map]) -> tuple[list[st
         for _, value in tables["endpoints"].items() if "endpoints" in tables else ():
             ifindex = layout.Endpoint.unpack(value).ifindex
             if ifindex in names:
-                held = guarded(traffic, Path(datapath.pins), ifindex)
+                held = guarded(traffic, pinned_ids(Path(datapath.pins)), ifindex)
                 note(held, f"{', '.join(POD)} at {names[ifindex]}")
     return present, missing
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,19 +136,23 @@ def carried(traffic: TrafficControl, ifindex: int) -> set[str]:
     }
 
 
-def guarded(traffic: TrafficControl, pins: Path, ifindex: int) -> bool:
-    """Does this device carry both pod programs, the very ones that are pinned?"""
+def pinned_ids(pins: Path) -> dict[str, int]:
+    """Of the pod programs that are pinned: name -> the kernel's number."""
+    found = {}
     for name in POD:
         try:
             with Program.open(pins / "progs" / name) as program:
-                wanted = program.id
+                found[name] = program.id
         except BpfError as error:
-            if error.errno == errno.ENOENT:
-                return False
-            raise
-        parent = PARENT[PROGRAMS[name].hook]
-        if not any(
-            (f.preference, f.handle, f.id) == (PREFERENCE, HANDLE, wanted) for f in traffic.filters(ifindex, parent)
-        ):
+            if error.errno != errno.ENOENT:
+                raise
+    return found
+
+
+def guarded(traffic: TrafficControl, pinned: Mapping[str, int], ifindex: int) -> bool:
+    """Does this device carry both pod programs, the very ones that are pinned?"""
+    for name in POD:
+        wanted, parent = (PREFERENCE, HANDLE, pinned.get(name)), PARENT[PROGRAMS[name].hook]
+        if not any((f.preference, f.handle, f.id) == wanted for f in traffic.filters(ifindex, parent)):
             return False
     return True

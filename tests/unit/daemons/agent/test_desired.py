@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -87,23 +86,6 @@ def test_config_says_who_the_node_is() -> None:
         120,
     )
     assert (config.uplink, config.node6) == (2, bytes(16))
-
-
-@pytest.mark.parametrize("small", ["policy", "identities", "services", "backends"])
-def test_a_map_that_is_too_small_leaves_everything_as_it_is(small: str) -> None:
-    cluster = Cluster(sizes={small: 7})
-    cluster.pod("one/a", {"app": "a"})
-    cluster.compile()
-    before = cluster.table(small)
-    for number in range(10):
-        cluster.pod(f"one/p{number}", {"app": str(number)}, node="n2")
-        cluster.service(f"one/s{number}", [f"10.244.2.{100 + number}/n2"], clusterIP=f"10.96.0.{number + 1}")
-    spec = {"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]}
-    metadata = {"name": "p", "namespace": "one"}
-    cluster.put({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec})
-    desired = cluster.compile()
-    assert cluster.table(small) == before
-    assert any(f"map {small} is too small" in problem for problem in desired.problems)
 
 
 def test_a_policy_that_the_source_cannot_read_denies_its_namespace() -> None:

@@ -130,14 +130,14 @@ def accept(
     readings: Readings | None = None,
     trials: Collection[str] = (),
 ) -> Accepted:
-    """`good`: the last good specs by policy. `unreadable`: policies of which the source could read only the name.
-    `trials`: namespaces whose policies are all on trial."""
+    """`policies` in the order of their names. `good`: the last good specs by policy. `unreadable`: policies of which
+    the source could read only the name. `trials`: namespaces whose policies are all on trial."""
     read = (readings or Readings()).update(policies, trials)
     failed = unreadable or {}
     specs: list[Spec] = []
     refused: dict[Ref, Refusal] = {}
     kept: dict[Ref, RawSpecs] = {}
-    for ref in sorted(read.keys() | failed.keys()):
+    for ref in sorted(read.keys() | failed.keys()) if failed else read:
         reading = read.get(ref)
         found = failed.get(ref) or (reading.found if reading else ())
         raw, notes = (reading.policy.specs, reading.notes) if reading else ((), Notes())

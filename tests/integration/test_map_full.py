@@ -118,6 +118,23 @@ def test_what_does_not_fit_opens_nothing_is_said_and_comes_in_when_there_is_room
     small.holds()
 
 
+def test_a_pod_that_becomes_another_while_there_is_no_room_has_nothing_of_what_the_rules_gave_it(small: Small) -> None:
+    small.board.put("large", *too_large(small, "policy")[0])
+    wait_for("the complaint", small.unready)
+    small.holds()
+    try:
+        small.board.pod_object("default/client", {"app": "stranger"})
+        wait_for("the door to shut", lambda: not small.reaches(small.server.address, OPEN, 0.3))
+        small.board.stop()
+        small.board.start()
+        assert not small.reaches(small.server.address, OPEN, 0.3)
+    finally:
+        small.board.pod_object("default/client", {"app": "client"})
+    (small.board.folder / "manifests/large.yaml").unlink()
+    small.well()
+    small.holds()
+
+
 def letting(port: int) -> dict[str, Any]:
     """The good policy with one port of the two, and many others that only this version has: more than half of what
     there is room for."""

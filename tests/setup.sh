@@ -26,7 +26,7 @@ packages=(
     busybox-static ca-certificates curl dnsmasq-base iproute2 iputils-arping iputils-ping mmdebstrap nftables
     openssh-client openssl procps socat systemd-container tcpdump util-linux
     # what integration tests run or look with
-    bind9-dnsutils conntrack ethtool haproxy jq netcat-openbsd
+    bind9-dnsutils conntrack ethtool haproxy jq musl-tools netcat-openbsd
     # this repository
     git make shellcheck
 )

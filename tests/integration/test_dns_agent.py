@@ -36,6 +36,7 @@ SHUT = "egress: [{}]"
 BY_NAME = "egress: [{toFQDNs: [{%s}], toPorts: [{ports: [{port: '443', protocol: TCP}]}]}]"
 LISTED = BY_NAME % f"matchName: {API}"
 NO_ANSWER_S = 0.4
+SEARCH = "search default.svc.cluster.local svc.cluster.local home.lan\n"
 
 
 class Home:
@@ -125,11 +126,11 @@ class Home:
             with listening.accept()[0] as other:
                 yield sock, other
 
-    def resolves(self, name: str, resolver: str, search: str = "") -> set[str]:
-        """The addresses that glibc in the pod finds."""
+    def resolves(self, name: str, resolver: str, search: str = "", by: str = "getent -s dns ahostsv4") -> set[str]:
+        """The addresses that a program in the pod finds: by default glibc's."""
         conf = self.board.folder / "resolv.conf"
         conf.write_text(f"nameserver {resolver}\n{search}options ndots:5 timeout:2 attempts:1\n")
-        script = f"mount --bind {conf} /etc/resolv.conf; getent -s dns ahostsv4 {name}"
+        script = f"mount --bind {conf} /etc/resolv.conf; {by} {name}"
         enter = ["nsenter", f"--net=/run/netns/{self.pod.netns}", "unshare", "--mount", "sh", "-c", script]
         found = subprocess.run(enter, capture_output=True, text=True, check=False)
         return {line.split()[0] for line in found.stdout.splitlines()}
@@ -256,11 +257,39 @@ def speaks(sock: socket.socket, other: socket.socket) -> bool:
         return False
 
 
+# ---- musl, which Alpine has ----
+
+
+@pytest.fixture(scope="module")
+def musl(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A program that asks by this library."""
+    program = tmp_path_factory.mktemp("musl") / "look_up"
+    source = Path(__file__).parents[1] / "instruments/look_up.c"
+    subprocess.run(["musl-gcc", "-static", "-o", program, source], check=True)
+    return str(program)
+
+
+@pytest.mark.parametrize(("refuse_with", "found"), [("NXDOMAIN", {WEB}), ("REFUSED", set())])
+def test_musl_goes_on_to_the_name_if_names_with_search_domains_do_not_exist(
+    home: Home, musl: str, refuse_with: str, found: set[str]
+) -> None:
+    home.begin()
+    home.apply("by-name", LISTED)
+    home.board.stop_dns()
+    home.board.start_dns(refuse_with=refuse_with)
+    try:
+        assert home.resolves(API, CLUSTER_DNS, SEARCH, by=musl) == found
+        assert [name for _, name in home.server.asked] == [API] * len(found)
+        assert home.connects(WEB) == bool(found)
+        assert home.resolves(API, CLUSTER_DNS, by=musl) == {WEB}, "without search domains it asks for the name alone"
+    finally:
+        home.board.stop_dns()
+
+
 # ---- search domains ----
 
 
 DOMAINS = ("<namespace>.svc.cluster.local", "svc.cluster.local", "home.lan")
-SEARCH = "search default.svc.cluster.local svc.cluster.local home.lan\n"
 
 
 @pytest.fixture(scope="module")

@@ -207,7 +207,7 @@ class Netlink:
         """Every single address at which the kernel takes packets for this host, by whatever device: addresses and
         broadcasts. Not those that mean something on one link or inside the host alone."""
         found = set()
-        for body in self._dump(GETROUTE, ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
+        for body in self._dump(GETROUTE, ROUTE.pack(0, 0, 0, 0, LOCAL, 0, 0, 0, 0)):
             family, bits, _, _, table, _, _, kind, _ = ROUTE.unpack_from(body)
             if table == LOCAL and kind in TAKEN and bits == (32 if family == socket.AF_INET else 128):
                 found.add(_address(read_attributes(body[ROUTE.size :])[1]))
@@ -218,11 +218,11 @@ class Netlink:
     def routes(self, protocol: int = PROTOCOL) -> set[Route]:
         """The routes of one owner, of every table."""
         found = set()
-        for body in self._dump(GETROUTE, ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)):
+        for body in self._dump(GETROUTE, ROUTE.pack(0, 0, 0, 0, 0, protocol, 0, 0, 0)):
             family, bits, _, _, table, owner, _, kind, flags = ROUTE.unpack_from(body)
-            attributes = read_attributes(body[ROUTE.size :])
             if owner != protocol or kind not in (UNICAST, HERE, UNREACHABLE):
                 continue
+            attributes = read_attributes(body[ROUTE.size :])
             any_address = V4_MAPPED + bytes(4) if family == socket.AF_INET else bytes(16)
             base = _address(attributes[1]) if 1 in attributes else any_address
             found.add(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from e2e.demo import ROOT, Home, reaches, refused
+from e2e.demo import ROOT, Home, reaches, refused, wait_ready
 from lab import Lab, network
 from lab.pods import Pod
 from lab.shell import run
@@ -63,14 +64,20 @@ def cat(home: Home) -> Iterator[tuple[Pod, Pod]]:
         lab.delete("NetworkPolicy", NAMESPACE, NAME)
 
 
-def test_a_policy_by_ansible(home: Home, cat: tuple[Pod, Pod], tmp_path: Path) -> None:
+@pytest.fixture
+def policy(home: Home, tmp_path: Path) -> Callable[..., dict[str, dict[str, Any]]]:
+    """The module network_policy on all nodes, as `play` has it."""
+    lab = home.lab
+    source = {} if lab.source == "directory" else {"kubeconfig": str(lab.controlplane.user("admin") / "kubeconfig")}
+    return partial(play, lab, tmp_path, "network_policy", **source)
+
+
+def test_a_policy_by_ansible(
+    home: Home, cat: tuple[Pod, Pod], policy: Callable[..., dict[str, dict[str, Any]]], tmp_path: Path
+) -> None:
     lab, (pod, web) = home.lab, cat
     peer = web.sandbox.address
     url = f"http://{peer}:8080/"
-    source = {} if lab.source == "directory" else {"kubeconfig": str(lab.controlplane.user("admin") / "kubeconfig")}
-
-    def policy(*options: str, **arguments: Any) -> dict[str, dict[str, Any]]:
-        return play(lab, tmp_path, "network_policy", *options, **source, **arguments)
 
     reaches(pod, url)
     would = policy("--check", "--diff", definition=POLICY)
@@ -109,3 +116,50 @@ def test_a_policy_by_ansible(home: Home, cat: tuple[Pod, Pod], tmp_path: Path) -
     assert any(said["changed"] for said in gone.values()), gone
     reaches(pod, url)
     assert not any(said["changed"] for said in policy(definition=POLICY, state="absent").values())
+
+
+@pytest.fixture
+def kitten(home: Home) -> Iterator[Pod]:
+    """Another whom the policy selects, on a third node, whose agent may be stopped."""
+    pod = home.lab.pod(home.lab.nodes[2].name, NAMESPACE, "kitten", {"app": NAME})
+    yield pod
+    home.lab.node(pod.node).run("systemctl start netstack-agent")
+    wait_ready(home.lab.node(pod.node))
+    pod.delete()
+
+
+@pytest.mark.parametrize("performance", ["kubernetes"], indirect=True)
+def test_a_node_without_its_agent_is_named_and_enforces_once_it_is_back(
+    home: Home,
+    cat: tuple[Pod, Pod],
+    kitten: Pod,
+    policy: Callable[..., dict[str, dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    """Until then the pod there that the policy selects is denied nothing: the module says on which node that is."""
+    lab, (pod, web) = home.lab, cat
+    peer, mute = web.sandbox.address, kitten.node
+    url = f"http://{peer}:8080/"
+    reaches(kitten, url)
+    lab.node(mute).run("systemctl stop netstack-agent")
+    would = policy("--check", definition=POLICY)
+    assert [said["changed"] for said in would.values()] == [True] * len(lab.nodes), would
+    assert lab.api.get("NetworkPolicy", NAMESPACE, NAME) is None
+    reaches(pod, url)
+
+    done = policy(definition=POLICY, wait_timeout=2)
+    assert [name for name, said in done.items() if said.get("failed")] == [mute], done
+    assert f"fatal: [{mute}]: FAILED!" in (tmp_path / "output").read_text()
+    reason = f"not known that this node enforces NetworkPolicy {NAMESPACE}/{NAME}: netstack-agent does not answer"
+    assert done[mute]["msg"].startswith(reason), done[mute]
+    assert {said["enforced"]["state"] for name, said in done.items() if name != mute} == {"enforced"}, done
+    refused(home, pod, url, peer)
+    reaches(kitten, url)
+    stored = lab.api.get("NetworkPolicy", NAMESPACE, NAME)
+
+    lab.node(mute).run("systemctl start netstack-agent")
+    again = policy(definition=POLICY)
+    told = [(said["changed"], said["enforced"]["state"]) for said in again.values()]
+    assert told == [(False, "enforced")] * len(lab.nodes), again
+    assert lab.api.get("NetworkPolicy", NAMESPACE, NAME) == stored
+    refused(home, kitten, url, peer)

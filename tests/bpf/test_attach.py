@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from bpf.namespaces import Namespace
-from netstack.kernel.attach import EGRESS, HANDLE, INGRESS, PREFERENCE, Filter, TrafficControl
+from netstack.kernel.attach import EGRESS, HANDLE, INGRESS, PREFERENCE, Filter, Occupied, TrafficControl
 from netstack.kernel.bpf import SCHED_CLS, Program
 
 pytestmark = pytest.mark.root
@@ -19,6 +21,9 @@ class Device:
     namespace: Namespace
     traffic: TrafficControl
     index: int
+
+    def tc(self, *words: str) -> str:
+        return self.namespace.run("tc", *words).stdout
 
 
 @pytest.fixture
@@ -62,11 +67,87 @@ def test_attach_twice_is_once_and_another_program_takes_its_place(device: Device
         assert [f.id for f in device.traffic.filters(device.index, EGRESS)] == [other.id]
 
 
+CLASSIC = ("bpf", "bytecode", "1,6 0 0 0")
+
+
+@pytest.mark.parametrize(
+    ("somebodys", "name"),
+    [
+        (("handle", "1", *CLASSIC), "bpf"),
+        (("protocol", "ip", "handle", "2", *CLASSIC), "bpf"),
+        (("u32", "match", "u32", "0", "0", "classid", "1:1"), "u32"),
+    ],
+)
+def test_a_filter_of_any_kind_in_our_place_is_named_and_left(
+    device: Device, somebodys: tuple[str, ...], name: str
+) -> None:
+    device.tc("qdisc", "add", "dev", "eth0", "clsact")
+    device.tc("filter", "add", "dev", "eth0", "ingress", "pref", "1", *somebodys)
+    before = device.tc("filter", "show", "dev", "eth0", "ingress")
+    with program("pod_ingress") as ours, pytest.raises(Occupied, match=rf"ingress carries the filter '{name}'"):
+        device.traffic.attach(device.index, ours)
+    assert device.traffic.detach(device.index) is False
+    assert device.tc("filter", "show", "dev", "eth0", "ingress") == before != ""
+
+
+@pytest.mark.parametrize("place", [("pref", "2"), ("pref", "1", "handle", "2"), ("chain", "1", "pref", "1")])
+def test_a_filter_beside_ours_is_none_of_our_business(device: Device, place: tuple[str, ...]) -> None:
+    device.tc("qdisc", "add", "dev", "eth0", "clsact")
+    device.tc("filter", "add", "dev", "eth0", "ingress", *place, *CLASSIC)
+    before = device.tc("filter", "show", "dev", "eth0", "ingress")
+    with program("pod_ingress") as ours:
+        assert device.traffic.attach(device.index, ours) is True
+        assert device.traffic.attach(device.index, ours) is False
+    assert device.traffic.detach(device.index) is True
+    assert device.tc("filter", "show", "dev", "eth0", "ingress") == before
+
+
+class Killed(Exception):
+    """A process ends here."""
+
+
+@pytest.mark.parametrize("ending", ["attach", "detach"])
+def test_who_is_killed_between_two_requests_leaves_no_empty_qdisc(
+    device: Device, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = TrafficControl._ask
+    with program("pod_ingress") as first, program("pod_egress") as second:
+
+        def attach() -> None:
+            for ours in (first, second):
+                device.traffic.attach(device.index, ours)
+
+        def act() -> None:
+            attach() if ending == "attach" else device.traffic.detach(device.index)
+
+        for number in itertools.count():
+            if ending == "detach":
+                attach()
+            left = itertools.count(number, -1)
+
+            def counted(*words: Any, left: Iterator[int] = left, **more: Any) -> Any:
+                if not next(left):
+                    raise Killed
+                return ask(*words, **more)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(TrafficControl, "_ask", counted)
+                try:
+                    act()
+                    killed = False
+                except Killed:
+                    killed = True
+            device.traffic.detach(device.index)
+            assert "clsact" not in device.tc("qdisc", "show", "dev", "eth0"), number
+            if not killed:
+                break
+    assert number > 2
+
+
 def test_detach_takes_ours_and_leaves_others(device: Device) -> None:
     with program("pod_ingress") as ours:
         device.traffic.attach(device.index, ours)
-        words = ["tc", "filter", "add", "dev", "eth0", "egress", "pref", "9", "bpf", "bytecode"]
-        device.namespace.run(*words, "1,6 0 0 0")
+        device.tc("filter", "add", "dev", "eth0", "egress", "pref", "9", *CLASSIC)
         assert device.traffic.detach(device.index) is True
         assert device.traffic.filters(device.index, INGRESS) == []
-        assert "pref 9 bpf" in device.namespace.run("tc", "filter", "show", "dev", "eth0", "egress").stdout
+        assert "pref 9 bpf" in device.tc("filter", "show", "dev", "eth0", "egress")

@@ -276,13 +276,13 @@ def test_detach_leaves_nothing_of_us_or_of_pods(node: Home) -> None:
         detach(node.settings)
         assert {link.name for link in traffic.links() if link.up} == {"lo", "eth0", "lan", "other", "elsewhere"}
     nothing_is_left(node)
-    assert "clsact" not in node.namespace.run("tc", "qdisc", "show").stdout
     assert node.load()
 
 
 def nothing_is_left(node: Home) -> None:
     assert not node.pins.exists()
-    assert node.in_cgroup() == [] and node.filters() == []
+    assert node.in_cgroup() == []
+    assert "clsact" not in node.namespace.run("tc", "qdisc", "show").stdout
 
 
 def test_detach_of_nothing_is_nothing(node: Home) -> None:

@@ -312,10 +312,15 @@ class Netlink:
             raise
         return True
 
-    def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
-        """Send one request; the bodies of its answer. Without ACK in `flags` one message is the whole answer."""
+    def _ask(self, kind: int, flags: int, body: bytes, after: tuple[int, int, bytes] | None = None) -> list[bytes]:
+        """Send one request; the bodies of its answer. Without ACK in `flags` one message is the whole answer.
+
+        `after`: another request (kind, flags, body), which the kernel does first, in the same system call. What becomes
+        of it shows in the answer to this one.
+        """
         self._sequence += 1
-        self._socket.send(HEADER.pack(HEADER.size + len(body), kind, REQUEST | flags, self._sequence, 0) + body)
+        first = _request(*after, 0) if after else b""
+        self._socket.send(first + _request(kind, flags, body, self._sequence))
         answers = []
         for answer, more, payload in self._messages():
             if answer == ERROR:
@@ -343,6 +348,11 @@ class Netlink:
                 if sequence == self._sequence:
                     yield kind, bool(flags & MULTI), data[offset + HEADER.size : offset + length]
                 offset += (length + 3) & ~3
+
+
+def _request(kind: int, flags: int, body: bytes, sequence: int) -> bytes:
+    """A message. Bodies are of whole words: they end with a header or an attribute."""
+    return HEADER.pack(HEADER.size + len(body), kind, REQUEST | flags, sequence, 0) + body
 
 
 def pack_attribute(kind: int, payload: bytes) -> bytes:

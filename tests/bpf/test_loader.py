@@ -11,9 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ from netstack.kernel import loader, programs
 from netstack.kernel.attach import POD, UPLINK, Occupied, TrafficControl, attach_pinned, guarded, pinned_ids
 from netstack.kernel.bpf import BpfError, Map, MapDefinition, Program, attach_cgroup
 from netstack.kernel.loader import LoaderError, LoaderSettings, detach, load_settings
-from netstack.kernel.netlink import Netlink
+from netstack.kernel.netlink import ACK, Netlink
 from netstack.kernel.programs import CGROUP, PROGRAMS, Compiled, CompiledProgram
 
 pytestmark = pytest.mark.root
@@ -295,34 +296,38 @@ def test_detach_of_nothing_is_nothing(node: Home) -> None:
 
 
 DIFFERING = ("connect4", *UPLINK, *POD)
+OF_HOOKS = ((loader, "attach_cgroup"), (loader, "detach_cgroup"), (Netlink, "_ask"))
 CHANGES = (
+    *OF_HOOKS,
     (Program, "pin"),
     (Map, "pin"),
-    (loader, "attach_cgroup"),
-    (loader, "detach_cgroup"),
-    (Netlink, "_ask"),
     (Path, "rename"),
     (Path, "unlink"),
     (Path, "rmdir"),
 )
 
 
-def killed_before(number: int, node: Home, act: Callable[[LoaderSettings], object]) -> bool:
+def killed_before(
+    number: int, node: Home, act: Callable[[LoaderSettings], object], changes: Iterable[tuple[Any, str]] = CHANGES
+) -> bool:
     """A process that is killed before its change of this number, from 1; False if it makes fewer and ends well."""
     child = os.fork()
     if not child:
         left = itertools.count(number - 1, -1)
 
-        def counted(change: Callable[..., object]) -> Callable[..., object]:
-            def instead(*words: object, **more: object) -> object:
-                if not next(left):
+        def counted(owner: Any, name: str) -> Callable[..., object]:
+            change = getattr(owner, name)
+
+            def instead(*words: Any, **more: Any) -> object:
+                asks = owner is Netlink and not words[2] & ACK
+                if not asks and not next(left):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return change(*words, **more)
 
             return instead
 
-        for owner, name in CHANGES:
-            setattr(owner, name, counted(getattr(owner, name)))
+        for owner, name in changes:
+            setattr(owner, name, counted(owner, name))
         try:
             with node.namespace.entered():
                 act(node.settings)

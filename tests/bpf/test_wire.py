@@ -145,8 +145,9 @@ def _sysctl(namespace: Namespace, **values: int) -> None:
             Path("/proc/sys/net/ipv4", *name.split("__")).write_text(str(value))
 
 
-@pytest.fixture(scope="module")
-def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
+@contextmanager
+def two_nodes(folder: Callable[[str], Path]) -> Iterator[Lan]:
+    """`folder`: makes one of this name."""
     with ExitStack() as stack:
 
         def namespace() -> Namespace:
@@ -170,7 +171,7 @@ def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
             plug(host, f"node{number}", f"192.168.86.2{number}")
             host.ip("route", "add", f"10.244.{3 - number}.0/24", "via", f"192.168.86.2{3 - number}")
             _sysctl(host, ip_forward=1, conf__all__rp_filter=1, conf__eth0__rp_filter=1)
-            made = stack.enter_context(home(tmp_path_factory.mktemp(f"node{number}"), host))
+            made = stack.enter_context(home(folder(f"node{number}"), host))
             made.load()
             nodes.append(Node(made, number))
         first, second = nodes
@@ -194,6 +195,12 @@ def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
             with node.namespace.entered(), TrafficControl() as traffic:
                 traffic.keep_neighbour(node.uplink, pack(nodes[2 - node.number].address))
         yield Lan(switch, client, (first, second), near, neighbour, far)
+
+
+@pytest.fixture(scope="module")
+def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
+    with two_nodes(tmp_path_factory.mktemp) as made:
+        yield made
 
 
 # ---- talk ----

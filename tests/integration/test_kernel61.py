@@ -23,8 +23,8 @@ pytestmark = pytest.mark.root
 TESTS = REPOSITORY / "tests" / "bpf"
 # A C compiler's view of a header: says nothing about a kernel, and a node has none.
 NOT_OF_A_KERNEL = {"test_abi.py"}
-# They compile again and again, minutes each time on an interpreted processor: for a soak (DEPTH above `make test`'s).
-COMPILING = {"test_compile.py", "test_loader.py"}
+# They compile or load again and again, minutes on an interpreted processor: for a soak (DEPTH above `make test`'s).
+COMPILING = {"test_compile.py", "test_loader.py", "test_swap.py"}
 SOAK = DEPTH > 8
 # What the command line tells of a node: nothing that a kernel may see differently, and a load of all programs each.
 COMMANDS = {"test_cli_collect.py", "test_cli_inquire.py", "test_cli_reasons.py"}

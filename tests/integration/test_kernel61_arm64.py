@@ -25,8 +25,8 @@ from netstack.kernel.programs import PROGRAMS, Compiled
 pytestmark = pytest.mark.root
 
 LONG = os.environ.get("LONG") == "1"
-# What compiles again and again is for a soak, and test_abi.py asks a C compiler, which no node has.
-NEVER = ("test_abi.py", "test_compile.py", "test_loader.py")
+# What compiles or loads again and again is for a soak, and test_abi.py asks a C compiler, which no node has.
+NEVER = ("test_abi.py", "test_compile.py", "test_loader.py", "test_swap.py")
 # Of each program what is peculiar to it: byte order, checksums, helpers, maps.
 SMOKE = (
     "test_attach.py",

@@ -19,13 +19,14 @@ from netstack.ingress.slots import Slots
 SECRET_MODE = 0o640
 """Key pairs are readable for HAProxy's group, which the folders hand down (set-group-id, made by the role)."""
 
-CHECK_TIMEOUT_S = 20.0
+CHECK_TIMEOUT_S = 40.0
+"""A slow board that was busy has needed more than 20 s. In a start it all counts, and systemd gives that 90 s."""
 
 log = logging.getLogger("files")
 
 
 class ConfigurationRefused(Exception):
-    """HAProxy does not accept a new haproxy.cfg; the text is its own. The old one stays."""
+    """HAProxy does not accept a new haproxy.cfg, or not in time; the text says why. The old one stays."""
 
 
 def load_slots(settings: IngressSettings) -> Slots:
@@ -78,6 +79,8 @@ def _write_configuration(folder: Path, text: str) -> bool:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
         if done.returncode:
             raise ConfigurationRefused(f"haproxy.cfg is refused: {' '.join(done.stderr.split())}")
+    except subprocess.TimeoutExpired as error:
+        raise ConfigurationRefused(f"haproxy.cfg was not checked within {CHECK_TIMEOUT_S:g} s") from error
     except FileNotFoundError:
         log.warning("haproxy is not installed here: haproxy.cfg is written unchecked")
     candidate.replace(path)

@@ -40,19 +40,27 @@ def test_key_pairs_that_nobody_names_are_removed(tmp_path: Path) -> None:
     assert [str(path) for path in (tmp_path / "certs").iterdir()] == list(renewed.wanted.pems)
 
 
-def test_a_configuration_that_haproxy_refuses_never_replaces_a_good_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("does", "within_s", "says"),
+    [
+        ("echo '[ALERT] config : unknown keyword' >&2; exit 1", 20.0, r"is refused: .ALERT. config : unknown"),
+        ("exec sleep 60", 0.2, r"was not checked within 0\.2 s"),
+    ],
+)
+def test_a_configuration_that_haproxy_refuses_or_is_too_slow_for_never_replaces_a_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, within_s: float, says: str
 ) -> None:
     made = cluster(tmp_path)
     files.write(made.wanted, made.slots, made.settings)
     good = (tmp_path / "haproxy.cfg").read_text()
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "haproxy").write_text("#!/bin/sh\necho '[ALERT] config : unknown keyword' >&2\nexit 1\n")
+    (tools / "haproxy").write_text(f"#!/bin/sh\n{does}\n")
     (tools / "haproxy").chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=":")
+    monkeypatch.setattr(files, "CHECK_TIMEOUT_S", within_s)
     other = replace(made.settings, threads=2)
-    with pytest.raises(files.ConfigurationRefused, match=r"haproxy\.cfg is refused: .ALERT. config : unknown"):
+    with pytest.raises(files.ConfigurationRefused, match=says):
         files.write(made.wanted, made.slots, other)
     assert (tmp_path / "haproxy.cfg").read_text() == good
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -10,14 +10,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import pytest
 
+from e2e.demo import MANIFESTS
+from instruments.ingress_objects import endpoints, ingress, service
 from kernel61.home import VIP, Home, home
 from kernel61.tagged import tagged
-from lab import network, pods
+from lab import network, objects, pods
 from lab.objects import Object
+from lab.router import ATTACKER, HOME_DOMAIN, INTERNET
 from lab.shell import wait_until
 
 pytestmark = [
@@ -26,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("LONG") != "1", reason="many minutes of an interpreted machine: LONG=1"),
 ]
 
-DAEMONS = ("agent", "announcer", "dns", "observer", "ingress")
+UNITS = ("agent", "announcer", "dns", "observer", "ingress", "haproxy")
 MODULES = {"sch_ingress", "cls_bpf", "veth", "nf_tproxy_ipv4"}
 SYSCTLS = {"kernel.unprivileged_bpf_disabled": "1", "net.ipv4.ip_forward": "1", "net.core.bpf_jit_enable": "1"}
 
@@ -95,67 +99,129 @@ def test_modules_sysctls_and_service_come_back_by_themselves(board: Home) -> Non
     board.serve()
 
 
+(OUTSIDE,) = INTERNET["www.example.org"]
+ECHO = "9000"
+
+
+def only(client: str, server: str) -> Object:
+    """The pod hears `client` and speaks to `server`, and has to do with nobody else."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "only", "namespace": "shop"},
+        "spec": {
+            "podSelector": {},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": [{"ipBlock": {"cidr": f"{client}/32"}}]}],
+            "egress": [{"to": [{"ipBlock": {"cidr": f"{server}/32"}}]}],
+        },
+    }
+
+
 def test_a_clock_that_jumps_opens_nothing_and_silences_nothing(board: Home) -> None:
-    """An hour ahead and back: deadlines of addresses, nodes and flows are of a clock that nobody sets."""
-    client = holding(board, ["nc", "-v", "-w", "60", VIP, "80"])
-    try:
+    """An hour ahead and back: deadlines of addresses, nodes and flows are of a clock that nobody sets.
+
+    In both directions, connections from before last, and a peer that is denied is tried again and again meanwhile.
+    """
+    client, stranger = board.lab.client(1), board.lab.client(2)
+    board.apply(only(client.address, OUTSIDE))
+    refused = [
+        lambda: stranger.get(f"http://{VIP}/").status == 0,
+        lambda: board.pod.get(f"http://{ATTACKER}/").status == 0,
+    ]
+    for is_refused in refused:
+        wait_until(is_refused, "the policy to be in force", 60)
+    with ExitStack() as meanwhile:
+        inward = meanwhile.enter_context(holding(client.enter, VIP, "80"))
+        outward = meanwhile.enter_context(holding(board.pod.enter, OUTSIDE, ECHO))
+        probes = [
+            meanwhile.enter_context(trying(stranger.enter, VIP, "80")),
+            meanwhile.enter_context(trying(board.pod.enter, ATTACKER, ECHO)),
+        ]
         for jump in ("+1 hour", "-1 hour"):
             set_clock = f'date +%s; date -s "$(date -R -d "{jump}")" > /run/date; date +%s'
             before, after = board.board.run(set_clock).stdout.split()
             assert abs(int(after) - int(before)) > 3500
             board.served()
-            assert client.poll() is None
-        assert client.stdin is not None and client.stdout is not None
-        client.stdin.write("GET / HTTP/1.0\r\n\r\n")
-        client.stdin.flush()
-        assert "200" in client.stdout.readline()  # the connection from before is the same one still
-    finally:
-        client.kill()
-        client.wait()
+            assert board.pod.get(f"http://{OUTSIDE}/").status == 200
+            assert all(is_refused() for is_refused in refused)
+        assert [probe.poll() for probe in probes] == [None, None], "a probe got through"
+        assert "200" in say(inward, "GET / HTTP/1.0\r\n\r\n")  # the connections from before are the same ones still
+        assert say(outward, "still here\n") == "still here\n"
+        board.lab.delete("NetworkPolicy", "shop", "only")
+        board.apply()
+        assert [probe.wait(60) for probe in probes] == [0, 0], "nothing but the policy was in the probes' way"
 
 
-def holding(board: Home, command: list[str]) -> subprocess.Popen[str]:
-    """A connection that a client of the LAN holds open."""
-    process = subprocess.Popen(
-        board.lab.client(1).enter(command),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    assert "succeeded" in process.stderr.readline()
-    return process
+Enter = Callable[[Sequence[str]], list[str]]
+"""The command line that runs a command at one end of a connection."""
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def holding(enter: Enter, address: str, port: str) -> Iterator[subprocess.Popen[str]]:
+    """A connection that is held open."""
+    with running(enter(["nc", "-v", "-w", "300", address, port])) as process:
+        assert process.stderr is not None
+        assert "succeeded" in process.stderr.readline()
+        yield process
+
+
+def trying(enter: Enter, address: str, port: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    """One connection after the other is tried; ends, with code 0, with the first that is made."""
+    return running(enter(["timeout", "300", "sh", "-c", f"until nc -z -w 1 {address} {port}; do :; done"]))
+
+
+def say(process: subprocess.Popen[str], text: str) -> str:
+    """What comes back first."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(text)
+    process.stdin.flush()
+    return process.stdout.readline()
 
 
 def crowd(count: int) -> Iterator[Object]:
-    """Objects of a cluster far larger than a home's: pods of another node, and a Service for every fourth."""
+    """Objects of a cluster far larger than a home's: Services and Ingresses, each with four pods of another node."""
+    yield objects.node("n9", "192.168.86.29", "10.244.100.0/22")
     for number in range(count):
-        address = f"10.244.{100 + number // 250}.{2 + number % 250}"
-        name = f"other-{number}"
-        pod = pods.pod_object("n9", "crowd", name, {"app": f"app-{number % (count // 4)}"}, ["true"], {}, False)
-        pod["status"] = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
-        yield pod
-        if number % 4 == 0:
-            spec = {"selector": {"app": f"app-{number // 4}"}, "ports": [{"port": 80}]}
-            metadata = {"name": f"app-{number // 4}", "namespace": "crowd"}
-            yield {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+        name, addresses = f"app-{number}", [f"10.244.{100 + i}.{1 + number}" for i in range(4)]
+        for i, address in enumerate(addresses):
+            pod = pods.pod_object("n9", "crowd", f"{name}-{i}", {"app": name}, ["true"], {}, False)
+            pod["status"] = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
+            yield pod
+        yield service(name, 80, namespace="crowd", clusterIP=f"10.97.0.{number + 1}", selector={"app": name})
+        yield from endpoints(name, *(f"{address}:80" for address in addresses), namespace="crowd")
+        yield ingress(name, (f"{name}.{HOME_DOMAIN}", "/", name), namespace="crowd")
 
 
 def test_each_unit_keeps_well_below_its_memory_limit(board: Home) -> None:
-    many = {"apiVersion": "v1", "kind": "List", "items": list(crowd(1000))}
+    web = f"web.{HOME_DOMAIN}"
+    board.lab.apply(MANIFESTS / "ingress-nginx.yaml")
+    board.apply(ingress("web", (web, "/", "web"), namespace="shop"))
+    wait_until(lambda: board.lab.client(1).get(f"http://{web}/").status == 200, "HAProxy to lead to the pod", 180)
+    many = {"apiVersion": "v1", "kind": "List", "items": list(crowd(250))}
     arrive = "cd /etc/netstack/manifests && cat > .crowd && mv .crowd crowd.json"
     board.board.run(arrive, stdin=json.dumps(many))
     try:
         wait_until(lambda: board.entries("identities") > 1000, "all pods to be known", 180)
+        wait_until(lambda: board.backends() > 250, "HAProxy to have all backends", 180)
         board.served()
         board.ready()
-        for daemon in DAEMONS:
-            group = f"/sys/fs/cgroup/system.slice/netstack-{daemon}.service"
+        for unit in UNITS:
+            group = f"/sys/fs/cgroup/system.slice/netstack-{unit}.service"
             limit, peak = map(int, board.board.run(f"cat {group}/memory.max {group}/memory.peak").stdout.split())
             events = dict(line.split() for line in board.board.run(f"cat {group}/memory.events").stdout.splitlines())
-            assert (events["oom_kill"], events["max"]) == ("0", "0"), daemon
-            assert peak < 0.7 * limit, f"{daemon}: {peak >> 20} of {limit >> 20} MiB"
+            assert (events["oom_kill"], events["max"]) == ("0", "0"), unit
+            assert peak < 0.7 * limit, f"{unit}: {peak >> 20} of {limit >> 20} MiB"
     finally:
         board.board.run("rm /etc/netstack/manifests/crowd.json")
     wait_until(lambda: board.entries("identities") < 1000, "all pods to be forgotten", 180)

@@ -41,16 +41,18 @@ DISK_SIZE = "2G"
 DISK = "/dev/vda"
 
 # With a folder's content, as a tar, on standard input: makes the node's folder of objects hold that. Files change by
-# rename, so none is ever read half; what the roles put there stays.
+# rename, so none is ever read half; what roles and daemons put there stays.
 MIRROR = """
 set -e
 cd /etc/netstack/manifests
 rm -rf .incoming
 mkdir .incoming
 tar -C .incoming -x --touch
-for file in *.yaml; do
-    [ -e ".incoming/$file" ] || [ "$file" = nodes.yaml ] || rm -f "$file"
-done
+touch .taken
+while read -r file; do
+    [ -e ".incoming/$file" ] || rm -f "$file"
+done < .taken
+ls .incoming > .taken
 find .incoming -type f -exec mv -t . {} +
 rm -r .incoming
 """

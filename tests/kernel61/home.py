@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lab import Lab, inventory, pods
 from lab.objects import Object
+from lab.router import HOME_INGRESS
 from lab.shell import wait_until
 
 from .board import Board, BoardPod, join
@@ -21,13 +22,18 @@ SERVICE: Object = {
     "apiVersion": "v1",
     "kind": "Service",
     "metadata": {"name": "web", "namespace": "shop"},
-    "spec": {"type": "LoadBalancer", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]},
+    "spec": {
+        "type": "LoadBalancer",
+        "loadBalancerIP": VIP,
+        "selector": {"app": "web"},
+        "ports": [{"port": 80, "targetPort": 8080}],
+    },
 }
 POOL: Object = {
     "apiVersion": "metallb.io/v1beta1",
     "kind": "IPAddressPool",
     "metadata": {"name": "home", "namespace": "metallb-system"},
-    "spec": {"addresses": [f"{VIP}/32"]},
+    "spec": {"addresses": [f"{VIP}/32", f"{HOME_INGRESS}/32"]},
 }
 ANNOUNCED: Object = {
     "apiVersion": "metallb.io/v1beta1",
@@ -79,6 +85,12 @@ class Home:
         """How many entries a table of the board's kernel has, by its own account."""
         status = json.loads(self.board.run("netstack status --json", check=False).stdout)
         return int(status["maps"][table]["entries"])
+
+    def backends(self) -> int:
+        """How many Services HAProxy leads to, by its daemon's account; 0 while it lacks any."""
+        said = self.board.run("systemctl show --property=StatusText --value netstack-ingress").stdout
+        found = re.fullmatch(r"\d+ routes, (\d+) backends", said.strip())
+        return int(found[1]) if found else 0
 
     def modules(self) -> set[str]:
         loaded = self.board.run("cat /proc/modules").stdout.splitlines()

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,22 +76,26 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
         yield made
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Path]:
-    """Control sockets that answer as the daemons do."""
-    folder = tmp_path / "run"
-    folder.mkdir()
+@contextmanager
+def answering(folder: Path, daemons: dict[str, dict[str, Any]]) -> Iterator[None]:
+    """Control sockets in a folder that answer as the daemons do: by daemon, the answer to each command."""
     sockets = []
-    for name, answers in ANSWERS.items():
+    for name, answers in daemons.items():
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(folder / f"{name}.sock"))
         listener.listen()
         sockets.append(listener)
         threading.Thread(target=_serve, args=(listener, answers), daemon=True).start()
-    yield folder
+    yield
     for listener in sockets:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Path]:
+    with answering(tmp_path, ANSWERS):
+        yield tmp_path
 
 
 def _serve(listener: socket.socket, answers: dict[str, Any]) -> None:
@@ -247,6 +252,17 @@ def test_who_has_no_names_and_what_has_no_port(node: Home, run: Path) -> None:
         explain(node, run, "192.0.2.1", "api.x.io:443")
     with pytest.raises(Unanswerable, match=r"which port of 192\.0\.2\.1"):
         explain(node, run, "pod/a", "192.0.2.1")
+    with pytest.raises(Unanswerable, match=r"ICMP has no ports: it is asked with 192\.0\.2\.1 alone"):
+        explain(node, run, "pod/a", "192.0.2.1:443", "ICMP")
+
+
+@pytest.mark.parametrize("to", ["192.0.2.1:7", f"{REMOTE}:7"])
+def test_sctp_passes_between_pods_and_does_not_leave_the_cluster(node: Home, run: Path, to: str) -> None:
+    (found,) = explain(node, run, "pod/b", to, "SCTP")
+    verdicts = [(stage.where, stage.verdict) for stage in found.stages]
+    leaves = [("leaves the node by eth0", Verdict.UNSUPPORTED)] * (not to.startswith(REMOTE))
+    assert verdicts == [("leaves pod one/b", Verdict.FORWARDED), *leaves]
+    assert found.suggestion == {}
 
 
 def test_without_daemons_numbers_stand_for_names(node: Home, tmp_path: Path) -> None:

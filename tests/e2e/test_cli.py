@@ -129,6 +129,29 @@ def looks_up(pod: Pod, name: str) -> bool:
     return any(line[:1].isdigit() for line in said)
 
 
+def pings(pod: Pod, address: str) -> bool:
+    return pod.exec(["ping", "-c", "1", "-W", "1", address]).returncode == 0
+
+
+INITIATE = """
+import errno, socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP) as raw:
+    raw.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR
+    raw.settimeout(1)
+    raw.connect((sys.argv[1], 0))
+    raw.send(struct.pack("!HHIIBBHIIHHI", 4000, int(sys.argv[2]), 0, 0, 1, 0, 20, 1, 65535, 1, 1, 1))
+    try:
+        raw.recv(100)
+    except OSError as error:
+        sys.exit(error.errno != errno.ENOPROTOOPT)
+"""
+"""An SCTP INIT. A host without SCTP says that it has no such protocol, if the INIT arrives."""
+
+
+def initiates(pod: Pod, address: str, port: int) -> bool:
+    return pod.exec(["python3", "-c", INITIATE, address, str(port)]).returncode == 0
+
+
 def reaches(pod: Pod, url: str, resolve: str | None = None) -> bool:
     return pod.get(url, resolve=resolve, timeout_s=1).status == 200
 
@@ -139,13 +162,14 @@ def reaches(pod: Pod, url: str, resolve: str | None = None) -> bool:
 @dataclass(frozen=True, slots=True)
 class Case:
     """A flow that is denied for want of a rule, and what explain says of it. {node} is the address of another node,
-    {name} its name. `first`: a policy that has to be there."""
+    {name} its name, {bowl} the server's address. `first`: a policy that has to be there."""
 
     who: str
     to: str
     passes: Callable[[Pod, str], bool]
     says: tuple[str, ...]
     first: tuple[dict[str, Any], ...] = ()
+    protocol: str = "TCP"
 
 
 CASES = {
@@ -208,26 +232,64 @@ CASES = {
         ),
         (WHO_MAY_ASK,),
     ),
+    "a ping": Case(
+        "claw",
+        BARE,
+        pings,
+        (f"{BARE} (world, identity 2), ICMP\n", f"{NAMES} selects it", f"{HOUSE}: spec.egress[0] is for other peers"),
+        protocol="ICMP",
+    ),
+    "a ping to a name": Case(
+        "claw",
+        "www.example.org",
+        pings,
+        ("asks netstack-dns for www.example.org: DEFAULT_DENY", f"{NAMES}: spec.egress[0] is for other names"),
+        protocol="ICMP",
+    ),
+    "a ping to a pod that hears nobody": Case(
+        "cat",
+        "{bowl}",
+        pings,
+        (
+            "leaves pod desk/cat: FORWARDED",
+            "enters pod desk/bowl: DEFAULT_DENY",
+            "NetworkPolicy desk/closed selects it",
+        ),
+        (CLOSED,),
+        protocol="ICMP",
+    ),
+    "SCTP": Case(
+        "cat",
+        "{bowl}:7",
+        lambda pod, address: initiates(pod, address, 7),
+        (
+            "leaves pod desk/cat: FORWARDED",
+            "enters pod desk/bowl: DEFAULT_DENY",
+            "NetworkPolicy desk/closed selects it",
+        ),
+        (CLOSED,),
+        protocol="SCTP",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_what_is_denied_passes_with_the_policy_that_explain_writes(desk: Desk, case: Case) -> None:
     pod: Pod = getattr(desk, case.who)
-    there = {"node": desk.home.assistant, "name": desk.home.assistant_node}
+    there = {"node": desk.home.assistant, "name": desk.home.assistant_node, "bowl": desk.bowl.address}
     to = case.to.format(**there)
-    host = to.rpartition(":")[0]
+    host = to.rpartition(":")[0] or to
 
     with desk.applied(case.first):
         wait_until(lambda: not case.passes(pod, host), f"{to} to be denied", PATIENCE_S)
-        answer = desk.explain(pod, to)
+        answer = desk.explain(pod, to, "--protocol", case.protocol)
         text = answer.stdout
         missing = [said for said in case.says if said.format(**there) not in text]
         assert (answer.returncode, missing) == (1, []), text
         written = text.partition("\nthis policy would allow it:\n")[2].partition("\n\n")[0]
         with desk.applied(written) as (made,):
             wait_until(lambda: case.passes(pod, host), f"{to} to pass with\n{written}", PATIENCE_S)
-            answer = desk.explain(pod, to)
+            answer = desk.explain(pod, to, "--protocol", case.protocol)
             rule = f"{made['kind']} {made['metadata']['namespace']}/{made['metadata']['name']}: spec."
             assert (answer.returncode, rule in answer.stdout) == (0, True), answer.stdout
         wait_until(lambda: not case.passes(pod, host), f"{to} to be denied again", PATIENCE_S)
@@ -255,6 +317,19 @@ def test_a_deny_rule_is_named_and_no_policy_written_that_would_not_help(desk: De
         assert (answer.returncode, rule in answer.stdout) == (1, True), answer.stdout
         assert "would allow it" not in answer.stdout
     wait_until(lambda: connects(desk.claw, desk.home.assistant, 8123), "the port to be reached again", PATIENCE_S)
+
+
+@once
+def test_no_policy_is_written_for_what_cannot_leave_the_node(desk: Desk) -> None:
+    """SCTP cannot be given the node's address: neither a pod that may send everything sends it to the world, nor one
+    that another policy would let."""
+    for pod in (desk.cat, desk.claw):
+        answer = desk.explain(pod, f"{BARE}:7", "--protocol", "SCTP")
+        assert answer.returncode == 1 and "leaves the node by eth0: UNSUPPORTED" in answer.stdout, answer.stdout
+        assert "would allow it" not in answer.stdout
+        with desk.home.lab.capture(pod.node, "ip proto 132") as wire:
+            assert not initiates(pod, BARE, 7)
+        assert wire.frames() == []
 
 
 @once

@@ -27,7 +27,7 @@ NOT_OF_A_KERNEL = {"test_abi.py"}
 COMPILING = {"test_compile.py", "test_loader.py", "test_swap.py"}
 SOAK = DEPTH > 8
 # What the command line tells of a node: nothing that a kernel may see differently, and a load of all programs each.
-COMMANDS = {"test_cli_collect.py", "test_cli_inquire.py", "test_cli_reasons.py"}
+COMMANDS = {"test_cli_collect.py", "test_cli_inquire.py", "test_cli_ipv6.py", "test_cli_reasons.py"}
 LONG = SOAK or os.environ.get("LONG") == "1"
 LEFT_OUT = NOT_OF_A_KERNEL | (set() if SOAK else COMPILING) | (set() if LONG else COMMANDS)
 # A lane for each of the guest's processors, of about the same length: files that put whole nodes in force or flood them

@@ -29,7 +29,7 @@ PASSING = ("pod-template-hash", "controller-revision-hash", "pod-template-genera
 """Labels that change with every version of a Deployment, DaemonSet or StatefulSet."""
 NAMESPACE = "io.kubernetes.pod.namespace"
 ECHO = {"ICMP": 8, "ICMPv6": 128}
-_NAMES = {number: name for name, number in PROTOCOLS.items()} | {132: "SCTP"}
+_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from netstack.core.address import V4_MAPPED, is_v4
 
-PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1, "ICMPv6": 58}
+PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPv6": 58}
+WITH_PORTS = ("TCP", "UDP", "SCTP")
 IPV4, IPV6 = 0x0800, 0x86DD
 SOURCE_PORT = 40000
 TCP_SYN = 2
@@ -46,6 +47,8 @@ def _transport(flow: Flow) -> bytes:
             return struct.pack("!HHIIBBHHH", SOURCE_PORT, flow.port, 0, 0, 5 << 4, TCP_SYN, 65535, 0, 0)
         case "UDP":
             return struct.pack("!HHHH", SOURCE_PORT, flow.port, 8, 0)
+        case "SCTP":  # INIT: RFC 9260 section 3.3.2
+            return struct.pack("!HHIIBBHIIHHI", SOURCE_PORT, flow.port, 0, 0, 1, 0, 20, 1, 65535, 1, 1, 1)
         case "ICMP":
             return struct.pack("!BBHHH", 8, 0, 0, SOURCE_PORT, 1)
         case _:
@@ -59,5 +62,6 @@ def destination(frame: bytes) -> tuple[bytes, int]:
         address, number, transport = V4_MAPPED + frame[30:34], frame[23], 34
     else:
         address, number, transport = frame[38:54], frame[20], 54
-    port = struct.unpack_from("!H", frame, transport + 2)[0] if number in (6, 17) else 0
+    ported = number in (PROTOCOLS[name] for name in WITH_PORTS)
+    port = struct.unpack_from("!H", frame, transport + 2)[0] if ported else 0
     return address, port

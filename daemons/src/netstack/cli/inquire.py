@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
-from netstack.cli.explain import NAMES_FROM, Explanation, Party, Stage, considered, suggestion
-from netstack.cli.frames import Flow, destination, first_packet
+from netstack.cli.explain import ECHO, NAMES_FROM, Explanation, Party, Stage, considered, suggestion
+from netstack.cli.frames import WITH_PORTS, Flow, destination, first_packet
 from netstack.core.address import ANY, is_v4, pack, unpack
 from netstack.core.unit import RUN, ask
 from netstack.core.verdict import Verdict
@@ -26,7 +26,6 @@ from netstack.kernel.loader import LoaderSettings
 from netstack.kernel.trial import Outcome, Trial
 
 GATEWAY = pack(str(ipaddress.IPv4Address(layout.GATEWAY_V4)))
-PORTS = ("TCP", "UDP")
 STRANGER_MAC = bytes.fromhex("020000000001")
 """Of whoever is no node and sends from the LAN: no program looks at it."""
 
@@ -66,11 +65,16 @@ class Inquiry:
     def explain(self, source: str, to: str, port: int, protocol: str, namespace: str = "default") -> list[Explanation]:
         """One explanation. If `to` is a DNS name: one of the pod's question for it, and one for each address learned.
 
-        `source` and `to`: an address, or pod/NAME or pod/NAMESPACE/NAME; `to` also a DNS name.
+        `source` and `to`: an address, or pod/NAME or pod/NAMESPACE/NAME; `to` also a DNS name. ICMP is that of the
+        addresses' family.
         """
-        if protocol in PORTS and not port:
+        if protocol in WITH_PORTS and not port:
             raise Unanswerable(f"which port of {to}? With {protocol} it is {to}:PORT")
+        if protocol in ECHO and port:
+            raise Unanswerable(f"{protocol} has no ports: it is asked with {to} alone")
         start = self._party(source, namespace)
+        if protocol in ECHO:
+            protocol = "ICMP" if is_v4(start.address) else "ICMPv6"
         try:
             end = self._party(to, namespace)
         except ValueError:
@@ -184,6 +188,8 @@ class Inquiry:
                 stages.append(self._enter(source, reached, onward, came_by))
             elif reached.pod and reached.node:
                 beyond = self._ask_there(source, reached, onward)
+        if source.endpoint and not reached.endpoint and reached.identity != layout.IDENTITY_HOST:
+            stages += self._refused_by_the_uplink(onward, came_by)
         for party in (source, reached):
             tried = next((view["on_trial"] for view in self._pods.values() if view["id"] == party.endpoint), ())
             notes += [
@@ -222,7 +228,7 @@ class Inquiry:
         """What to ask on the node of the pod that is reached, whose tables alone know what it accepts."""
         node = self._nodes.get(reached.node, reached.node)
         start = f"pod/{source.pod}" if source.pod else unpack(source.address)
-        port = f":{flow.port}" if flow.protocol in PORTS else ""
+        port = f":{flow.port}" if flow.protocol in WITH_PORTS else ""
         asking = f"netstack explain {start} --to pod/{reached.pod}{port} --protocol {flow.protocol}"
         return f"what {reached.name} accepts, node {node} knows; there: {asking}"
 
@@ -256,6 +262,14 @@ class Inquiry:
             judged = self._at(address, end.name)
             stage = self._stage(where, outcome, source, judged, onward, layout.DIRECTION_EGRESS, notes)
         return stage, onward, device
+
+    def _refused_by_the_uplink(self, flow: Flow, came_by: int) -> Iterator[Stage]:
+        """A word against it, which no policy changes: not everything can be given the node's address."""
+        _, mac = self._uplink_macs(self._itself)
+        frame = first_packet(flow, mac, STRANGER_MAC)
+        outcome = self._trial.run("uplink_egress", frame, device=self._config.uplink, came_by=came_by)
+        if outcome.verdict.dropped:
+            yield Stage(f"leaves the node by {self._settings.uplink}", outcome.verdict)
 
     def _enter(self, source: Party, end: Party, flow: Flow, came_by: int) -> Stage:
         """The ingress policy of a pod of this node."""

@@ -4,6 +4,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
+from scapy.layers.sctp import SCTP, SCTPChunkInit
 
 from netstack.cli.frames import SOURCE_PORT, Flow, destination, first_packet
 from netstack.core.address import pack
@@ -12,7 +13,7 @@ HERE, THERE = bytes.fromhex("020000000103"), bytes.fromhex("0200000001fe")
 
 
 @pytest.mark.parametrize(("source", "to"), [("10.244.1.3", "10.0.0.7"), ("fd00:1::3", "fd00:9::7")])
-@pytest.mark.parametrize(("protocol", "layer"), [("TCP", TCP), ("UDP", UDP)])
+@pytest.mark.parametrize(("protocol", "layer"), [("TCP", TCP), ("UDP", UDP), ("SCTP", SCTP)])
 def test_the_first_packet_of_a_flow_reads_back(source: str, to: str, protocol: str, layer: type) -> None:
     raw = first_packet(Flow(pack(source), pack(to), 443, protocol), HERE, THERE)
     frame = Ether(raw)
@@ -24,6 +25,8 @@ def test_the_first_packet_of_a_flow_reads_back(source: str, to: str, protocol: s
     assert destination(raw) == (pack(to), 443)
     if layer is TCP:
         assert frame[TCP].flags == "S"
+    if layer is SCTP:
+        assert (frame[SCTPChunkInit].len, frame[SCTPChunkInit].init_tag) == (20, 1)
 
 
 def test_icmp_is_asked_by_an_echo_request() -> None:

@@ -26,17 +26,24 @@ class Device:
         return self.namespace.run("tc", *words).stdout
 
 
-@pytest.fixture
-def device() -> Iterator[Device]:
-    namespace = Namespace()
+@pytest.fixture(scope="module")
+def namespace() -> Iterator[Namespace]:
+    made = Namespace()
     try:
-        namespace.link("eth0", "peer")
-        with namespace.entered(), TrafficControl() as traffic:
-            link = traffic.link("eth0")
-            assert link is not None
-            yield Device(namespace, traffic, link.index)
+        made.link("eth0", "peer")
+        yield made
     finally:
-        namespace.close()
+        made.close()
+
+
+@pytest.fixture
+def device(namespace: Namespace) -> Iterator[Device]:
+    """Without a qdisc, at first."""
+    with namespace.entered(), TrafficControl() as traffic:
+        link = traffic.link("eth0")
+        assert link is not None
+        yield Device(namespace, traffic, link.index)
+    namespace.run("tc", "qdisc", "del", "dev", "eth0", "clsact", check=False)
 
 
 def program(name: str, result: int = 0) -> Program:

@@ -137,7 +137,9 @@ def traffic(lan: Lan, eyes: Eyes) -> Iterator[None]:
     sent |= {("near", FROM_A_POD): here(), ("far", BY_A_SOCKET): asking}
     with suppress(AssertionError):
         wait_until(lambda: eyes.seen() == sent, 3)
-    assert eyes.seen() == sent
+    seen = eyes.seen()
+    assert [where for where, mark in seen if mark == DENIAL] == []
+    assert seen == sent
     assert node.count(Verdict.TRANSLATED) - translated == asking, "each socket's, by its hook"
 
 

@@ -3,6 +3,8 @@ nobody would hear again. All functions raise yaml.YAMLError with line and reason
 
 from __future__ import annotations
 
+import contextlib
+import json
 from typing import Any
 
 import yaml
@@ -17,7 +19,29 @@ def load(text: str) -> Any:
 
 def load_all(text: str) -> list[Any]:
     """Every document that is not empty."""
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return [_load_json(text)]
     return [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
+
+
+def _load_json(text: str) -> Any:
+    """JSON, which is read a hundred times as fast as other YAML; and which has two escapes for one character beyond the
+    first 65,536, of which YAML knows nothing. ValueError if it is no JSON, or means something only as YAML."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key stands twice")
+        return found
+
+    def no_number(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    found = json.loads(text, object_pairs_hook=unique, parse_constant=no_number)
+    if "\\u" in text:
+        json.dumps(found, ensure_ascii=False).encode()  # fails for half a character
+    return found
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # without libyaml: slower

@@ -339,17 +339,26 @@ def _all_kept(keep: Path) -> dict[str, File]:
     """Everything that an earlier process knew, by the names of its files, so that the first of two goes on to win."""
     files = {}
     for path in sorted(keep.glob("*.yaml")):
-        text = path.read_text(encoding="utf-8")
-        documents = _documents(path.name, text)[0]
-        head: Mapping[str, Any] = next(iter(load_all(text)), {})
-        files[head.get("metadata", {}).get("name", str(path))] = File((0, 0, 0), documents, dict(documents))
+        name, documents = _of_copy(path)
+        files[name] = File((0, 0, 0), documents, dict(documents))
     return files
 
 
 def _last_good(name: str, keep: Path | None) -> Documents:
     if keep is None or not _kept(keep, name).exists():
         return {}
-    return _documents(name, _kept(keep, name).read_text(encoding="utf-8"))[0]
+    return _of_copy(_kept(keep, name))[1]
+
+
+def _of_copy(path: Path) -> tuple[str, Documents]:
+    """The name of a file and its objects, as `_remember` kept them; none, and said, of a copy that cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        (kept,) = load_all(text)
+        return str(kept["metadata"]["name"]), _documents(path.name, text)[0]
+    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError) as error:
+        log.warning("%s: no copy of a file: %s", path, " ".join(str(error).split()))
+        return str(path), {}
 
 
 def _documents(name: str, text: str) -> tuple[Documents, list[Broken]]:

@@ -25,6 +25,30 @@ def test_a_key_may_stand_again_where_another_mapping_is_merged() -> None:
     assert load(several)["c"] == {"x": 1, "z": 0}
 
 
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        (
+            r'{"a": "\ud83d\ude00", "b": [1, 2.5, true, null, "1e3"]}',
+            [{"a": "\U0001f600", "b": [1, 2.5, True, None, "1e3"]}],
+        ),
+        ('\n {"a": {}}\n', [{"a": {}}]),
+        ('{"a": 1}\n---\n{"b": 2}\n', [{"a": 1}, {"b": 2}]),
+        ("{a: b}", [{"a": "b"}]),
+        ('{"a": NaN}', [{"a": "NaN"}]),
+        ('{"a": 012}', [{"a": 10}]),
+    ],
+)
+def test_json_is_read_as_json_and_what_only_looks_like_it_as_yaml(text: str, meaning: list[object]) -> None:
+    assert load_all(text) == meaning
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', r'{"a": "\ud83d"}', '{"a": ' + 5000 * "["])
+def test_json_that_no_document_can_be_is_refused(text: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        load_all(text)
+
+
 def test_no_tag_makes_anything_but_plain_values() -> None:
     with pytest.raises(yaml.YAMLError):
         load("!!python/object/apply:os.system ['true']")

@@ -94,6 +94,25 @@ def test_a_restart_in_front_of_a_broken_file_falls_back_on_what_was_kept(tmp_pat
     assert names(source.snapshot()) == {} and list(keep.iterdir()) == []
 
 
+def test_a_copy_holds_every_character_and_one_that_cannot_be_read_stops_nobody(tmp_path: Path) -> None:
+    manifests, keep = tmp_path / "m", tmp_path / "keep"
+    manifests.mkdir()
+    text = (
+        """{apiVersion: v1, kind: Pod, metadata: {name: a, annotations: {icon: "\U0001f600"}}, spec: {nodeName: n1}}"""
+    )
+    (manifests / "a.yaml").write_text(text, encoding="utf-8")
+    first = DirectorySource(manifests, keep=keep).snapshot()
+    assert first.objects
+    (manifests / "a.yaml").write_text("{")
+    again = DirectorySource(manifests, keep=keep).snapshot()
+    assert again.objects == first.objects and again.broken
+    (copy,) = keep.iterdir()
+    for torn in (copy.read_bytes()[:50], b"\xff", b"[]", b'{"kind": "List"}'):
+        copy.write_bytes(torn)
+        assert DirectorySource(manifests, keep=keep).snapshot().objects == {}
+        assert DirectorySource(tmp_path / "gone", keep=keep).snapshot().objects == {}
+
+
 def test_a_document_without_a_name_does_not_lose_the_others(tmp_path: Path) -> None:
     put(tmp_path / "a.yaml", service("a") + service("b"))
     source = DirectorySource(tmp_path)

@@ -86,12 +86,6 @@ class Home:
         status = json.loads(self.board.run("netstack status --json", check=False).stdout)
         return int(status["maps"][table]["entries"])
 
-    def backends(self) -> int:
-        """How many Services HAProxy leads to, by its daemon's account; 0 while it lacks any."""
-        said = self.board.run("systemctl show --property=StatusText --value netstack-ingress").stdout
-        found = re.fullmatch(r"\d+ routes, (\d+) backends", said.strip())
-        return int(found[1]) if found else 0
-
     def modules(self) -> set[str]:
         loaded = self.board.run("cat /proc/modules").stdout.splitlines()
         return {line.split()[0] for line in loaded}

@@ -1,5 +1,6 @@
-"""YAML text -> documents, as the API server takes them: a key that a mapping has twice is refused, for of the first
-nobody would hear again. All functions raise yaml.YAMLError with line and reason."""
+"""YAML text -> documents, as the API server takes them: a date is text; a key that a mapping has twice is refused, for
+of the first nobody would hear again; and so is what JSON cannot hold. All functions raise yaml.YAMLError with the
+reason and, where it is one place, its line."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 def load(text: str) -> Any:
     """The only document; None if the text has none."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    return _held_by_json(yaml.load(text, Loader=_Loader))  # noqa: S506 - a safe loader
 
 
 def load_all(text: str) -> list[Any]:
@@ -22,7 +23,7 @@ def load_all(text: str) -> list[Any]:
     if text.lstrip().startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
             return [_load_json(text)]
-    return [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
+    return [_held_by_json(document) for document in yaml.load_all(text, Loader=_Loader) if document is not None]
 
 
 def _load_json(text: str) -> Any:
@@ -44,6 +45,15 @@ def _load_json(text: str) -> Any:
     return found
 
 
+def _held_by_json(document: Any) -> Any:
+    """Not so are bytes, sets, keys that are no text or number, what contains itself, and what is no number."""
+    try:
+        json.dumps(document, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise yaml.constructor.ConstructorError(None, None, f"a document that JSON cannot hold: {error}") from error
+    return document
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # without libyaml: slower
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Called for every mapping; more than once for those that are merged into others, whose keys may then recur."""
@@ -56,6 +66,9 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
                     raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
                 seen.add(key.value)
         super().flatten_mapping(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_scalar)
 
 
 def same_text(one: Any, other: Any) -> bool:

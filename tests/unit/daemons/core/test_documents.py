@@ -43,6 +43,22 @@ def test_json_is_read_as_json_and_what_only_looks_like_it_as_yaml(text: str, mea
     assert load_all(text) == meaning
 
 
+def test_a_date_is_text_as_it_is_to_the_api_server() -> None:
+    assert load("{2020-01-01: 2001-12-14, a: 2001-12-14T21:59:43.10-05:00}") == {
+        "2020-01-01": "2001-12-14",
+        "a": "2001-12-14T21:59:43.10-05:00",
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["&a [*a]", "x: &a {x: *a}", "a: !!binary aGk=", "{!!binary aGk= : 1}", "a: .nan", "!!set {a}"]
+)
+def test_what_json_cannot_hold_is_refused(text: str) -> None:
+    for read in (load, load_all):
+        with pytest.raises(yaml.YAMLError, match="a document that JSON cannot hold: "):
+            read(text)
+
+
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', r'{"a": "\ud83d"}', '{"a": ' + 5000 * "["])
 def test_json_that_no_document_can_be_is_refused(text: str) -> None:
     with pytest.raises(yaml.YAMLError):

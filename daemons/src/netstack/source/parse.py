@@ -202,7 +202,11 @@ def _pod(meta: Meta, data: Mapping[str, Any]) -> Pod:
         (status.address("podIP"),) if "podIP" in status else ()
     )
     ports = tuple(
-        (port.string("name", ""), port.string("protocol", "TCP", choices=PROTOCOLS), port.integer("containerPort", **PORT))
+        (
+            port.string("name", ""),
+            port.string("protocol", "TCP", choices=PROTOCOLS),
+            port.integer("containerPort", **PORT),
+        )
         for container in spec.children("containers")
         for port in container.children("ports")
     )

@@ -54,7 +54,7 @@ class Capture:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._tcpdump.poll() is None:
-            wait_until(self._drained, "tcpdump to write down what it received")
+            wait_until(self._drained, "tcpdump to write down what it received", 60)
             self._tcpdump.send_signal(signal.SIGINT)
         self._tcpdump.wait(10)
 

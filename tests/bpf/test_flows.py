@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
@@ -18,10 +18,11 @@ from netstack.kernel.bpf import Map
 from netstack.kernel.flows import FlowTables
 
 pytestmark = pytest.mark.root
+SERVER = "203.0.113.9"
 BUDGET = SETTINGS.definition("flows").entries
 FLOOD = max(2 * BUDGET, examples(25_000))
-SOURCE_AT, DESTINATION_AT = 26, 30
-"""Where in an Ethernet frame of IPv4 the addresses stand; ports follow."""
+SOURCE_AT, DESTINATION_AT, PORT_AT = 26, 30, 34
+"""Where in an Ethernet frame of IPv4 the addresses and the source port stand."""
 
 
 def many(frame: bytes, count: int, at: int) -> Iterator[bytes]:
@@ -30,12 +31,16 @@ def many(frame: bytes, count: int, at: int) -> Iterator[bytes]:
         yield frame[:at] + struct.pack("!I", 0xCB000000 + number) + frame[at + 4 :]
 
 
-def flood(
-    node: Packet, program: str, frame: Ether, count: int, at: int, device: int, came_by: int
-) -> dict[Verdict, int]:
+def from_ports(frame: bytes, ports: Iterable[int]) -> Iterator[bytes]:
+    """`frame` from each of these ports."""
+    for port in ports:
+        yield frame[:PORT_AT] + struct.pack("!H", port) + frame[PORT_AT + 2 :]
+
+
+def flood(node: Packet, program: str, frames: Iterable[bytes], device: int, came_by: int) -> dict[Verdict, int]:
     """What became of them."""
     before = node.counts()
-    node.send(program, many(bytes(frame), count, at), device, came_by)
+    node.send(program, frames, device, came_by)
     return {verdict: after - before.get(verdict, 0) for verdict, after in node.counts().items()}
 
 
@@ -56,7 +61,7 @@ def test_a_pods_flood_leaves_its_neighbours_flows_alone(node: Packet) -> None:
     before = node.flows(c.NEIGHBOUR_ID)
     assert len(before) == 4
     frame = Ether(src=c.POD_MAC, dst=c.HOST_MAC) / IP(src=POD, dst=CLIENT) / UDP(sport=4000, dport=53)
-    became = flood(node, "pod_ingress", frame, FLOOD, DESTINATION_AT, node.pod, node.pod)
+    became = flood(node, "pod_ingress", many(bytes(frame), FLOOD, DESTINATION_AT), node.pod, node.pod)
     assert became[Verdict.FORWARDED] == FLOOD, "a pod may do this to itself"
     assert BUDGET // 2 < len(node.flows()) <= BUDGET
     assert node.flows(c.NEIGHBOUR_ID) == before
@@ -66,7 +71,7 @@ def test_the_lans_flood_of_a_pod_leaves_its_neighbours_flows_alone(node: Packet)
     neighbours_flows(node)
     before = node.flows(c.NEIGHBOUR_ID)
     frame = Ether(src=c.HOST_MAC, dst=c.POD_MAC) / IP(src=CLIENT, dst=POD) / TCP(sport=4000, dport=80, flags="S")
-    became = flood(node, "pod_egress", frame, 4 * BUDGET, SOURCE_AT, node.pod, node.uplink)
+    became = flood(node, "pod_egress", many(bytes(frame), 4 * BUDGET, SOURCE_AT), node.pod, node.uplink)
     assert became[Verdict.FORWARDED] == 4 * BUDGET
     assert len(node.flows()) <= BUDGET
     assert node.flows(c.NEIGHBOUR_ID) == before
@@ -74,22 +79,33 @@ def test_the_lans_flood_of_a_pod_leaves_its_neighbours_flows_alone(node: Packet)
 
 def test_the_lans_flood_of_a_service_leaves_what_pods_asked_alone(node: Packet) -> None:
     node.service(c.VIP, 80, [(POD, 8080, c.NODE), (c.REMOTE, 8080, c.OTHER_NODE)], scope=l.SCOPE_WORLD)
-    asked = IP(src=NEIGHBOUR, dst="203.0.113.9") / TCP(sport=4000, dport=443, flags="S")
+    asked = IP(src=NEIGHBOUR, dst=SERVER) / TCP(sport=4000, dport=443, flags="S")
     node.from_pod(asked, device=node.neighbour)
     assert node.to_lan(asked, came_by=node.neighbour).verdict is Verdict.MASQUERADED
     before = node.entries("nat_pods")
     assert len(before) == 2
     frame = Ether(src=c.CLIENT_MAC, dst=c.NODE_MAC) / IP(src=CLIENT, dst=c.VIP) / TCP(sport=4000, dport=80, flags="S")
     most = SETTINGS.definition("nat").entries
-    flood(node, "uplink_ingress", frame, 2 * most, SOURCE_AT, node.uplink, node.uplink)
+    flood(node, "uplink_ingress", many(bytes(frame), 2 * most, SOURCE_AT), node.uplink, node.uplink)
     assert len(node.entries("nat")) > most // 2
     assert node.entries("nat_pods") == before
+
+
+def test_a_pod_that_takes_every_port_towards_a_server_leaves_its_neighbour_some(node: Packet) -> None:
+    frame = Ether(src=c.NODE_MAC, dst=c.CLIENT_MAC) / IP(src=POD, dst=SERVER) / TCP(sport=1, dport=443, flags="S")
+    became = flood(node, "uplink_egress", from_ports(bytes(frame), range(1024, 65536)), node.uplink, node.pod)
+    assert became[Verdict.MASQUERADED] > l.MASQUERADE_SHARED and became[Verdict.NO_PORT] > 0
+    frame[IP].src = NEIGHBOUR
+    some = range(4000, 4000 + l.MASQUERADE_OWN // 2)
+    became = flood(node, "uplink_egress", from_ports(bytes(frame), some), node.uplink, node.neighbour)
+    assert became[Verdict.MASQUERADED] == len(some)
 
 
 def test_what_is_denied_takes_no_room(node: Packet) -> None:
     node.endpoint(POD, c.POD_ID, c.POD_IDENTITY, enforce=l.ENFORCE_EGRESS)
     frame = Ether(src=c.POD_MAC, dst=c.HOST_MAC) / IP(src=POD, dst=CLIENT) / UDP(sport=4000, dport=53)
-    assert flood(node, "pod_ingress", frame, 100, DESTINATION_AT, node.pod, node.pod)[Verdict.DEFAULT_DENY] == 100
+    became = flood(node, "pod_ingress", many(bytes(frame), 100, DESTINATION_AT), node.pod, node.pod)
+    assert became[Verdict.DEFAULT_DENY] == 100
     assert node.flows() == {}
 
 

@@ -342,6 +342,8 @@ struct vip {
 #define PROXY_MARK	0x53000000	/* "to the proxy": ip rule fwmark 0x53000000/0xff000000 */
 
 #define MASQUERADE_FIRST 49152	/* source ports for pods; the node's own end at 49151 */
-#define MASQUERADE_COUNT 16384
+#define MASQUERADE_SHARED 8192	/* any pod's; behind them those of one pod each: */
+#define MASQUERADE_OWNERS 64
+#define MASQUERADE_OWN	128
 
 #define VERDICTS	256	/* size of counters: verdict (lib/verdict.h) -> packets */

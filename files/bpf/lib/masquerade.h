@@ -22,6 +22,20 @@ INLINE bool opened_by_peer(struct packet *p)
 	return flow && flow->direction == DIRECTION_INGRESS;
 }
 
+/* The i-th port to try. The first half of the range is everybody's. Of the second each pod has its own share (a node of
+ * up to 64 pods; beyond, pods whose addresses end alike have one together), so a pod that takes every port towards a
+ * server leaves others theirs.
+ */
+INLINE __u32 masquerade_candidate(struct packet *p, __u32 hash, __u32 i)
+{
+	__u32 at = hash + i * 257;
+
+	if (i < PORT_ATTEMPTS / 2)
+		return MASQUERADE_FIRST + at % MASQUERADE_SHARED;
+	return MASQUERADE_FIRST + MASQUERADE_SHARED + be32(p->t.src.w[3]) % MASQUERADE_OWNERS * MASQUERADE_OWN +
+	       at % MASQUERADE_OWN;
+}
+
 /* A free source port for p's connection: p->other and p->made stand for it then. NULL if none was found. */
 INLINE struct nat *masquerade_port(struct packet *p, const struct addr *node, __be16 *port)
 {
@@ -31,7 +45,7 @@ INLINE struct nat *masquerade_port(struct packet *p, const struct addr *node, __
 	nat_answer_to_source(p, node, 0);
 	nat_make(p, NAT_SOURCE_REPLY, &p->t.src, p->t.sport, 0, 0);
 	LOOP for (i = 0; i < PORT_ATTEMPTS; i++) {
-		*port = be16(MASQUERADE_FIRST + (hash + i * 257) % MASQUERADE_COUNT);
+		*port = be16(masquerade_candidate(p, hash, i));
 		p->other.dport = *port;
 		back = nat_claim_answer(p, NAT_SOURCE_REPLY);
 		if (back)

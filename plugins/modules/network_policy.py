@@ -16,7 +16,7 @@ description:
   - Tells the effect of the change, also in check mode and, as text, in diff mode. It lists which flows that the node
     has seen lately and which pairs of pods and nodes would be denied or let pass, with the rule that decides.
   - Waits until the node enforces just this version. The task fails on a node that does not, and says
-    what it does instead.
+    what it does instead. In check mode a warning names a node whose agent does not answer.
   - Without O(kubeconfig) the object is a file of its own in the folder from which the node takes its objects. With it,
     the controller changes the object in the API server, once, and the other nodes find it so.
 author:
@@ -240,6 +240,14 @@ def wait(module: AnsibleModule, told: dict[str, object], result: dict[str, objec
         time.sleep(PAUSE_S)
 
 
+def foresee(module: AnsibleModule, told: dict[str, object]) -> None:
+    """Say whether the agent could put the change in force at all."""
+    try:
+        _node.ask("agent", {"command": "policy", "policy": told["policy"]})
+    except _node.Silent as silent:
+        module.warn(f"{silent}; until it does, this node keeps the rules that it has")
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -273,7 +281,9 @@ def main() -> None:
         result["diff"] = _policy.diff(told["policy"], told["before"], told["after"], told)
         if result["changed"] and not module.check_mode:
             write(module, told)
-    if module.params["wait"] and not module.check_mode:
+    if module.check_mode:
+        foresee(module, told)
+    elif module.params["wait"]:
         result["enforced"] = wait(module, told, result)
         for pod in (result["enforced"] or {}).get("not_enforced", ()):
             module.warn(f"{told['policy']} is not enforced on {pod}, whose network is its node's or another plugin's")

@@ -88,6 +88,13 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     thread.join(5)
 
 
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    texts: list[str] = []
+    monkeypatch.setattr(network_policy.AnsibleModule, "warn", lambda _module, text: texts.append(text))
+    return texts
+
+
 def play(run: Run, node: Node, check: bool = False, **options: Any) -> dict[str, Any]:
     definition = {"kind": "NetworkPolicy", "metadata": {"name": "p", "namespace": "one"}}
     options = {"definition": definition, "root": str(node.root), "wait_timeout": 0} | options
@@ -160,17 +167,20 @@ def test_a_node_that_does_something_else_is_reported(run: Run, node: Node) -> No
     assert said["msg"] == f"not known that this node enforces {NAME}: {node.state}: {node.reason}"
 
 
-def test_an_agent_that_is_down_is_reported_and_nobody_need_wait_for_it(run: Run, node: Node) -> None:
-    (node.root / "agent.sock").unlink()
+def test_an_agent_that_is_down_is_reported_and_nobody_need_wait_for_it(run: Run, node: Node, warned: list[str]) -> None:
     node.tell("one\n")
+    play(run, node, check=True)
+    assert not warned
+    (node.root / "agent.sock").unlink()
+    play(run, node, check=True)
+    (warning,) = warned
+    assert "netstack-agent does not answer" in warning and warning.endswith("this node keeps the rules that it has")
     assert "netstack-agent does not answer" in play(run, node)["msg"]
     node.tell("two\n")
     assert play(run, node, wait=False)["changed"] is True
 
 
-def test_pods_beyond_reach_are_warned_of(run: Run, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    warned: list[str] = []
-    monkeypatch.setattr(network_policy.AnsibleModule, "warn", lambda _module, text: warned.append(text))
+def test_pods_beyond_reach_are_warned_of(run: Run, node: Node, warned: list[str]) -> None:
     node.not_enforced = ["one/host"]
     node.tell("one\n")
     assert play(run, node)["changed"] is True

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import dnslib
@@ -24,8 +25,8 @@ from netstack.kernel.layout import IDENTITY_WORLD
 POD, OTHER_POD, SERVER = "10.244.1.5", "10.244.1.6", "10.96.0.10"
 
 
-def rules_text(*endpoints: dict[str, object], generation: int = 1) -> str:
-    return json.dumps({"generation": generation, "endpoints": list(endpoints)})
+def rules_text(*endpoints: dict[str, object], generation: int = 1, lan: Sequence[str] = ()) -> str:
+    return json.dumps({"generation": generation, "lan": list(lan), "endpoints": list(endpoints)})
 
 
 def endpoint(

@@ -247,6 +247,25 @@ def test_a_name_of_the_lan_opens_where_the_policy_says_so(home: Home) -> None:
     assert home.connects(LAN)
 
 
+def test_a_home_with_public_addresses_is_a_lan_too(home: Home) -> None:
+    address, name = "198.51.100.7", "tv.example"
+    home.server.zone[name] = (f"{name}. 30 A {address}",)
+    home.apply("by-name", BY_NAME % f"matchName: {name}")
+    ip("-n", home.board.lan, "addr", "add", f"{address}/32", "dev", "lo")
+    assert home.look_up(name) == 0
+    assert home.connects(address), "by the gateway"
+    ip("-n", home.board.node, "addr", "add", "198.51.100.1/24", "dev", "eth0")
+    rules = home.board.folder / "state/dns-rules.json"
+    wait_for("the new network", lambda: "198.51.100.0/24" in rules.read_text())
+    home.begin()
+    assert home.look_up(name) == 0
+    assert not home.connects(address)
+    home.apply("by-name", BY_NAME % f"matchName: {name}", **{"netstack.kubelab.io/lan-names": "true"})
+    assert home.look_up(name) == 0
+    assert home.connects(address)
+    ip("-n", home.board.node, "addr", "del", "198.51.100.1/24", "dev", "eth0")
+
+
 def speaks(sock: socket.socket, other: socket.socket) -> bool:
     """Within what a repetition by TCP takes."""
     sock.send(b"still here")

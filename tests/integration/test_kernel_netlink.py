@@ -128,6 +128,24 @@ def test_what_the_kernel_takes_for_this_host(ends: tuple[Namespace, Namespace]) 
     assert not any(address.startswith(("127.", "fe80:", "ff")) or address == "::1" for address in taken)
 
 
+def test_the_networks_of_a_device(ends: tuple[Namespace, Namespace]) -> None:
+    near, _ = ends
+    near.ip("link", "add", "one", "type", "veth", "peer", "name", "two")
+    for device, net in (("one", 1), ("two", 2)):
+        near.ip("link", "set", device, "up")
+        near.ip("address", "add", f"192.0.{net}.1/24", "dev", device)
+        near.ip("address", "add", f"2001:db8:{net}::1/64", "dev", device, "nodad")
+    near.ip("route", "add", "default", "via", "192.0.1.254")
+    near.ip("route", "add", "198.51.100.0/24", "via", "192.0.1.254")
+    near.ip("route", "add", "203.0.113.0/24", "dev", "one", "proto", "static")
+    near.ip("route", "add", "unreachable", "10.0.0.0/8")
+    with opened(near) as netlink:
+        link = netlink.link("one")
+        assert link is not None
+        networks = netlink.networks(link.index)
+    assert sorted(map(str, networks)) == ["192.0.1.0/24", "2001:db8:1::/64", "203.0.113.0/24"]
+
+
 @pytest.mark.parametrize(("v6", "family"), [(False, "-4"), (True, "-6")])
 def test_rules(ends: tuple[Namespace, Namespace], v6: bool, family: str) -> None:
     near, _ = ends

@@ -69,7 +69,7 @@ class Agent:
         self.before = Before(self.kernel.read(), self.good.read())
         self.memory = Memory()
         self.desired: Desired | None = None
-        self.dns: tuple[DnsEndpoint, ...] | None = None
+        self.dns: tuple[tuple[DnsEndpoint, ...], tuple[Prefix, ...]] | None = None
         """What the rules file for the DNS proxy holds."""
         self.revision = 0
         """Of `desired`: rises whenever something else is in force."""
@@ -88,6 +88,7 @@ class Agent:
 
     def place(self) -> Place:
         uplink = self.traffic.link(self.chosen.datapath.uplink)
+        lan = self.traffic.networks(uplink.index) if uplink else ()
         if uplink is not None and not self.is_guarded(uplink):
             uplink = None  # the programs of pods then take what it brings in the name of the cluster for forged
         return Place(
@@ -95,6 +96,7 @@ class Agent:
             addresses=(pack(self.chosen.node_address),),
             pod_cidrs=(self.chosen.pods,),
             more_addresses=tuple(self.traffic.taken()),
+            lan=tuple(lan),
             uplink=uplink.index if uplink else 0,
             ranges=(Prefix.parse(self.chosen.cluster_cidr), Prefix.parse(self.chosen.service_cidr)),
             ingress_services=self.chosen.services("ingress_services"),
@@ -142,10 +144,10 @@ class Agent:
         changes = plan(self.before.tables, desired.tables)
         try:
             self.good.write(desired.accepted.good)  # before it is in force: it must outlive us
-            if self.dns != desired.policy.dns:
+            if self.dns != (desired.policy.dns, desired.lan):
                 # whatever a power cut leaves of it, the next agent writes it anew
                 write_atomic(self.chosen.state / "dns-rules.json", desired.dns_rules(), durable=False)
-                self.dns = desired.policy.dns
+                self.dns = desired.policy.dns, desired.lan
         except OSError as error:
             self.failure = f"the disk refused a change, so nothing was changed: {error}"
             log.error("%s", self.failure)

@@ -59,6 +59,8 @@ class Place:
     """What policies for nodes leave reachable."""
     more_addresses: tuple[bytes, ...] = ()
     """Whatever else leads to this node: of other devices, broadcasts. No other node knows them."""
+    lan: tuple[Prefix, ...] = ()
+    """What the uplink reaches without a router."""
 
     def own(self, *, v4: bool) -> bytes:
         """This node's address of a family; ANY if it has none."""
@@ -100,6 +102,8 @@ class Desired:
     """`tables` are a step on the way (fit.py): when they are in force, compile again."""
     search: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Endpoint id -> the search domains of the pod."""
+    lan: tuple[Prefix, ...] = ()
+    """What the uplink reaches without a router."""
 
     def dns_rules(self) -> str:
         """The DNS proxy's rules file (netstack.dns.rules has the form)."""
@@ -119,7 +123,8 @@ class Desired:
             }
             for item in self.policy.dns
         ]
-        return json.dumps({"generation": self.generation, "endpoints": endpoints}, indent=1) + "\n"
+        whole = {"generation": self.generation, "lan": list(map(str, self.lan)), "endpoints": endpoints}
+        return json.dumps(whole, indent=1) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,7 @@ def compile_all(
         generation=generation,
         kept=place.kept,
         search={item.id: _search(place.dns_search, item.ref.namespace) for item in endpoints},
+        lan=place.lan,
     )
 
 

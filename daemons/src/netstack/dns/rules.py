@@ -1,6 +1,7 @@
 """Which pod may ask whom for which names, and what a name opens: the file that the agent compiles.
 
     {"generation": 7,
+     "lan": ["192.168.86.0/24", "2001:db8:86::/64"],
      "endpoints": [{"endpoint": 12, "addresses": ["10.244.1.5"], "search": ["cluster.local"],
                     "names":   [{"selector": 3, "matchName": "api.anthropic.com"},
                                 {"selector": 4, "matchPattern": "*.x.io", "lan": true}],
@@ -8,7 +9,8 @@
                                  "names": [{"matchName": "api.anthropic.com"}, {"matchPattern": "*.local"}]}]}]}
 
 `queries` may be asked of servers with the identity `to` (as the kernel's table `identities` has it) at that port; 0 is
-any. The addresses of `names` are credited to the selector, those of private networks only with `lan`. What stands
+any. The addresses of `names` are credited to the selector; those of private networks, and of the networks around the
+node (the file's `lan`: with a provider's IPv6 prefix they are not private), only with the rule's `lan`. What stands
 before a domain of `search` in a question may be meant as well, and counts as if it had been asked for. A pod without an
 entry may ask nothing. An entry of names or queries that has any other field is refused, because what it is not
 understood to restrict it must not allow; unknown fields elsewhere are left to newer versions.
@@ -21,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from netstack.core.address import pack
+from netstack.core.address import Prefix, pack
 from netstack.core.errors import BadConfig
 from netstack.dns.names import Match, Matcher, Name, Rule
 
@@ -72,6 +74,8 @@ class Rules:
     generation: int = 0
     endpoints: Mapping[bytes, Endpoint] = field(default_factory=dict)
     """By pod address."""
+    lan: tuple[Prefix, ...] = ()
+    """The networks around this node."""
 
     @property
     def ids(self) -> frozenset[int]:
@@ -99,7 +103,18 @@ def parse(text: str) -> Rules:
             if address in endpoints:
                 raise BadConfig(f"{place}.addresses", f"belong to endpoint {endpoints[address].id} too")
             endpoints[address] = endpoint
-    return Rules(_number("", data, "generation"), endpoints)
+    return Rules(_number("", data, "generation"), endpoints, tuple(_networks(data)))
+
+
+def _networks(data: Mapping[str, Any]) -> Iterator[Prefix]:
+    listed = data.get("lan", [])
+    if not isinstance(listed, list):
+        raise BadConfig("lan", f"must be a list of networks, not {listed!r}")
+    for number, text in enumerate(listed):
+        try:
+            yield Prefix.parse(text, strict=True)
+        except ValueError as error:
+            raise BadConfig(f"lan[{number}]", str(error)) from error
 
 
 def _queries(entry: Mapping[str, Any], place: str) -> dict[Server, Matcher]:

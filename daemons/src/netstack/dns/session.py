@@ -226,12 +226,14 @@ class Session:
         self._random_id = random_id
         self._identify = identify
         self._identities: dict[bytes, int] = {}
-        self._guarded, self._private = _networks(settings.never_open), _networks(settings.lan)
+        self._guarded = _networks(settings.never_open)
+        self._private: list[tuple[int, int]] = []
         self._query_kept = lru_cache(KEPT)(read_query)
         self._meaning_kept = lru_cache(KEPT)(self._meaning)
         self._pending: dict[int, _Pending] = {}  # in order of their deadlines: all wait equally long
         self._of_endpoint: dict[int, int] = {}  # questions under way
         self._next_key = 0
+        self.refresh(rules)
 
     @property
     def in_flight(self) -> int:
@@ -244,6 +246,10 @@ class Session:
     def refresh(self, rules: Rules) -> None:
         """What follows is judged by these rules, and identities are asked for anew."""
         self.rules = rules
+        private = [*_networks(self._settings.lan), *map(_network, rules.lan)]
+        if private != self._private:
+            self._private = private
+            self._meaning_kept.cache_clear()
         self._identities.clear()
 
     def query(self, client: Client, payload: bytes, now: float) -> list[Command]:
@@ -441,9 +447,12 @@ class Session:
 
 
 def _networks(texts: tuple[str, ...]) -> list[tuple[int, int]]:
+    return [_network(Prefix.parse(text)) for text in texts]
+
+
+def _network(prefix: Prefix) -> tuple[int, int]:
     """As (bits that do not count, those that do)."""
-    found = map(Prefix.parse, texts)
-    return [(128 - net.bits, int.from_bytes(net.address) >> 128 - net.bits) for net in found]
+    return 128 - prefix.bits, int.from_bytes(prefix.address) >> 128 - prefix.bits
 
 
 def _is_in(networks: list[tuple[int, int]], address: int) -> bool:

@@ -213,6 +213,17 @@ class Netlink:
                 found.add(_address(read_attributes(body[ROUTE.size :])[1]))
         return sorted(address for address in found if not any(address in narrow for narrow in NARROW))
 
+    def networks(self, index: int) -> list[Prefix]:
+        """What is reached by this device without a router. Not what means something on one link alone."""
+        of_device = ROUTE.pack(0, 0, 0, 0, MAIN, 0, 0, UNICAST, 0) + pack_attribute(4, struct.pack("=I", index))
+        found = set()
+        for body in self._dump(GETROUTE, of_device):
+            family, bits, *_ = ROUTE.unpack_from(body)
+            attributes = read_attributes(body[ROUTE.size :])
+            if 1 in attributes and 5 not in attributes:
+                found.add(Prefix(_address(attributes[1]), bits + (96 if family == socket.AF_INET else 0)))
+        return sorted(prefix for prefix in found if not any(prefix.address in narrow for narrow in NARROW))
+
     # routes and rules --------------------------------------------------------------------------------------------
 
     def routes(self, protocol: int = PROTOCOL) -> set[Route]:

@@ -107,6 +107,8 @@ def test_selectors_that_lead_into_the_lan_are_known() -> None:
             file(queries=[{"to": 1, "port": 53, "names": [{"selector": 1, "matchName": "x"}]}]),
             "endpoints[0].queries[0].names[0]: must hold one of matchName",
         ),
+        (file() | {"lan": "home"}, "lan: must be a list of networks, not 'home'"),
+        (file() | {"lan": ["10.0.0.0/8", "10.0.0.1/8"]}, "lan[1]: 10.0.0.1/8 has host bits set"),
         (file(search="home.lan"), "endpoints[0].search: must be a list of domains, not 'home.lan'"),
         (file(search=["home.lan", "a..b"]), "endpoints[0].search[1]: 'a..b' is no matchName: it has an empty label"),
         (file(search=["."]), "endpoints[0].search[0]: must not be the root"),

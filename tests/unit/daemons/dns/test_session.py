@@ -317,6 +317,18 @@ def test_a_name_opens_private_addresses_where_its_policy_says_so(address: str) -
     assert list(conversation.session.refused) == []
 
 
+def test_the_networks_around_the_node_are_private_from_when_they_are_known() -> None:
+    """The same answer, byte for byte, before and after: what it means is kept."""
+    conversation, address = talk(), "2001:db8:86::7"
+    asked = endpoint(12, POD, {3: API})
+    for around, opened in (([], True), (["2001:db8:86::/64"], False), (["2001:db8:87::/64"], True)):
+        conversation.session.refresh(parse(rules_text(asked, lan=around)))
+        answered = conversation.answered(conversation.ask(API, "AAAA"), f"{API}. 5 AAAA {address}")
+        assert bool(answered.credits) is opened
+    conversation.session.refresh(parse(rules_text(endpoint(12, POD, {3: API}, lan=(3,)), lan=[f"{address}/128"])))
+    assert conversation.answered(conversation.ask(API, "AAAA"), f"{API}. 5 AAAA {address}").credits
+
+
 def test_no_policy_opens_the_cluster_to_a_name() -> None:
     conversation = Talk(endpoint(12, POD, {3: API}, lan=(3,)), settings=DnsSettings(never_open=("10.96.0.0/12",)))
     reply = conversation.answered(conversation.ask(API), f"{API}. 5 A 10.96.0.1", f"{API}. 5 A 10.1.0.1")

@@ -11,7 +11,7 @@ import yaml
 from instruments.cluster import Cluster
 from netstack.agent.policy.accept import read_policy
 from netstack.agent.policy.entries import Server
-from netstack.core.address import pack
+from netstack.core.address import Prefix, pack
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
 from netstack.kernel import layout
@@ -97,9 +97,11 @@ def test_the_programs_know_for_which_pods_the_proxy_asks(cluster: Cluster) -> No
 
 
 def test_dns_rules_file(cluster: Cluster) -> None:
+    lan = ["192.168.86.0/24", "2001:db8:86::/64"]
+    cluster.place = replace(cluster.place, lan=tuple(map(Prefix.parse, lan)))
     cluster.put(SEED)
     rules = yaml.safe_load(cluster.compile().dns_rules())
-    assert rules["generation"] == 1
+    assert (rules["generation"], rules["lan"]) == (1, lan)
     (endpoint,) = rules["endpoints"]
     assert endpoint["endpoint"] == 1
     assert endpoint["addresses"] == ["10.244.1.3"]

@@ -15,7 +15,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 unit:
 	@tests/setup.sh venv
-	$(PYTEST) -n auto tests/unit
+	DEPTH=$${DEPTH:-0.25} $(PYTEST) -n auto tests/unit
 
 lint:
 	@tests/setup.sh venv

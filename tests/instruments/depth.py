@@ -1,4 +1,4 @@
-"""How deep property tests look: `make unit` is a quick run, `make test` sets DEPTH higher, a soak higher still."""
+"""How deep property tests look: `make unit` takes a glance, pytest by itself a look, `make test` more, a soak most."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 DEPTH = float(os.environ.get("DEPTH", "1"))
-"""How many times the examples of a quick run; below 1 on processors that are interpreted."""
+"""How many times the examples of a look; below 1 where one is waited for, and on processors that are interpreted."""
 
 SOAK = "SOAK" in os.environ
 """Whether property tests look for new examples. Else each run has the same, so a change is judged by its own faults."""
 
 
-def examples(quick: int) -> int:
-    """How many, if a quick run has `quick`."""
-    return max(1, round(quick * DEPTH))
+def examples(usual: int) -> int:
+    """How many, if a look has `usual`."""
+    return max(1, round(usual * DEPTH))
 
 
 def thinned(items: list[Item]) -> list[Item]:
-    """All of them in a quick run; evenly fewer below."""
+    """All of them in a look; evenly fewer below."""
     return items[:: max(1, round(1 / DEPTH))]

@@ -17,7 +17,6 @@ from netstack.core.verdict import Verdict
 from netstack.kernel import layout as l
 
 pytestmark = pytest.mark.root
-HOUR = 3600 * 10**9
 
 
 def syn(src: str = CLIENT, dport: int = 80, sport: int = 5000, flags: str = "S") -> IP:

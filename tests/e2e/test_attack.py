@@ -49,7 +49,7 @@ def attacking(home: Home, pod: Pod, victim: Pod) -> Iterator[None]:
         watch.close()
     assert inside == []
     denied = (MARK, socket.inet_aton(ATTACKER))
-    assert [frame.data.hex() for frame in wire.frames() if any(mark in frame.data for mark in denied)] == []
+    assert [frame.hex() for frame in wire.frames() if any(mark in frame for mark in denied)] == []
 
 
 def process(node: Node, unit: str) -> int:

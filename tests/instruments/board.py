@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -372,11 +371,3 @@ class Board:
         values = bytes.fromhex(self.run(*self.python("-c", script), check=True).stdout)
         size = layout.Instant.size()
         return sum(layout.Instant.unpack(values[at : at + size]).value for at in range(0, len(values), size))
-
-
-def available() -> str:
-    """Why a board cannot be built here; "" if it can."""
-    if os.geteuid():
-        return "needs root"
-    missing = [tool for tool in ("ip", "nsenter", "unshare", "sysctl") if shutil.which(tool) is None]
-    return f"needs {', '.join(missing)}" if missing else ""

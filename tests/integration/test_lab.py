@@ -228,7 +228,7 @@ def test_a_capture_holds_every_packet_of_its_time_on_its_cable(lab: Lab) -> None
         lab.client(1).run(["ping", "-q", "-i", "0.002", "-c", "50", lab.node("n2").address])
     assert len(wire.lines()) == len(wire.frames()) == 100
     assert other.lines() == []
-    assert wire.frames()[0].data[6:12] == bytes.fromhex(lab.client(1).mac.replace(":", ""))
+    assert wire.frames()[0][6:12] == bytes.fromhex(lab.client(1).mac.replace(":", ""))
     assert lab.client(1).mac in wire.lines("-e")[0]
 
 

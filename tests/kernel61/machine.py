@@ -10,7 +10,6 @@ from pathlib import Path
 @dataclass(frozen=True, slots=True)
 class Machine:
     architecture: str  # as Debian calls it
-    platform: str  # as uname calls it
     qemu: str
     processor: tuple[str, ...]
     console: str
@@ -22,16 +21,13 @@ MACHINES = {
     for machine in (
         Machine(
             "amd64",
-            "x86_64",
             "qemu-system-x86_64",
             ("-M", "q35", "-cpu", "Nehalem"),  # wider registers cost more, interpreted
             "ttyS0",
             "tsc=reliable",  # else it asks the HPET for the time, and every answer holds up the other processors
         ),
         # The large cores of the boards' RK3588.
-        Machine(
-            "arm64", "aarch64", "qemu-system-aarch64", ("-M", "virt,gic-version=3", "-cpu", "cortex-a76"), "ttyAMA0"
-        ),
+        Machine("arm64", "qemu-system-aarch64", ("-M", "virt,gic-version=3", "-cpu", "cortex-a76"), "ttyAMA0"),
     )
 }
 

@@ -7,7 +7,6 @@ import signal
 import struct
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -19,12 +18,6 @@ from .shell import run, wait_until
 TCPDUMP = ("tcpdump", "-n", "-s", "0", "-U", "--immediate-mode", "-Z", "root")
 
 PCAP_FILE_HEADER, PCAP_RECORD_HEADER = 24, 16  # bytes; draft-ietf-opsawg-pcap sections 4 and 5
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    when: float  # seconds since the epoch, microseconds precise
-    data: bytes
 
 
 class Capture:
@@ -82,15 +75,15 @@ class Capture:
         """One line a packet, as tcpdump prints it; `-e` among the options shows MACs."""
         return run(["tcpdump", "-n", "-tt", *options, "-r", str(self.pcap)]).stdout.splitlines()
 
-    def frames(self) -> list[Frame]:
+    def frames(self) -> list[bytes]:
         """Every frame, whole."""
         return list(_records(self.pcap.read_bytes()))
 
 
-def _records(data: bytes) -> Iterator[Frame]:
+def _records(data: bytes) -> Iterator[bytes]:
     offset = PCAP_FILE_HEADER
     while offset + PCAP_RECORD_HEADER <= len(data):
-        seconds, micros, size, _ = struct.unpack_from("<IIII", data, offset)
+        (size,) = struct.unpack_from("<8xI", data, offset)
         offset += PCAP_RECORD_HEADER
-        yield Frame(seconds + micros / 1e6, data[offset : offset + size])
+        yield data[offset : offset + size]
         offset += size

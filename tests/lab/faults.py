@@ -8,8 +8,6 @@ from . import network
 from .names import Names
 from .shell import run
 
-CARRIER = "/sys/class/net/eth0/carrier"
-
 
 def cable(names: Names, port: network.Port, plugged: bool) -> None:
     """Pull the cable, or plug it in: the other end sees its carrier go or come, as on metal."""

@@ -25,10 +25,6 @@ class Response:
     seconds: float
     error: str  # curl's words; empty if there was an answer
 
-    @property
-    def ok(self) -> bool:
-        return 200 <= self.status < 300
-
     def json(self) -> Any:
         """The body of share/answer.py: name, client, server, host, sni, path, headers ..."""
         return json.loads(self.body)

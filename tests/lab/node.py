@@ -35,8 +35,6 @@ from .tls import authority
 
 REBOOT = 133  # nspawn's exit code when the node asked for a reboot and nspawn was told to keep its unit
 
-NSPAWN_NSPAWN_ENVIRONMENT = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"}
-
 NSPAWN_ENVIRONMENT = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"}
 
 NSPAWN_FLAGS = (

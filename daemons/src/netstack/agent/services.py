@@ -29,7 +29,6 @@ from netstack.kernel import layout
 from netstack.source.models import Endpoint, EndpointSlice, Service, ServicePort
 
 PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
-SCOPES = (layout.SCOPE_CLUSTER, layout.SCOPE_WORLD)
 NOBODY = layout.Service().pack()
 """A service without backends."""
 ID_BYTES = 4

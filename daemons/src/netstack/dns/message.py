@@ -33,7 +33,7 @@ chains of pointers to pointers would make a message of 64 KB cost half a second.
 _HEADER = struct.Struct("!2sHHHHH")
 _ONE_QUESTION = b"\0\1"
 _RECORD = struct.Struct("!HHIH")
-_QR, _OPCODE, _TC, _RD, _RA, _RCODE = 0x8000, 0x7800, 0x0200, 0x0100, 0x0080, 0x000F
+_QR, _OPCODE, _RD, _RA, _RCODE = 0x8000, 0x7800, 0x0100, 0x0080, 0x000F
 _IN = 1
 _POINTER = 0xC0
 

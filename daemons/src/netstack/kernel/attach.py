@@ -21,7 +21,7 @@ from netstack.kernel.netlink import ACK, CREATE, EXCL, Netlink, pack_attribute, 
 from netstack.kernel.programs import POD_EGRESS, POD_INGRESS, PROGRAMS, UPLINK_EGRESS, UPLINK_INGRESS
 
 TRAFFIC = struct.Struct("=BxxxiIII")  # struct tcmsg: family, ifindex, handle, parent, info
-NEWQDISC, DELQDISC, GETQDISC, NEWFILTER, DELFILTER, GETFILTER = 36, 37, 38, 44, 45, 46
+NEWQDISC, DELQDISC, NEWFILTER, DELFILTER, GETFILTER = 36, 37, 44, 45, 46
 CLSACT, CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 PREFERENCE, HANDLE = 1, 1

@@ -25,7 +25,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY = range(5)
 _PROG_LOAD, _OBJ_PIN, _OBJ_GET, _ATTACH, _DETACH, _TEST_RUN = range(5, 11)
 _MAP_GET_FD_BY_ID = 14
-_OBJ_INFO, _QUERY, _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 15, 16, 24, 26, 27
+_OBJ_INFO, _QUERY, _LOOKUP_BATCH, _UPDATE_BATCH = 15, 16, 24, 26
 _ENOTSUPP = 524  # the kernel's own number, which leaks to user space from maps without batch operations
 _BATCH = 4096
 

@@ -16,7 +16,7 @@ from netstack.kernel import layout
 from netstack.kernel.bpf import CGROUP_SOCK_ADDR, SCHED_CLS, BpfError, Map, MapDefinition, Program
 from netstack.kernel.programs import PROGRAMS
 
-_CALL, _EXIT, _ZERO = (struct.pack("=BBhi", *parts) for parts in ((0x85, 0, 0, 0), (0x95, 0, 0, 0), (0xB7, 0, 0, 0)))
+_EXIT, _ZERO = (struct.pack("=BBhi", *parts) for parts in ((0x95, 0, 0, 0), (0xB7, 0, 0, 0)))
 _ONE = struct.pack("=BBhi", 0xB7, 0, 0, 1)  # r0 = 1: what a cgroup program returns
 
 _NEWER = "a kernel of 6.1 or later (Armbian: linux-image-vendor-rk35xx or linux-image-current-rockchip64)"

@@ -9,15 +9,12 @@ import pytest
 from instruments.api_objects import namespace, pod, policy, service
 from instruments.apiserver import ApiServer, Request
 from instruments.source_probe import Watched, wait_for
-from netstack.core.ref import Ref
 from netstack.source.backoff import Backoff
 from netstack.source.client import Refused
 from netstack.source.credentials import Credentials
 from netstack.source.reflector import GONE_S, History, Reflector
 from netstack.source.replica import Replica
 from netstack.source.resources import Want
-
-POLICY = Ref("CiliumNetworkPolicy", "ns", "p")
 
 
 @pytest.fixture

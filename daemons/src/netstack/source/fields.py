@@ -7,12 +7,14 @@ reader.close(ignore={"externalName"})        # anything not read and not ignored
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
 
 from netstack.core.address import Prefix, pack
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
+
+T = TypeVar("T")
 
 
 class Fields:
@@ -84,18 +86,18 @@ class Fields:
             yield Fields(self.ref, item, f"{self.at(name)}[{index}]")
 
     def address(self, name: str) -> bytes:
-        text = self.string(name)
-        try:
-            return pack(text)
-        except ValueError as error:
-            self.fail(name, str(error))
+        return self._parsed(name, self.string(name), pack)
+
+    def addresses(self, name: str) -> tuple[bytes, ...]:
+        """A list of addresses; empty when absent."""
+        return tuple(self._parsed(f"{name}[{i}]", text, pack) for i, text in enumerate(self.strings(name)))
 
     def prefix(self, name: str) -> Prefix:
-        text = self.string(name)
-        try:
-            return Prefix.parse(text)
-        except ValueError as error:
-            self.fail(name, str(error))
+        return self._parsed(name, self.string(name), Prefix.parse)
+
+    def prefixes(self, name: str) -> tuple[Prefix, ...]:
+        """A list of prefixes; empty when absent."""
+        return tuple(self._parsed(f"{name}[{i}]", text, Prefix.parse) for i, text in enumerate(self.strings(name)))
 
     def close(self, *, ignore: frozenset[str] = frozenset()) -> None:
         """Refuse what was neither read nor is known to be of no concern here."""
@@ -112,6 +114,12 @@ class Fields:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             self.fail(name, f"must be {words}, not {_show(value)}")
         return value
+
+    def _parsed(self, name: str, text: str, parse: Callable[[str], T]) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            self.fail(name, str(error))
 
     def _list(self, name: str) -> list[Any]:
         value = self.raw(name)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from netstack.core.address import Prefix, Range, pack
+from netstack.core.address import Range
 from netstack.core.errors import BadObject, refused
 from netstack.core.ref import Ref
 from netstack.source.fields import Fields
@@ -57,26 +57,6 @@ def _top(meta: Meta, data: Mapping[str, Any]) -> Fields:
     for name in TOP:
         fields.raw(name)
     return fields
-
-
-def _addresses(fields: Fields, name: str) -> tuple[bytes, ...]:
-    packed = []
-    for index, text in enumerate(fields.strings(name)):
-        try:
-            packed.append(pack(text))
-        except ValueError as error:
-            fields.fail(f"{name}[{index}]", str(error))
-    return tuple(packed)
-
-
-def _prefixes(fields: Fields, name: str) -> tuple[Prefix, ...]:
-    parsed = []
-    for index, text in enumerate(fields.strings(name)):
-        try:
-            parsed.append(Prefix.parse(text))
-        except ValueError as error:
-            fields.fail(f"{name}[{index}]", str(error))
-    return tuple(parsed)
 
 
 def _ingress_ips(data: Mapping[str, Any], ref: Ref) -> tuple[bytes, ...]:
@@ -126,14 +106,14 @@ def _service(meta: Meta, data: Mapping[str, Any]) -> Service:
         spec.raw("clusterIPs")
         cluster_ips: tuple[bytes, ...] = ()
     elif "clusterIPs" in spec:
-        cluster_ips = _addresses(spec, "clusterIPs")
+        cluster_ips = spec.addresses("clusterIPs")
     else:
         cluster_ips = (spec.address("clusterIP"),) if "clusterIP" in spec else ()
     service = Service(
         meta=meta,
         type=kind,
         cluster_ips=cluster_ips,
-        external_ips=_addresses(spec, "externalIPs"),
+        external_ips=spec.addresses("externalIPs"),
         load_balancer_ips=_ingress_ips(data, meta.ref),
         requested_ip=spec.string("loadBalancerIP", ""),
         load_balancer_class=spec.string("loadBalancerClass", ""),
@@ -144,7 +124,7 @@ def _service(meta: Meta, data: Mapping[str, Any]) -> Service:
         internal_local=spec.string("internalTrafficPolicy", "Cluster", choices=("Cluster", "Local")) == "Local",
         ip_families=spec.strings("ipFamilies"),
         ip_family_policy=spec.string("ipFamilyPolicy", ""),
-        source_ranges=_prefixes(spec, "loadBalancerSourceRanges"),
+        source_ranges=spec.prefixes("loadBalancerSourceRanges"),
         publish_not_ready=spec.boolean("publishNotReadyAddresses", False),
         allocate_node_ports=spec.boolean("allocateLoadBalancerNodePorts", True),
     )
@@ -163,7 +143,7 @@ def _endpoint_slice(meta: Meta, data: Mapping[str, Any]) -> EndpointSlice:
         target = item.child("targetRef")
         endpoints.append(
             Endpoint(
-                addresses=_addresses(item, "addresses"),
+                addresses=item.addresses("addresses"),
                 ready=ready,
                 serving=conditions.boolean("serving", ready),
                 terminating=conditions.boolean("terminating", False),
@@ -185,7 +165,7 @@ def _endpoint_slice(meta: Meta, data: Mapping[str, Any]) -> EndpointSlice:
 
 def _node(meta: Meta, data: Mapping[str, Any]) -> Node:
     spec, status = Fields(meta.ref, data.get("spec"), "spec"), Fields(meta.ref, data.get("status"), "status")
-    cidrs = _prefixes(spec, "podCIDRs") or ((spec.prefix("podCIDR"),) if "podCIDR" in spec else ())
+    cidrs = spec.prefixes("podCIDRs") or ((spec.prefix("podCIDR"),) if "podCIDR" in spec else ())
     addresses = tuple(
         item.address("address") for item in status.children("addresses") if item.raw("type") == "InternalIP"
     )
@@ -312,14 +292,9 @@ def _selectors(fields: Fields, name: str) -> tuple[LabelSelector, ...]:
 def _cidr_group(meta: Meta, data: Mapping[str, Any]) -> CIDRGroup:
     top = _top(meta, data)
     spec = top.child("spec")
-    prefixes = []
-    for index, text in enumerate(spec.strings("externalCIDRs")):
-        try:
-            prefixes.append(Prefix.parse(text))
-        except ValueError as error:
-            spec.fail(f"externalCIDRs[{index}]", str(error))
+    prefixes = spec.prefixes("externalCIDRs")
     spec.close()
-    return CIDRGroup(meta, tuple(prefixes))
+    return CIDRGroup(meta, prefixes)
 
 
 def _pool(meta: Meta, data: Mapping[str, Any]) -> IPAddressPool:

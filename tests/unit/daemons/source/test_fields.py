@@ -23,6 +23,8 @@ REF = Ref("Service", "default", "web")
         ({"a": {}}, lambda f: list(f.children("a")), "spec.a: must be a list"),
         ({"a": "10.0.0"}, lambda f: f.address("a"), "spec.a: .*10.0.0"),
         ({"a": "10.0.0.0/99"}, lambda f: f.prefix("a"), "spec.a: .*10.0.0.0/99"),
+        ({"a": ["10.0.0.1", "10.0.0"]}, lambda f: f.addresses("a"), r"spec.a\[1\]: .*10.0.0"),
+        ({"a": ["10.0.0.0/8", "10.0.0.0/99"]}, lambda f: f.prefixes("a"), r"spec.a\[1\]: .*10.0.0.0/99"),
         ({"a": 1, "b": 2}, lambda f: (f.raw("a"), f.close()), "spec.b: unknown field"),
     ],
 )

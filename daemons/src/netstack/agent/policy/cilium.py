@@ -7,7 +7,7 @@ Three details of the API that are easy to get wrong:
 * a rule without any peer field means anyone, one with an empty list of peers means nobody, and a rule without peers
   and without ports (`- {}`) allows nothing: it only turns the default deny on;
 * a selector in a namespaced policy means pods of that namespace unless it names a namespace itself;
-* ranges never mean pods or nodes (identities.py).
+* ranges mean pods or nodes only where the settings say so (identities.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from netstack.agent.policy.rules import (
     Services,
     Spec,
 )
-from netstack.core.address import Prefix
 from netstack.core.ref import Ref, RuleRef
 from netstack.source.fields import Fields
 from netstack.source.selectors import LabelSelector, Requirement
@@ -50,7 +49,7 @@ SECTIONS = (
     ("egressDeny", Direction.EGRESS, Action.DENY),
 )
 PREFIXES = ("k8s:", "any:")
-UNSUPPORTED = "fromNodes toNodes fromGroups toGroups".split()  # noqa: SIM905
+UNSUPPORTED = ("fromNodes", "toNodes", "fromGroups", "toGroups")
 """Fields of the API that are not enforced here."""
 MAX_PORTS = 40
 """Per toPorts entry (cilium pkg/policy/api: maxPorts)."""
@@ -63,7 +62,7 @@ def read_cilium(ref: Ref, data: Mapping[str, Any], path: str) -> Spec:
     subject = read_subject(spec)
     spec.raw("description")
     spec.raw("labels")
-    sections = {name: _items(spec, name) for name, _, _ in SECTIONS}
+    sections = {name: list(spec.children(name)) for name, _, _ in SECTIONS}
     wanted = {direction for name, direction, _ in SECTIONS if sections[name]}
     override = spec.child("enableDefaultDeny")
     default_deny = frozenset(
@@ -116,10 +115,6 @@ def _check_for_nodes(item: Fields, rules: list[Rule]) -> None:
         item.fail("toFQDNs", "names are not enforced for nodes")
     if any(rule.direction is Direction.INGRESS and port.name for rule in rules for port in rule.ports):
         item.fail("toPorts", "a node has no ports with names")
-
-
-def _items(spec: Fields, name: str) -> list[Fields]:
-    return list(spec.children(name))
 
 
 def _rule(ref: Ref, fields: Fields, direction: Direction, action: Action) -> Iterator[Rule]:
@@ -197,13 +192,7 @@ def _entities(fields: Fields, name: str) -> Peers:
 
 
 def _cidrs(fields: Fields, name: str) -> Peers:
-    blocks = []
-    for index, text in enumerate(fields.strings(name)):
-        try:
-            blocks.append(Block(Prefix.parse(text)))
-        except ValueError as error:
-            fields.fail(f"{name}[{index}]", str(error))
-    return Peers(blocks=tuple(blocks))
+    return Peers(blocks=tuple(map(Block, fields.prefixes(name))))
 
 
 def _cidr_sets(fields: Fields, name: str) -> Peers:
@@ -215,7 +204,7 @@ def _cidr_sets(fields: Fields, name: str) -> Peers:
         if given == ["cidr"]:
             blocks.append(read_block(item))
             continue
-        excluded = tuple(_holes(item))
+        excluded = item.prefixes("except")
         if given == ["cidrGroupRef"]:
             groups.append(Groups(name=item.string("cidrGroupRef"), excluded=excluded))
         else:
@@ -226,21 +215,12 @@ def _cidr_sets(fields: Fields, name: str) -> Peers:
 
 def read_block(fields: Fields) -> Block:
     """`{cidr, except}`; each exception must lie inside the range."""
-    prefix, excluded = fields.prefix("cidr"), tuple(_holes(fields))
+    prefix, excluded = fields.prefix("cidr"), fields.prefixes("except")
     for index, hole in enumerate(excluded):
         if not prefix.covers(hole):
             fields.fail(f"except[{index}]", f"{hole} is not inside {prefix}")
     fields.close()
     return Block(prefix, excluded)
-
-
-def _holes(fields: Fields) -> Iterator[Prefix]:
-    """`except`"""
-    for index, text in enumerate(fields.strings("except")):
-        try:
-            yield Prefix.parse(text)
-        except ValueError as error:
-            fields.fail(f"except[{index}]", str(error))
 
 
 def _services(fields: Fields, name: str) -> Peers:

@@ -50,7 +50,7 @@ def test_a_veth_and_its_neighbours(ends: tuple[Namespace, Namespace]) -> None:
             assigned = f"/sys/class/net/{link.name}/addr_assign_type"
             assert ip("netns", "exec", namespace.name, "cat", assigned).strip() == "3"
         for _ in range(2):  # each may be repeated
-            pod.put_address(there.index, POD, 128)
+            pod.put_address(there.index, POD)
             node.put_neighbour(here.index, POD, there.mac)
             node.set_up(here.index)
             pod.set_up(there.index)

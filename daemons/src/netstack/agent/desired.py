@@ -192,7 +192,7 @@ def _search(domains: tuple[str, ...], namespace: str) -> tuple[str, ...]:
     return tuple(domain.replace(OWN_NAMESPACE, namespace) for domain in domains)
 
 
-def accept_all(snapshot: Snapshot, good: Mapping[Ref, RawSpecs], readings: Readings | None = None) -> Accepted:
+def accept_all(snapshot: Snapshot, good: Mapping[Ref, RawSpecs], readings: Readings) -> Accepted:
     """Which version of each policy is in force. `good`: the last good ones."""
     trials = {item.meta.name for item in snapshot.all(Namespace) if on_trial(item.meta)}
     return accept(snapshot.all(Policy), good, _unreadable(snapshot), readings, trials)

@@ -102,7 +102,7 @@ def add(sandbox: Sandbox, config: dict[str, Any]) -> dict[str, Any]:
         if not (reserved["attached"] and here and there and address in pod.addresses(there.index)):
             node.delete_link(sandbox.device)  # left by an attempt that failed half-way
             here, there = _make(node, pod, sandbox, netns, int(config.get("mtu") or reserved["mtu"]))
-            pod.put_address(there.index, address, 128)
+            pod.put_address(there.index, address)
             _agent(sandbox.request("attach", mac=there.mac.hex()), config)
         _open(pod, there, here)
         return _result(config, sandbox, reserved["address"], here, there)

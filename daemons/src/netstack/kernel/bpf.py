@@ -29,7 +29,6 @@ _OBJ_INFO, _QUERY, _LOOKUP_BATCH, _UPDATE_BATCH = 15, 16, 24, 26
 _ENOTSUPP = 524  # the kernel's own number, which leaks to user space from maps without batch operations
 _BATCH = 4096
 
-ANY, NOEXIST, EXIST = 0, 1, 2  # flags of put
 SCHED_CLS, CGROUP_SOCK_ADDR = 3, 18  # program types
 ALLOW_MULTI, REPLACE = 2, 4  # flags of attach
 _PER_CPU = (5, 6, 10)  # PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH
@@ -158,12 +157,11 @@ class Map(Object):
         value = ctypes.create_string_buffer(self._value_bytes)
         return value.raw if self._element(_LOOKUP, "look up in", self._key(key), value) else None
 
-    def put(self, key: bytes, value: bytes, flags: int = ANY) -> None:
-        """BpfError E2BIG when the map is full, EEXIST / ENOENT as `flags` ask."""
-        if len(value) != self._value_bytes:
-            raise ValueError(f"{self.name}: a value has {self._value_bytes} bytes, not {len(value)}")
-        if not self._element(_UPDATE, "write to", self._key(key), _buffer(value), flags):
-            raise BpfError(errnos.ENOENT, "write to", self.name)
+    def put(self, key: bytes, value: bytes) -> None:
+        """Whether or not it is there. BpfError E2BIG when the map is full."""
+        held_key, held_value = _buffer(self._key(key)), _buffer(self._value(value))
+        attr = struct.pack("=IIQQQ", self.fd, 0, _address(held_key), _address(held_value), 0)
+        _bpf(_UPDATE, attr, "write to", self.name)
 
     def delete(self, key: bytes) -> bool:
         """True if it was there. An array's elements cannot be deleted (BpfError EINVAL)."""
@@ -186,7 +184,7 @@ class Map(Object):
                 raise
             yield from self._items_singly()
 
-    def put_batch(self, entries: Mapping[bytes, bytes], flags: int = ANY) -> None:
+    def put_batch(self, entries: Mapping[bytes, bytes]) -> None:
         """Write all; on BpfError some may have been written."""
         items = list(entries.items())
         for start in range(0, len(items), _BATCH):
@@ -195,9 +193,9 @@ class Map(Object):
             values = b"".join(value for _, value in chunk)
             if len(values) != len(chunk) * self._value_bytes:
                 raise ValueError(f"{self.name}: a value has {self._value_bytes} bytes")
-            if not self._batch(_UPDATE_BATCH, "write to", keys, values, len(chunk), flags):
+            if not self._put_joined(keys, values, len(chunk)):
                 for key, value in chunk:
-                    self.put(key, value, flags)
+                    self.put(key, value)
 
     def delete_batch(self, keys: Iterable[bytes]) -> None:
         """Delete all; absent keys are no error."""
@@ -209,20 +207,24 @@ class Map(Object):
             raise ValueError(f"{self.name}: a key has {self.definition.key_size} bytes, not {len(key)}")
         return key
 
+    def _value(self, value: bytes) -> bytes:
+        if len(value) != self._value_bytes:
+            raise ValueError(f"{self.name}: a value has {self._value_bytes} bytes, not {len(value)}")
+        return value
+
     def _element(
         self,
         command: int,
         operation: str,
         key: bytes | ctypes.Array[ctypes.c_char] | None,
         value: ctypes.Array[ctypes.c_char] | None,
-        flags: int = 0,
     ) -> bool:
         """One of the element commands; False for ENOENT."""
         held = _buffer(key) if isinstance(key, bytes) else key
         key_at = 0 if held is None else _address(held)
         value_at = 0 if value is None else _address(value)
         try:
-            _bpf(command, struct.pack("=IIQQQ", self.fd, 0, key_at, value_at, flags), operation, self.name)
+            _bpf(command, struct.pack("=IIQQQ", self.fd, 0, key_at, value_at, 0), operation, self.name)
         except BpfError as error:
             if error.errno == errnos.ENOENT:
                 return False
@@ -272,12 +274,12 @@ class Map(Object):
                 yield key_data[i * size : (i + 1) * size], value_data[i * wide : (i + 1) * wide]
             cursor, following, first = following, cursor, True
 
-    def _batch(self, command: int, operation: str, keys: bytes, values: bytes, count: int, flags: int) -> bool:
-        """False if the map has no such batch operation."""
+    def _put_joined(self, keys: bytes, values: bytes, count: int) -> bool:
+        """False if the map has no batch operation."""
         held_keys, held_values = _buffer(keys), _buffer(values)
-        attr = struct.pack("=QQQQIIQQ", 0, 0, _address(held_keys), _address(held_values), count, self.fd, flags, 0)
+        attr = struct.pack("=QQQQIIQQ", 0, 0, _address(held_keys), _address(held_values), count, self.fd, 0, 0)
         try:
-            _bpf(command, attr, operation, self.name)
+            _bpf(_UPDATE_BATCH, attr, "write to", self.name)
         except BpfError as error:
             if error.errno == _ENOTSUPP:
                 return False
@@ -292,7 +294,7 @@ class SoloMap(Map):
         super().__init__(fd, name)
         self._held_key = ctypes.create_string_buffer(self.definition.key_size)
         self._held_value = ctypes.create_string_buffer(self._value_bytes)
-        attr = struct.pack("=IIQQQ", fd, 0, _address(self._held_key), _address(self._held_value), ANY)
+        attr = struct.pack("=IIQQQ", fd, 0, _address(self._held_key), _address(self._held_value), 0)
         self._attr = ctypes.create_string_buffer(attr, len(attr))
 
     def get(self, key: bytes) -> bytes | None:
@@ -303,11 +305,8 @@ class SoloMap(Map):
             raise BpfError(number, "look up in", self.name)
         return self._held_value.raw
 
-    def put(self, key: bytes, value: bytes, flags: int = ANY) -> None:
-        if flags != ANY or len(value) != self._value_bytes:
-            super().put(key, value, flags)
-            return
-        self._held_key.raw, self._held_value.raw = self._key(key), value
+    def put(self, key: bytes, value: bytes) -> None:
+        self._held_key.raw, self._held_value.raw = self._key(key), self._value(value)
         _bpf(_UPDATE, self._attr, "write to", self.name)
 
 

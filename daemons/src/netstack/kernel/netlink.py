@@ -197,10 +197,10 @@ class Netlink:
                 return []
             raise
 
-    def put_address(self, index: int, address: bytes, bits: int) -> None:
-        """`bits` of 128. An address that is there already is left as it is."""
+    def put_address(self, index: int, address: bytes) -> None:
+        """By itself, without a network around it. One that is there already is left as it is."""
         family, wire = _wire(address)
-        body = ADDRESS.pack(family, bits - (96 if family == socket.AF_INET else 0), 0, 0, index)
+        body = ADDRESS.pack(family, 8 * len(wire), 0, 0, index)
         self._ask(NEWADDR, ACK | CREATE | REPLACE, body + pack_attribute(2, wire) + pack_attribute(1, wire))
 
     def taken(self) -> list[bytes]:

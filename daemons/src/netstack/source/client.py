@@ -55,8 +55,8 @@ class Garbage(ApiFailure):
 class _Connection(http.client.HTTPConnection):
     """HTTPS whose peer may die without a word: the kernel asks after it and gives up in 35 s."""
 
-    def __init__(self, access: Access, timeout_s: float) -> None:
-        super().__init__(access.host, access.port, timeout=timeout_s)
+    def __init__(self, access: Access) -> None:
+        super().__init__(access.host, access.port, timeout=ANSWER_S)
         self._access = access
 
     def connect(self) -> None:
@@ -96,7 +96,7 @@ class Client:
         long. Half a line at the end is no line."""
         self.close()  # its connection is its own: no request waits behind it
         with self._failures():
-            response = self._request("GET", path, query, None, "", ANSWER_S)
+            response = self._request("GET", path, query, None, "")
             self._judge(response, None)
             yield b""
             if self._connection is not None and self._connection.sock is not None:
@@ -129,7 +129,7 @@ class Client:
         self, method: str, path: str, query: Mapping[str, str] | None, body: Any, content_type: str
     ) -> dict[str, Any]:
         with self._failures():
-            response = self._request(method, path, query or {}, body, content_type, ANSWER_S)
+            response = self._request(method, path, query or {}, body, content_type)
             data = response.read(BODY_MAX)
             if len(data) == BODY_MAX:
                 raise Garbage(f"the answer has {BODY_MAX} bytes or more")
@@ -139,7 +139,7 @@ class Client:
             return _object(data)
 
     def _request(
-        self, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str, timeout_s: float
+        self, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str
     ) -> http.client.HTTPResponse:
         access = self._credentials.access()
         if access is not self._access:  # rotated
@@ -155,7 +155,7 @@ class Client:
         kept = self._connection is not None
         while True:
             if self._connection is None:
-                self._connection = _Connection(access, timeout_s)
+                self._connection = _Connection(access)
             try:
                 self._connection.request(method, url, text, headers)
                 return self._connection.getresponse()

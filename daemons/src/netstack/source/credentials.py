@@ -86,8 +86,8 @@ def _in_cluster(account: Path, environ: Mapping[str, str]) -> tuple[Access, set[
     if not host or not port.isdigit():
         raise BadConfig("kubeconfig", "is empty, but KUBERNETES_SERVICE_HOST and _PORT do not name an API server")
     token, authority = account / "token", account / "ca.crt"
-    context = _context("kubeconfig", _text(token.parent, "ca.crt", authority))
-    return Access(host, int(port), "", host, context, _text(account, "token", token).strip()), {token, authority}
+    context = _context("kubeconfig", _text("ca.crt", authority))
+    return Access(host, int(port), "", host, context, _text("token", token).strip()), {token, authority}
 
 
 def _kubeconfig(path: Path) -> tuple[Access, set[Path]]:
@@ -115,7 +115,7 @@ def _kubeconfig(path: Path) -> tuple[Access, set[Path]]:
     token = str(user.get("token") or "")
     if user.get("tokenFile"):
         token_path = path.parent / str(user["tokenFile"])
-        token = _text(path, "user.tokenFile", token_path).strip()
+        token = _text("user.tokenFile", token_path).strip()
         files.add(token_path)
     if not token and not certificate:
         raise BadConfig("user", "has neither a client certificate nor a token")
@@ -156,10 +156,10 @@ def _material(path: Path, section: Mapping[str, Any], name: str, files: set[Path
         return ""
     file = path.parent / str(section[name])
     files.add(file)
-    return _text(path, name, file)
+    return _text(name, file)
 
 
-def _text(_: Path, name: str, path: Path) -> str:
+def _text(name: str, path: Path) -> str:
     try:
         return path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:

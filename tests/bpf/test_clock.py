@@ -49,7 +49,8 @@ def test_what_is_denied_stays_denied_and_a_known_flow_goes_on(node: Packet, seco
     node.rule(l.ACTION_ALLOW, l.IDENTITY_WORLD, 443)
     node.rule(l.ACTION_ALLOW, SELECTOR, 80)
     for address, until_s in ((NAMED, 3600), (FORGOTTEN, 0)):
-        node.put("fqdn", l.FqdnKey(POD_ID, pack(address)), l.Fqdn.of({SELECTOR: monotonic_ns(until_s) // 10**9}))
+        learned = l.Fqdn.packed({SELECTOR: monotonic_ns(until_s) // 10**9})
+        node.put("fqdn", l.FqdnKey(POD_ID, pack(address)), l.Fqdn.unpack(learned))
     assert node.from_pod(tcp(POD, CLIENT, 5000, 443, "S")).verdict is Verdict.FORWARDED
     assert node.to_pod(tcp(CLIENT, POD, 443, 5000, "SA")).verdict is Verdict.REPLY
     node.maps["policy"].delete(

@@ -250,7 +250,7 @@ def test_ipv6_takes_the_same_path(node: Packet) -> None:
 
 
 def learn(node: Packet, address: str, selectors: dict[int, int], endpoint: int = c.POD_ID) -> None:
-    node.put("fqdn", l.FqdnKey(endpoint, pack(address)), l.Fqdn.of(selectors))
+    node.put("fqdn", l.FqdnKey(endpoint, pack(address)), l.Fqdn.unpack(l.Fqdn.packed(selectors)))
 
 
 SELECTOR = 0x80000001

@@ -342,7 +342,7 @@ class Wire:
     def learned(self, endpoint: int, address: str) -> dict[int, int]:
         """What the kernel's table says: selector -> expiry, in seconds of the monotonic clock."""
         value = self.maps["fqdn"].get(FqdnKey(endpoint, pack(address)).pack())
-        return {} if value is None else Fqdn.unpack(value).expiries()
+        return {} if value is None else Fqdn.read(value)
 
 
 def counted(wire: Wire, reason: str) -> int:

@@ -305,7 +305,7 @@ class Inquiry:
 
     def _selectors(self, endpoint: int, address: bytes) -> list[int]:
         raw = self._maps["fqdn"].get(layout.FqdnKey(endpoint, address).pack())
-        return list(layout.Fqdn.unpack(raw).expiries()) if raw else []
+        return list(layout.Fqdn.read(raw)) if raw else []
 
     @staticmethod
     def _cure(stages: list[Stage], source: Party, end: Party, flow: Flow, name: str, meant: Flow) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Reasons:
 
     def _learned(self, endpoint: int, address: bytes) -> list[int]:
         raw = self._fqdn.get(layout.FqdnKey(endpoint, address).pack())
-        return list(layout.Fqdn.unpack(raw).expiries()) if raw else []
+        return list(layout.Fqdn.read(raw)) if raw else []
 
     def _refresh(self) -> None:
         now = time.monotonic()

@@ -336,24 +336,15 @@ class Fqdn(Record):
     expires7_s: int = c("u32")
 
     @classmethod
-    def of(cls, expiries: dict[int, int]) -> Fqdn:
-        """{selector: expires_s}; TypeError above FQDN_SELECTORS of them."""
-        return cls(*(number for item in sorted(expiries.items()) for number in item))
-
-    def expiries(self) -> dict[int, int]:
-        """{selector: expires_s} of the slots in use."""
-        numbers = [getattr(self, name) for name in self.NAMES]
-        return {selector: expires for selector, expires in zip(numbers[::2], numbers[1::2], strict=True) if selector}
-
-    @classmethod
     def packed(cls, expiries: dict[int, int]) -> bytes:
-        """`of(expiries).pack()`, for who writes all the time; struct.error above FQDN_SELECTORS of them."""
+        """{selector: expires_s} as bytes, without a record in between: who writes, writes all the time. struct.error
+        above FQDN_SELECTORS of them."""
         numbers = [number for item in sorted(expiries.items()) for number in item]
         return cls.STRUCT.pack(*numbers, *(0,) * (2 * FQDN_SELECTORS - len(numbers)))
 
     @classmethod
     def read(cls, data: bytes) -> dict[int, int]:
-        """`unpack(data).expiries()`, likewise."""
+        """{selector: expires_s} of the slots in use."""
         numbers = cls.STRUCT.unpack(data)
         return {selector: expires for selector, expires in zip(numbers[::2], numbers[1::2], strict=True) if selector}
 

@@ -35,7 +35,7 @@ class FakeTable(dict[bytes, bytes]):
         found = {}
         for key, value in self.items():
             place = FqdnKey.unpack(key)
-            found[place.endpoint, place.address] = Fqdn.unpack(value).expiries()
+            found[place.endpoint, place.address] = Fqdn.read(value)
         return found
 
 

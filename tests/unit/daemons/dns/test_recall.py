@@ -46,7 +46,7 @@ class Scene:
         self.talk.session.refresh(parse(rules_text(*entries)))
         self.recall.apply(now)
         keys = {key: FqdnKey.unpack(key) for key in self.table}
-        return {(k.endpoint, k.address): Fqdn.unpack(self.table[key]).expiries() for key, k in keys.items()}
+        return {(k.endpoint, k.address): Fqdn.read(self.table[key]) for key, k in keys.items()}
 
 
 @pytest.fixture

@@ -216,11 +216,7 @@ class Packet:
         self.put("vips", l.VipKey(pack(address), self.uplink), l.Vip(deadline, 1, mac(NODE_MAC)))
 
     def counts(self) -> dict[Verdict, int]:
-        return {
-            Verdict(l.Number.unpack(key).value): sum(struct.unpack(f"={len(values) // 8}Q", values))
-            for key, values in self.maps["counters"].items()
-            if any(values)
-        }
+        return {Verdict(number): packets for number, packets in self.maps["counters"].sums().items() if packets}
 
     # packets
 

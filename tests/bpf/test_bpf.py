@@ -68,6 +68,7 @@ def test_a_per_cpu_value_is_one_number_a_cpu() -> None:
     counters.put(number(1), values)
     assert counters.get(number(1)) == values
     assert [len(value) for _, value in counters.items()] == [8 * possible_cpus()] * 3
+    assert counters.sums() == {0: 0, 1: sum(range(possible_cpus())), 2: 0}
 
 
 def test_wrong_sizes_are_refused_before_the_kernel_reads_beyond_them(table: Map) -> None:

@@ -27,7 +27,6 @@ import yaml
 from lab import image
 from netstack.core.unit import ask
 from netstack.ingress.endpoint import request
-from netstack.kernel import layout
 
 ROOT = Path(__file__).parents[2]
 NODE, LAN, ROUTER = "192.168.86.21", "192.168.86.50", "192.168.86.1"
@@ -364,10 +363,6 @@ class Board:
 
     def counter(self, verdict: int) -> int:
         """Packets that ended in this verdict."""
-        script = (
-            "import sys; from netstack.kernel.bpf import Map; from netstack.kernel.layout import Number\n"
-            f"print(Map.open({str(self.folder / 'bpf/netstack/maps/counters')!r}).get(Number({verdict}).pack()).hex())"
-        )
-        values = bytes.fromhex(self.run(*self.python("-c", script), check=True).stdout)
-        size = layout.Instant.size()
-        return sum(layout.Instant.unpack(values[at : at + size]).value for at in range(0, len(values), size))
+        counters = str(self.folder / "bpf/netstack/maps/counters")
+        script = f"from netstack.kernel.bpf import Map; print(Map.open({counters!r}).sums()[{verdict}])"
+        return int(self.run(*self.python("-c", script), check=True).stdout)

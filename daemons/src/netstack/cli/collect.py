@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +48,7 @@ def collect(*, config: Path = CONFIG, current: Path = CURRENT, run: Path = RUN) 
         maps={name: _fill(table) for name, table in tables.items() if layout.MAPS[name].kind not in UNCOUNTED}
         | _fullest(tables, datapath),
         vips=tuple(_vips(tables["vips"])) if "vips" in tables else (),
-        counters=_counters(tables["counters"]) if "counters" in tables else {},
+        counters=tables["counters"].sums() if "counters" in tables else {},
     )
 
 
@@ -130,11 +129,3 @@ def _vips(table: Map) -> Iterator[Vip]:
         key, vip = layout.VipKey.unpack(packed), layout.Vip.unpack(value)
         left_s = (vip.deadline - now_ns) / 1e9
         yield Vip(unpack(key.address), devices.get(key.ifindex, f"#{key.ifindex}"), left_s, ever=vip.deadline > 0)
-
-
-def _counters(table: Map) -> dict[int, int]:
-    """Packets by verdict, all CPUs together."""
-    counts = {}
-    for key, value in table.items():
-        counts[struct.unpack("=I", key)[0]] = sum(struct.unpack(f"={len(value) // 8}Q", value))
-    return counts

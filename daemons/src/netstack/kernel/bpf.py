@@ -12,6 +12,7 @@ import errno as errnos
 import os
 import platform
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,14 @@ class Map(Object):
             if error.errno not in (_ENOTSUPP, errnos.EINVAL):
                 raise
             yield from self._items_singly()
+
+    def sums(self) -> dict[int, int]:
+        """Of a per-CPU array of counts: index -> what all CPUs have counted together."""
+        width = struct.calcsize("=Q")
+        return {
+            int.from_bytes(key, sys.byteorder): sum(struct.unpack(f"={len(counts) // width}Q", counts))
+            for key, counts in self.items()
+        }
 
     def put_batch(self, entries: Mapping[bytes, bytes]) -> None:
         """Write all; on BpfError some may have been written."""

@@ -89,9 +89,9 @@ class Trial:
         program = self._program(name)
         context = bytearray(CONTEXT_BYTES)
         struct.pack_into("=II", context, 36, came_by, device)  # ingress_ifindex, ifindex
-        before = self._counted()
+        before = self.maps["counters"].sums()
         _, out, _, _ = program.test_run(frame, bytes(context))
-        after = self._counted()
+        after = self.maps["counters"].sums()
         (number,) = (number for number, packets in after.items() if packets != before.get(number, 0))
         verdict, v6 = Verdict(number), frame[12:14] == IPV6
         if verdict is Verdict.NO_PROXY and proxy_listens(v6=v6):
@@ -110,12 +110,6 @@ class Trial:
             assert PROGRAMS[name].attach_type == 0, "socket hooks cannot be run on a packet"  # noqa: S101
             self._programs[name] = load_program(name, self._compiled, self.maps)
         return self._programs[name]
-
-    def _counted(self) -> dict[int, int]:
-        return {
-            layout.Number.unpack(key).value: sum(struct.unpack(f"={len(values) // 8}Q", values))
-            for key, values in self.maps["counters"].items()
-        }
 
     def _judged(self) -> tuple[int, int, bool, int]:
         """JUDGED of the packet just run; the scratch of every CPU is clean again."""

@@ -16,15 +16,15 @@ from netstack.agent.desired import Memory, Place, accept_all, referred, who_may
 from netstack.agent.identities import INGRESS_MANAGER, MANAGED_BY, NODES, PODS, LocalEndpoint
 from netstack.agent.policy.accept import RawSpecs
 from netstack.agent.policy.references import resolve
-from netstack.agent.policy.rules import ICMP, ICMPV6, SCTP, TCP, UDP, Name, Spec
+from netstack.agent.policy.rules import Name, Spec
 from netstack.agent.register import INGRESS_NAME
 from netstack.core.address import is_v4, pack, unpack
+from netstack.core.protocol import PROTOCOLS
 from netstack.core.ref import Ref
 from netstack.kernel import layout
 from netstack.source.models import EndpointSlice, Node, Pod
 from netstack.source.snapshot import Snapshot
 
-PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP, "ICMP": ICMP, "ICMPv6": ICMPV6}
 ALL_PORTS = range(1 << 16)
 PRECEDENCE = {layout.ACTION_ALLOW: 1, layout.ACTION_REDIRECT_DNS: 2, layout.ACTION_DENY: 3}
 INGRESS, EGRESS = layout.DIRECTION_INGRESS, layout.DIRECTION_EGRESS

@@ -23,12 +23,12 @@ from netstack.agent import maglev
 from netstack.agent.numbers import numbers
 from netstack.core.address import ANY, is_v4, unpack
 from netstack.core.errors import BadObject
+from netstack.core.protocol import PROTOCOL_NAMES, PROTOCOLS
 from netstack.core.ref import Ref
 from netstack.core.table import Table
 from netstack.kernel import layout
 from netstack.source.models import Endpoint, EndpointSlice, Service, ServicePort
 
-PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 NOBODY = layout.Service().pack()
 """A service without backends."""
 ID_BYTES = 4
@@ -237,7 +237,7 @@ def _frontends(
 ) -> Iterator[Frontend]:
     """Every entry of one service port. `choices`: for IPv4 and for IPv6; `nodes`: addresses of nodes."""
     port = service.ports[index]
-    protocol = PROTOCOL_NUMBERS[port.protocol]
+    protocol = PROTOCOLS[port.protocol]
     name = f"{service.meta.ref.key} {port.name} {port.port}/{port.protocol}"
 
     def entry(address: bytes, number: int, scope: int, local: bool, refused: bool = False) -> Frontend:
@@ -358,5 +358,5 @@ class _Regions:
 
 def _show(packed: bytes) -> str:
     key = layout.ServiceKey.unpack(packed)
-    protocol = {number: name for name, number in PROTOCOL_NUMBERS.items()}[key.protocol]
-    return f"{'node port' if key.address == ANY else unpack(key.address)} {key.port}/{protocol}"
+    at = "node port" if key.address == ANY else unpack(key.address)
+    return f"{at} {key.port}/{PROTOCOL_NAMES[key.protocol]}"

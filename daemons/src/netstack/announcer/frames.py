@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass
 
 from netstack.core.address import V4_MAPPED, is_v4
+from netstack.core.protocol import ICMPV6
 
 ETH_ARP = 0x0806
 ETH_IPV6 = 0x86DD
@@ -27,7 +28,6 @@ _ARP = struct.Struct("!HHBBH6s4s6s4s")
 _IPV6 = struct.Struct("!IHBB16s16s")
 _ADVERTISEMENT = struct.Struct("!BBHI16sBB6s")
 
-ICMPV6 = 58
 NEIGHBOR_ADVERTISEMENT = 136
 OVERRIDE = 0x2000_0000
 TARGET_LINK_LAYER_ADDRESS = 2

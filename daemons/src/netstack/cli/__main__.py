@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from netstack.cli.status import DAEMONS
+from netstack.core.protocol import PROTOCOLS
 
 RETRY_S = 0.2
 """Between two attempts to reach a daemon that is being restarted."""
@@ -27,7 +28,7 @@ def main() -> None:
     explain = commands.add_parser("explain", help="what the programs decide about a flow, and which rule makes them")
     explain.add_argument("source", help="pod/NAME or pod/NAMESPACE/NAME, or an address")
     explain.add_argument("--to", required=True, metavar="DESTINATION[:PORT]", help="the same, or a DNS name")
-    explain.add_argument("--protocol", choices=("TCP", "UDP", "SCTP", "ICMP", "ICMPv6"), default="TCP")
+    explain.add_argument("--protocol", choices=PROTOCOLS, default="TCP")
     explain.add_argument("-n", "--namespace", default="default", help="of pods without one")
     explain.add_argument("--json", action="store_true", help="for programs")
     observe = commands.add_parser("observe", help="what became of packets: every drop, every first packet of a flow")

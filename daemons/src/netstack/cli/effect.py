@@ -17,7 +17,6 @@ from netstack.agent.effect import (
     ALL_PORTS,
     EGRESS,
     INGRESS,
-    PROTOCOLS,
     Effect,
     Party,
     State,
@@ -27,6 +26,7 @@ from netstack.agent.effect import (
 )
 from netstack.core.address import pack
 from netstack.core.errors import BadObject
+from netstack.core.protocol import PROTOCOLS
 from netstack.core.ref import Ref
 from netstack.core.verdict import Verdict
 from netstack.dns.names import Match, Matcher, Rule

@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from netstack.cli.frames import PROTOCOLS, Flow
+from netstack.cli.frames import Flow
 from netstack.core.address import is_v4, unpack
+from netstack.core.protocol import PROTOCOL_NAMES
 from netstack.core.verdict import REASONS, Verdict
 from netstack.kernel import layout
 from netstack.observer.names import kind
@@ -29,7 +30,6 @@ PASSING = ("pod-template-hash", "controller-revision-hash", "pod-template-genera
 """Labels that change with every version of a Deployment, DaemonSet or StatefulSet."""
 NAMESPACE = "io.kubernetes.pod.namespace"
 ECHO = {"ICMP": 8, "ICMPv6": 128}
-_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def considered(
 def _port(key: layout.PolicyKey) -> str:
     if key.bits == layout.POLICY_BITS_ANY:
         return "everything"
-    protocol = _NAMES.get(key.protocol, str(key.protocol))
+    protocol = PROTOCOL_NAMES.get(key.protocol, str(key.protocol))
     free = layout.POLICY_BITS_PORT - key.bits
     if free == layout.POLICY_BITS_PORT - layout.POLICY_BITS_PROTO:
         return protocol

@@ -9,8 +9,8 @@ import struct
 from dataclasses import dataclass
 
 from netstack.core.address import V4_MAPPED, is_v4
+from netstack.core.protocol import PROTOCOLS
 
-PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPv6": 58}
 WITH_PORTS = ("TCP", "UDP", "SCTP")
 IPV4, IPV6 = 0x0800, 0x86DD
 SOURCE_PORT = 40000

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from netstack.cli.explain import considered
-from netstack.cli.frames import PROTOCOLS, Flow
+from netstack.cli.frames import Flow
 from netstack.core.address import pack
+from netstack.core.protocol import PROTOCOLS
 from netstack.core.unit import RUN, ask
 from netstack.kernel import layout
 from netstack.kernel.bpf import Map

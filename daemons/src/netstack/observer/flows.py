@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from netstack.core.address import ANY, unpack
+from netstack.core.protocol import PROTOCOL_NAMES
 from netstack.core.verdict import REASONS, Verdict
 from netstack.kernel import layout
 from netstack.observer.names import Names, kind
 
-PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 DIRECTIONS = {layout.DIRECTION_INGRESS: "ingress", layout.DIRECTION_EGRESS: "egress"}
 NANO = 1_000_000_000
 
@@ -47,7 +47,7 @@ def named(event: layout.Event, names: Names, boot: float) -> dict[str, Any]:
         "destination": _party(destination, event.port, pods.get(destination, ""), names),
         "identity": event.peer,
         "entity": kind(event.peer) if event.direction else "",
-        "protocol": PROTOCOLS.get(event.protocol, str(event.protocol) if event.protocol else ""),
+        "protocol": PROTOCOL_NAMES.get(event.protocol, str(event.protocol) if event.protocol else ""),
         "rule": names.rule(event.rule),
         "policies": [policy for policy in judging if policy in denying] if unruled else [],
         "repeats": event.repeats,

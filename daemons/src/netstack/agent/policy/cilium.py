@@ -21,8 +21,6 @@ from netstack.agent.policy.names import read_name
 from netstack.agent.policy.ports import read_icmp, read_port
 from netstack.agent.policy.rules import (
     ANY_PROTOCOL,
-    TCP,
-    UDP,
     Action,
     Block,
     Direction,
@@ -34,6 +32,7 @@ from netstack.agent.policy.rules import (
     Services,
     Spec,
 )
+from netstack.core.protocol import TCP, UDP
 from netstack.core.ref import Ref, RuleRef
 from netstack.source.fields import Fields
 from netstack.source.selectors import LabelSelector, Requirement

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field, replace
 
 from netstack.agent.identities import Peer
 from netstack.agent.policy.peers import Match, Resolver
-from netstack.agent.policy.rules import TCP, UDP, Action, Direction, Name, Spec
+from netstack.agent.policy.rules import Action, Direction, Name, Spec
+from netstack.core.protocol import TCP, UDP
 from netstack.core.ref import Ref, RuleRef
 from netstack.kernel import layout
 

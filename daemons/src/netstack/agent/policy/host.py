@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 from netstack.agent.policy.entries import Entries, Server, Subject
 from netstack.agent.policy.peers import Match, Resolver
-from netstack.agent.policy.rules import TCP, UDP, Action, Direction
+from netstack.agent.policy.rules import Action, Direction
+from netstack.core.protocol import TCP, UDP
 from netstack.core.ref import Ref, RuleRef
 from netstack.kernel import layout
 

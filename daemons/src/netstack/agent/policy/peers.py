@@ -15,9 +15,6 @@ from netstack.agent.policy.ports import prefixes
 from netstack.agent.policy.rules import (
     ANY_PROTOCOL,
     PROTOCOLS,
-    SCTP,
-    TCP,
-    UDP,
     Block,
     Direction,
     Name,
@@ -26,6 +23,7 @@ from netstack.agent.policy.rules import (
     Rule,
 )
 from netstack.core.address import Prefix
+from netstack.core.protocol import SCTP, TCP, UDP
 from netstack.kernel import layout
 
 ANYONE = (layout.IDENTITY_ANY,)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from netstack.agent.policy.rules import ICMP, ICMPV6, PROTOCOLS, Port
+from netstack.agent.policy.rules import PROTOCOLS, Port
+from netstack.core.protocol import ICMP, ICMPV6
 from netstack.source.fields import Fields
 
 NAME_LENGTH = 15

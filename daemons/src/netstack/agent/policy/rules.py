@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from netstack.core.address import Prefix
+from netstack.core.protocol import SCTP, TCP, UDP
 from netstack.core.ref import Ref, RuleRef
 from netstack.kernel import layout
 from netstack.source.models import Meta
@@ -35,7 +36,6 @@ class Action(IntEnum):
     REDIRECT_DNS = layout.ACTION_REDIRECT_DNS
 
 
-TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
 ANY_PROTOCOL = 0
 PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP, "ANY": ANY_PROTOCOL}
 

@@ -41,7 +41,7 @@ INGRESS_MANAGER = "netstack-ingress"
 
 LABELS_BASE, PREFIX_BASE, BITS = layout.IDENTITY_PODS, layout.IDENTITY_PODS_END, 30
 """Identities above 2^30 are labels, above 2^31 ranges, above 3 * 2^30 name-selectors (policy/names.py)."""
-UNMANAGED_BASE, SMALL_BITS = 3 << 24, 24
+UNMANAGED_BASE, SMALL_BITS = layout.IDENTITY_NODES_END, 24
 """Below 2^30, from layout.IDENTITY_NODES on: nodes that ranges tell apart (Cilium's scope of remote nodes), and from
 here on parts of pod ranges."""
 PODS, NODES = "pods", "nodes"

@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from netstack.agent.identities import NAMESPACE
+from netstack.agent.policy.names import BASE as NAMES_FROM
 from netstack.cli.frames import Flow
 from netstack.core.address import is_v4, unpack
 from netstack.core.protocol import PROTOCOL_NAMES
@@ -22,13 +24,10 @@ from netstack.core.verdict import REASONS, Verdict
 from netstack.kernel import layout
 from netstack.observer.names import kind
 
-NAMES_FROM = 3 << 30
-"""Numbers of name-selectors (netstack.agent.policy.names)."""
 DERIVED = "io.cilium.k8s."
 """Labels that follow from others and are of no use in a rule that is meant for people."""
 PASSING = ("pod-template-hash", "controller-revision-hash", "pod-template-generation")
 """Labels that change with every version of a Deployment, DaemonSet or StatefulSet."""
-NAMESPACE = "io.kubernetes.pod.namespace"
 ECHO = {"ICMP": 8, "ICMPv6": 128}
 
 

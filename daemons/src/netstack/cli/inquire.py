@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
-from netstack.cli.explain import ECHO, NAMES_FROM, Explanation, Party, Stage, considered, suggestion
+from netstack.agent.policy.names import BASE as NAMES_FROM
+from netstack.cli.explain import ECHO, Explanation, Party, Stage, considered, suggestion
 from netstack.cli.frames import WITH_PORTS, Flow, destination, first_packet
 from netstack.core.address import ANY, is_v4, pack, unpack
 from netstack.core.unit import RUN, ask

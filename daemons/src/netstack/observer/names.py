@@ -21,8 +21,6 @@ ENTITIES = {
     layout.IDENTITY_KUBE_APISERVER: "kube-apiserver",
     layout.IDENTITY_INGRESS: "ingress",
 }
-UNMANAGED_FROM = 3 << 24
-"""Of the numbers that netstack.agent.identities gives."""
 REMEMBERED = 4096
 """Endpoints, and rules, that are remembered when they are gone."""
 DNS_LIFE_S = 30.0
@@ -46,7 +44,7 @@ def kind(identity: int) -> str:
         return ENTITIES[identity]
     if layout.IDENTITY_NODES <= identity < layout.IDENTITY_NODES_END:
         return "remote-node"
-    if UNMANAGED_FROM <= identity < layout.IDENTITY_PODS:
+    if layout.IDENTITY_NODES_END <= identity < layout.IDENTITY_PODS:  # parts of pod ranges: agent.identities
         return "unmanaged"
     return "pod" if layout.IDENTITY_PODS <= identity < layout.IDENTITY_PODS_END else "world"
 

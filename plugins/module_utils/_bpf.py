@@ -22,12 +22,11 @@ import struct
 SYS_BPF = {"x86_64": 321, "aarch64": 280}
 MAP_CREATE, PROG_LOAD = 0, 5
 
+# What the programs need. Of maps not hash_of_maps, which is older than these and takes another map to make one.
 # name -> (type, key size, value size, map flags)
 MAP_TYPES = {
     "hash": (1, 4, 4, 0),
     "array": (2, 4, 4, 0),
-    "prog_array": (3, 4, 4, 0),
-    "percpu_hash": (5, 4, 8, 0),
     "percpu_array": (6, 4, 8, 0),
     "lru_hash": (9, 4, 4, 0),
     "lpm_trie": (11, 8, 4, 1),  # BPF_F_NO_PREALLOC, which a trie demands
@@ -36,26 +35,27 @@ MAP_TYPES = {
 RINGBUF_BYTES = 4096 * 16  # a power of two and a multiple of every page size in use (4, 16, 64 KiB)
 
 # name -> (type, expected attach type)
-PROG_TYPES = {"sched_cls": (3, 0), "cgroup_sock": (9, 12), "cgroup_sock_addr": (18, 10)}
+PROG_TYPES = {"sched_cls": (3, 0), "cgroup_sock_addr": (18, 10)}
 
 # helper -> (number, program type it is called from)
 HELPERS = {
     "skb_store_bytes": (9, "sched_cls"),
     "l3_csum_replace": (10, "sched_cls"),
     "l4_csum_replace": (11, "sched_cls"),
-    "tail_call": (12, "sched_cls"),
     "redirect": (23, "sched_cls"),
+    "skb_load_bytes": (26, "sched_cls"),
     "csum_diff": (28, "sched_cls"),
-    "skb_change_head": (43, "sched_cls"),
     "fib_lookup": (69, "sched_cls"),
-    "skc_lookup_tcp": (99, "sched_cls"),
+    "sk_lookup_tcp": (84, "sched_cls"),
     "sk_lookup_udp": (85, "sched_cls"),
+    "skc_lookup_tcp": (99, "sched_cls"),
     "sk_assign": (124, "sched_cls"),
-    "ktime_get_boot_ns": (125, "sched_cls"),
     "ringbuf_output": (130, "sched_cls"),
     "redirect_neigh": (152, "sched_cls"),
+    "check_mtu": (163, "sched_cls"),
     "get_socket_cookie": (46, "cgroup_sock_addr"),
     "get_netns_cookie": (122, "cgroup_sock_addr"),
+    "set_retval": (187, "cgroup_sock_addr"),
 }
 
 LOG_BYTES = 4096

@@ -26,7 +26,7 @@ CONFIG_OPTIONS = {
     "CONFIG_NET_SCH_INGRESS": "the clsact hook that tc programs sit on",
     "CONFIG_VETH": "the interface of a pod",
     "CONFIG_NET_NS": "pods",
-    "CONFIG_DEBUG_INFO_BTF": "type information for the observer",
+    "CONFIG_DEBUG_INFO_BTF": "type information for whoever looks with bpftool",
     "CONFIG_IKHEADERS": "kernel headers inside the kernel",
     "CONFIG_MODULES": "loadable modules",
 }

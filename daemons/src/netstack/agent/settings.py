@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from netstack.agent.identities import RANGES_MATCH
@@ -10,6 +11,7 @@ from netstack.agent.policy.host import Kept
 from netstack.agent.policy.names import LABELS, OWN_NAMESPACE
 from netstack.core.address import Prefix, pack
 from netstack.core.ref import Ref
+from netstack.core.settings import checked
 from netstack.kernel.loader import LoaderSettings
 from netstack.source.choice import KUBECONFIG, check
 
@@ -101,8 +103,8 @@ class AgentSettings:
     def __post_init__(self) -> None:
         check(self.source)
         for name in ("pod_cidr", "cluster_cidr", "service_cidr"):
-            _checked(name, getattr(self, name), strict=True)
-        _checked("node_address", self.node_address, strict=False)
+            checked(name, getattr(self, name), partial(Prefix.parse, strict=True))
+        checked("node_address", self.node_address, pack)
         if not Prefix.parse(self.cluster_cidr).covers(self.pods):
             raise ValueError(f"pod_cidr {self.pod_cidr} is not inside cluster_cidr {self.cluster_cidr}")
         if self.pods.bits > 125:
@@ -112,7 +114,7 @@ class AgentSettings:
                 if len([part for part in text.split("/") if part]) != 2:
                     raise ValueError(f"{name}: {text!r} must be namespace/name")
         for address in self.dns_caches:
-            _checked("dns_caches", address, strict=False)
+            checked("dns_caches", address, pack)
         for domain in self.dns_search:
             if not LABELS.fullmatch(domain.removeprefix(f"{OWN_NAMESPACE}.")):
                 raise ValueError(f"dns_search: {domain!r} must be a domain in lower case, without a dot at its end")
@@ -142,10 +144,3 @@ class AgentSettings:
         """`ingress_services` or `dns_services` as references."""
         parts = (text.split("/") for text in getattr(self, name))
         return tuple(Ref("Service", namespace, short) for namespace, short in parts)
-
-
-def _checked(name: str, text: str, *, strict: bool) -> None:
-    try:
-        Prefix.parse(text, strict=True) if strict else pack(text)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error

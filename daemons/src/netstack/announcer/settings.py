@@ -15,6 +15,7 @@ from pathlib import Path
 
 from netstack.announcer.beat import NAMES_MAX
 from netstack.core.address import pack
+from netstack.core.settings import checked
 from netstack.source.choice import KUBECONFIG, check
 
 
@@ -122,7 +123,7 @@ class AnnouncerSettings:
         check(self.source)
         for name, text in (("node_address", self.node_address), ("gateway", self.gateway), *self.peers.items()):
             if text or name != "gateway":
-                _address(f"peers.{name}" if name in self.peers else name, text)
+                checked(f"peers.{name}" if name in self.peers else name, text, pack)
         if self.node in self.peers:
             raise ValueError(f"peers: {self.node} is this node itself")
         if self.witness not in ("gateway", "none"):
@@ -134,10 +135,3 @@ class AnnouncerSettings:
         size = sum(len(name.encode()) + 1 for name in (self.node, *self.peers))
         if size > NAMES_MAX:
             raise ValueError(f"peers: the nodes' names are {size} bytes together; a beat has room for {NAMES_MAX}")
-
-
-def _address(field_name: str, text: str) -> None:
-    try:
-        pack(text)
-    except ValueError as error:
-        raise ValueError(f"{field_name}: {error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -50,6 +50,14 @@ def parse(cls: type[T], data: object, field: str = "") -> T:
         return cls(**values)
     except ValueError as error:  # a dataclass checks its own ranges in __post_init__
         raise BadConfig(field or "(file)", str(error)) from error
+
+
+def checked(field: str, text: str, read: Callable[[str], object]) -> None:
+    """For a `__post_init__`: ValueError that names the field if `read` refuses its text."""
+    try:
+        read(text)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error
 
 
 def _value(hint: Any, value: object, field: str) -> Any:

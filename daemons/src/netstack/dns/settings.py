@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from netstack.core.address import Prefix
+from netstack.core.settings import checked
 from netstack.dns.message import Rcode
 
 
@@ -109,15 +111,17 @@ class DnsSettings:
                 f"tcp_idle_timeout_s {self.tcp_idle_timeout_s} must be above upstream_timeout_s"
                 f" {self.upstream_timeout_s}: a connection that waits for an answer is not idle"
             )
-        if min(self.gone_after_s, self.finish_within_s) < 0:
-            raise ValueError("gone_after_s and finish_within_s cannot be negative")
+        for name in ("gone_after_s", "finish_within_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative: {getattr(self, name)}")
         limits = ("max_in_flight_per_pod", "max_in_flight", "max_connections_per_pod", "max_addresses_per_answer",
                   "max_addresses_per_pod", "max_addresses_per_name")  # fmt: skip
         for limit in limits:
             if getattr(self, limit) < 1:
-                raise ValueError(f"{limit} must be at least 1")
-        for network in (*self.never_open, *self.lan):
-            Prefix.parse(network, strict=True)
+                raise ValueError(f"{limit} must be at least 1, not {getattr(self, limit)}")
+        for name in ("never_open", "lan"):
+            for network in getattr(self, name):
+                checked(name, network, partial(Prefix.parse, strict=True))
 
     @property
     def refusal(self) -> Rcode:

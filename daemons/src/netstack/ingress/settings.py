@@ -126,18 +126,24 @@ class IngressSettings:
             service, _, port = self.default_backend.rpartition(":")
             _require(bool(NAMESPACED.fullmatch(service) and port), "default_backend", "must be namespace/service:port")
         if self.default_certificate:
-            _require(bool(NAMESPACED.fullmatch(self.default_certificate)), "default_certificate", "no namespace/name")
+            _require(
+                bool(NAMESPACED.fullmatch(self.default_certificate)), "default_certificate", "must be namespace/name"
+            )
             known = {self.default_certificate, self.default_certificate.partition("/")[0]}
             _require(not self.secrets or bool(known & {*self.secrets}), "default_certificate", "is not in secrets")
         for scope in self.secrets:
             _require(bool(SCOPE.fullmatch(scope)), "secrets", f"{scope!r} is neither a namespace nor namespace/name")
         for name in ("connect", "read", "tunnel", "client", "keepalive"):
-            _require(0.001 <= getattr(self, f"{name}_timeout_s") <= 86400, f"{name}_timeout_s", "not 0.001 to 86400")
+            value = getattr(self, f"{name}_timeout_s")
+            _require(0.001 <= value <= 86400, f"{name}_timeout_s", f"must be from 0.001 to 86400, not {value}")
         for name in ("http_port", "https_port"):
-            _require(1 <= getattr(self, name) <= 65535, name, "must be a port number")
+            value = getattr(self, name)
+            _require(1 <= value <= 65535, name, f"must be from 1 to 65535, not {value}")
         for name, high in (("threads", 64), ("max_connections", 1 << 20), ("pools", 4096), ("slots", 256)):
-            _require(1 <= getattr(self, name) <= high, name, f"must be 1 to {high}")
-        _require(self.body_size >= 0 and self.hsts_s >= 0, "body_size, hsts_s", "must not be negative")
+            value = getattr(self, name)
+            _require(1 <= value <= high, name, f"must be from 1 to {high}, not {value}")
+        for name in ("body_size", "hsts_s"):
+            _require(getattr(self, name) >= 0, name, f"must not be negative: {getattr(self, name)}")
         for name in ("state", "socket"):  # they stand in haproxy.cfg
             _require(bool(PLAIN_PATH.fullmatch(str(getattr(self, name)))), name, "must be a plain absolute path")
         for address in self.addresses:

@@ -30,6 +30,7 @@ from netstack.ingress.wants import wants
 from netstack.source.client import Client as SourceClient
 from netstack.source.client import Refused
 from netstack.source.credentials import Credentials
+from netstack.source.parse import reference
 from netstack.source.statusapi import StatusApi
 
 pytestmark = pytest.mark.root
@@ -232,7 +233,7 @@ def test_statuses_reach_their_subresources_and_are_written_once(cluster: Cluster
         source.connected()
         api = StatusApi(source.source, "n1", patience_s=lambda: 0.0, draw=lambda low, high: low / 10)
         for ref, status in wanted.items():
-            api.put(ref, "", status)
+            api.put(ref, status)
         for kind in {ref.kind for ref in wanted}:
             api.keep(kind, wanted)
         for ref, status in wanted.items():
@@ -240,7 +241,7 @@ def test_statuses_reach_their_subresources_and_are_written_once(cluster: Cluster
         version = cluster.client.get("Service", "ns", "a")["metadata"]["resourceVersion"]  # type: ignore[index]
         wait_for(lambda: source.source.said(A) == (version, balanced), "the watch to show it")
         later = {**balanced, "conditions": [{**condition("Allocated"), "lastTransitionTime": "2026-01-02T00:00:00Z"}]}
-        api.put(A, "", later)
+        api.put(A, later)
         api.delete(l2)
         wait_for(lambda: cluster.client.get(l2.kind, l2.namespace, l2.name) is None, "the ServiceL2Status to go")
         assert cluster.client.get("Service", "ns", "a")["metadata"]["resourceVersion"] == version  # type: ignore[index]
@@ -273,10 +274,10 @@ def test_a_policy_and_an_ingress_are_told_what_became_of_them(cluster: Cluster, 
     refs = Ref("CiliumNetworkPolicy", "ns", "p"), Ref("Ingress", "ns", "site")
     with writer(cluster.kubeconfig, tmp_path / "agent", AGENT) as api:
         plain = {name: text for name, text in condition("Valid").items() if name != "lastTransitionTime"}
-        api.put(refs[0], "", {"conditions": [plain]})
+        api.put(refs[0], {"conditions": [plain]})
         wait_for(lambda: cluster.status(refs[0]).get("conditions") == [plain])
     with writer(cluster.ingress, tmp_path / "ingress", INGRESS) as api:
-        api.put(refs[1], "", {"conditions": [condition("Accepted")], "loadBalancer": {"ingress": [{"ip": "10.0.0.5"}]}})
+        api.put(refs[1], {"conditions": [condition("Accepted")], "loadBalancer": {"ingress": [{"ip": "10.0.0.5"}]}})
         wait_for(lambda: cluster.status(refs[1]).get("loadBalancer") == {"ingress": [{"ip": "10.0.0.5"}]})
 
 
@@ -299,10 +300,7 @@ def test_four_nodes_tell_of_a_refused_object_once(cluster: Cluster, tmp_path: Pa
         "spec": {"addresses": ["10.0.0.5-10.0.0.9"]},
     }
     cluster.put(policy("p"), everywhere, {**old, "spec": {"podSelector": {}}}, pool)
-    told = {
-        Ref(item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]): item["apiVersion"]
-        for item in (policy("p"), everywhere, old, pool)
-    }
+    told = [reference(item) for item in (policy("p"), everywhere, old, pool)]
     wrong = {"conditions": [{**condition("Valid", "False"), "reason": "Refused", "message": "spec: is wrong"}]}
     wants = (*AGENT, next(want for want in ANNOUNCER if want.kind == "IPAddressPool"))
     with ExitStack() as nodes:
@@ -310,8 +308,8 @@ def test_four_nodes_tell_of_a_refused_object_once(cluster: Cluster, tmp_path: Pa
             nodes.enter_context(writer(cluster.kubeconfig, tmp_path / n, wants, n)) for n in ("n1", "n2", "n3", "n4")
         ]
         for api in apis:
-            for ref, version in told.items():
-                api.put(ref, version, wrong)
+            for ref in told:
+                api.put(ref, wrong)
         for ref in told:
             wait_for(lambda: described(cluster, ref) == [("Warning", "Refused", "spec: is wrong")], str(ref))  # noqa: B023
         for api in apis:  # each has had its turn when its thread has told of everything

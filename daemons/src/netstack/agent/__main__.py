@@ -73,7 +73,7 @@ class Agent:
         """What the rules file for the DNS proxy holds."""
         self.revision = 0
         """Of `desired`: rises whenever something else is in force."""
-        self.said: dict[Ref, tuple[str, dict[str, Any]]] = {}
+        self.said: dict[Ref, dict[str, Any]] = {}
         self.unsaid = True
         """Whether anything about policies is still to be published."""
         self.placed: Place | None = None
@@ -232,10 +232,10 @@ class Agent:
             return
         wanted = report.policy_statuses(self.desired, self.source.snapshot()) | report.pod_statuses(self.unmanaged)
         try:
-            for ref, entry in wanted.items():
-                if self.said.get(ref) != entry:
-                    self.statuses.put(ref, *entry)
-                    self.said[ref] = entry
+            for ref, status in wanted.items():
+                if self.said.get(ref) != status:
+                    self.statuses.put(ref, status)
+                    self.said[ref] = status
             for kind in (*READERS, "Pod") if self.said.keys() != wanted.keys() or self.unsaid else ():
                 self.statuses.keep(kind, wanted)
         except OSError as error:

@@ -17,9 +17,6 @@ from netstack.source.events import NOT_ENFORCED
 from netstack.source.models import Namespace, Node, Pod, Policy, Service
 from netstack.source.snapshot import Snapshot
 
-API_VERSIONS = {"NetworkPolicy": "networking.k8s.io/v1"}
-CILIUM = "cilium.io/v2"
-
 
 def status(
     node: str,
@@ -162,8 +159,8 @@ def out_of_reach(desired: Desired, snapshot: Snapshot) -> dict[Ref, list[str]]:
     return {policy: [ref.key for ref in refs] for policy, refs in found.items()}
 
 
-def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str, dict[str, Any]]]:
-    """Policy -> (API version, status): the condition `Valid` of cilium.io/v2, for all kinds alike.
+def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, dict[str, Any]]:
+    """Policy -> its status: the condition `Valid` of cilium.io/v2, for all kinds alike.
 
     It says the same on every node, so that nodes do not contest it: which version a node enforces is in `policies`.
     """
@@ -183,27 +180,24 @@ def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, tuple[str
             condition["message"] = str(desired.kept)
         elif ref in beyond and not refusal:
             condition["message"] = f"not on pods that use the node's network: {', '.join(beyond[ref])}"
-        statuses[ref] = (API_VERSIONS.get(ref.kind, CILIUM), {"conditions": [condition]})
+        statuses[ref] = {"conditions": [condition]}
     return statuses
 
 
-def pod_statuses(unmanaged: Collection[Unmanaged]) -> dict[Ref, tuple[str, dict[str, Any]]]:
-    """Pod -> (API version, status), of those that policies select and that netstack did not connect. Only the pod's
+def pod_statuses(unmanaged: Collection[Unmanaged]) -> dict[Ref, dict[str, Any]]:
+    """Pod -> its status, of those that policies select and that netstack did not connect. Only the pod's
     node knows, so it is not said of the policy, of which all nodes say the same."""
     return {
-        item.pod: (
-            "v1",
-            {
-                "conditions": [
-                    {
-                        "type": "PolicyEnforced",
-                        "status": "False",
-                        "reason": "Isolated" if item.isolated else NOT_ENFORCED,
-                        "message": str(item),
-                    }
-                ]
-            },
-        )
+        item.pod: {
+            "conditions": [
+                {
+                    "type": "PolicyEnforced",
+                    "status": "False",
+                    "reason": "Isolated" if item.isolated else NOT_ENFORCED,
+                    "message": str(item),
+                }
+            ]
+        }
         for item in unmanaged
         if item.policies
     }

@@ -194,8 +194,8 @@ def _key(path: Path) -> bytes:
 
 def _write(outlet: Outlet, wanted: Statuses) -> None:
     """Say what is wanted, and nothing else of this daemon's kinds."""
-    for ref, (version, status) in wanted.items():
-        outlet.put(ref, version, status)
+    for ref, status in wanted.items():
+        outlet.put(ref, status)
     for kind in KINDS:
         outlet.keep(kind, wanted)
 

@@ -18,9 +18,8 @@ from netstack.announcer.events import Owned
 from netstack.core.address import unpack
 from netstack.core.ref import Ref
 
-METALLB = "metallb.io/v1beta1"
-Statuses = dict[Ref, tuple[str, dict[str, Any]]]
-"""Object -> (apiVersion, status)."""
+Statuses = dict[Ref, dict[str, Any]]
+"""By object."""
 Changed = Callable[[Ref, str, str], str]
 """(object, condition type, what it says) -> RFC 3339 time since when it says so."""
 
@@ -41,16 +40,16 @@ def statuses(allocation: Allocation, announcements: Announcements, changed: Chan
         if assigned:
             silent = announcements.silent.get(ref)
             conditions.append(_condition(ref, "Announced", silent is None, "NoNode", silent or "", changed))
-        result[ref] = ("v1", {"loadBalancer": {"ingress": ingress}, "conditions": conditions})
+        result[ref] = {"loadBalancer": {"ingress": ingress}, "conditions": conditions}
     for pool in allocation.pools:
         counts: dict[str, Any] = {}
         for v4, family in ((True, "IPv4"), (False, "IPv6")):
             used = allocation.used(pool, v4)
             counts |= {f"assigned{family}": used, f"available{family}": pool_rules.size(pool, v4) - used}
-        result[pool.meta.ref] = (METALLB, counts)
+        result[pool.meta.ref] = counts
     for error in allocation.refused_pools:
         condition = _condition(error.ref, "Valid", False, "Refused", f"{error.field}: {error.reason}", changed)
-        result[error.ref] = (METALLB, {"conditions": [condition]})
+        result[error.ref] = {"conditions": [condition]}
     return result
 
 
@@ -72,13 +71,12 @@ def l2_statuses(node: str, owned: Mapping[str, set[bytes]], announcements: Annou
         interfaces = sorted(name for name, addresses in owned.items() if address in addresses)
         for service in item.services if interfaces else ():
             ref = Ref("ServiceL2Status", service.namespace, f"l2-{node}-{service.name}")
-            status = {
+            result[ref] = {
                 "node": node,
                 "serviceName": service.name,
                 "serviceNamespace": service.namespace,
                 "interfaces": [{"name": name} for name in interfaces],
             }
-            result[ref] = (METALLB, status)
     return result
 
 

@@ -19,7 +19,6 @@ from netstack.source.models import Service
 from netstack.source.snapshot import Snapshot
 from netstack.source.status import Statuses
 
-API_VERSION = "networking.k8s.io/v1"
 BATCH = 50
 """Statuses written in one turn."""
 
@@ -66,7 +65,7 @@ class Reporter:
         changed = [ref for ref, status in wanted.items() if self._statuses.get(ref) != status]
         for ref in changed[:BATCH]:
             status = wanted[ref]
-            if self._said_to.put(ref, API_VERSION, status):
+            if self._said_to.put(ref, status):
                 for condition in status["conditions"]:
                     if condition["status"] == "False":
                         log.warning("%s: %s: %s", ref, condition["reason"], condition["message"])

@@ -16,6 +16,7 @@ from typing import Any
 
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
+from netstack.source.resources import RESOURCES
 
 PATH = "/apis/events.k8s.io/v1/namespaces/{}/events"
 NOT_ENFORCED = "NotEnforced"
@@ -28,26 +29,24 @@ NAME_MAX, NOTE_MAX = 200, 1024
 @dataclass(frozen=True, slots=True)
 class Fault:
     ref: Ref
-    version: str
-    """The object's apiVersion."""
     condition: str
     """Its type, which becomes the Event's action."""
     reason: str
     message: str
 
 
-def faults(ref: Ref, version: str, status: Mapping[str, Any]) -> tuple[Fault, ...]:
+def faults(ref: Ref, status: Mapping[str, Any]) -> tuple[Fault, ...]:
     """What a status says that is wrong."""
     return tuple(
-        Fault(ref, version, item["type"], item.get("reason") or item["type"], item.get("message", ""))
+        Fault(ref, item["type"], item.get("reason") or item["type"], item.get("message", ""))
         for item in status.get("conditions") or ()
         if item.get("status") == "False" or item.get("reason") == NOT_ENFORCED
     )
 
 
-def refusal(error: BadObject, version: str) -> Fault:
+def refusal(error: BadObject) -> Fault:
     """Of an object that cannot be taken, in the words of a condition that says so."""
-    return Fault(error.ref, version, "Valid", "Refused", str(error))
+    return Fault(error.ref, "Valid", "Refused", str(error))
 
 
 def namespace(ref: Ref) -> str:
@@ -58,7 +57,7 @@ def namespace(ref: Ref) -> str:
 def event(fault: Fault, uid: str, node: str, now: datetime) -> dict[str, Any]:
     """`uid`: the object's, by which `kubectl describe` finds it."""
     ref = fault.ref
-    regarding = {"apiVersion": fault.version, "kind": ref.kind, "name": ref.name, "uid": uid}
+    regarding = {"apiVersion": RESOURCES[ref.kind].version, "kind": ref.kind, "name": ref.name, "uid": uid}
     text = "\0".join((uid, ref.kind, fault.condition, fault.reason, fault.message))
     number = hashlib.sha256(text.encode()).hexdigest()[:16]
     return {

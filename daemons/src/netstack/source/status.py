@@ -14,12 +14,13 @@ import yaml
 
 from netstack.core.files import write_atomic
 from netstack.core.ref import Ref
+from netstack.source.resources import RESOURCES
 
 
 class Statuses(Protocol):
     """None of the calls waits for a network. OSError from any: the folder cannot be written; call again."""
 
-    def put(self, ref: Ref, api_version: str, status: Mapping[str, Any]) -> bool:
+    def put(self, ref: Ref, status: Mapping[str, Any]) -> bool:
         """Make `status` the object's status; True if that is news."""
 
     def delete(self, ref: Ref) -> bool:
@@ -45,9 +46,10 @@ class StatusFolder:
     def file(self, ref: Ref) -> Path:
         return self.path / file_name(ref)
 
-    def put(self, ref: Ref, api_version: str, status: Mapping[str, Any]) -> bool:
+    def put(self, ref: Ref, status: Mapping[str, Any]) -> bool:
         metadata = {"name": ref.name} | ({"namespace": ref.namespace} if ref.namespace else {})
-        document = {"apiVersion": api_version, "kind": ref.kind, "metadata": metadata, "status": dict(status)}
+        version = RESOURCES[ref.kind].version
+        document = {"apiVersion": version, "kind": ref.kind, "metadata": metadata, "status": dict(status)}
         return write_atomic(self.file(ref), yaml.safe_dump(document, sort_keys=True))
 
     def delete(self, ref: Ref) -> bool:

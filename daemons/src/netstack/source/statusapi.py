@@ -92,8 +92,8 @@ class StatusApi:
 
     # called by the daemon: never waits -------------------------------------------------------------------------------
 
-    def put(self, ref: Ref, api_version: str, status: Mapping[str, Any]) -> bool:
-        self._find(_events_of(ref), events.faults(ref, api_version, status))
+    def put(self, ref: Ref, status: Mapping[str, Any]) -> bool:
+        self._find(_events_of(ref), events.faults(ref, status))
         return self._want(ref, status) if ref.kind in OWNED else False
 
     def delete(self, ref: Ref) -> bool:
@@ -149,10 +149,7 @@ class StatusApi:
 
     def _hear(self, broken: Sequence[Broken]) -> None:
         """What the source cannot take. Every daemon that reads the kind finds the same, and gives it the same name."""
-        found = {
-            _events_of(item.error.ref, BROKEN): events.refusal(item.error, RESOURCES[item.error.ref.kind].version)
-            for item in broken
-        }
+        found = {_events_of(item.error.ref, BROKEN): events.refusal(item.error) for item in broken}
         with self._wake:
             mended = [key for key in self._faults if key.name.endswith(BROKEN) and key not in found]
         for key in mended:

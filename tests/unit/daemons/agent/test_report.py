@@ -123,7 +123,7 @@ def test_statuses_of_policies() -> None:
     made = cluster()
     assert made.desired is not None
     statuses = {
-        ref.name: status for ref, (_, status) in report.policy_statuses(made.desired, Snapshot(made.objects)).items()
+        ref.name: status for ref, status in report.policy_statuses(made.desired, Snapshot(made.objects)).items()
     }
     assert statuses["p"]["conditions"][0] == {"type": "Valid", "status": "True", "reason": "Enforced", "message": ""}
     assert statuses["q"]["conditions"][0]["reason"] == "Refused"
@@ -148,7 +148,7 @@ def test_the_status_of_a_refused_policy_is_the_same_on_every_node() -> None:
     assert made.desired is not None
     (said,) = [
         status["conditions"][0]["message"]
-        for ref, (_, status) in report.policy_statuses(made.desired, Snapshot(made.objects)).items()
+        for ref, status in report.policy_statuses(made.desired, Snapshot(made.objects)).items()
         if ref.name == "q"
     ]
     assert said.endswith("so the whole policy is refused"), "what a node enforces instead is not in it"
@@ -170,9 +170,7 @@ def test_pods_of_the_nodes_network_are_named_where_a_policy_selects_them() -> No
     (view, _) = report.policies(desired, snapshot)
     assert view["not_enforced"] == ["one/host"]
     (condition,) = next(
-        status["conditions"]
-        for ref, (_, status) in report.policy_statuses(desired, snapshot).items()
-        if ref.name == "p"
+        status["conditions"] for ref, status in report.policy_statuses(desired, snapshot).items() if ref.name == "p"
     )
     assert (condition["status"], condition["reason"]) == ("True", "NotEnforced")
     assert condition["message"] == "not on pods that use the node's network: one/host"
@@ -194,7 +192,7 @@ def test_pods_that_netstack_did_not_connect_are_named_where_a_policy_selects_the
     ]
     told = report.policy(made.desired, Snapshot(made.objects), outside, str(policy))
     assert told is not None and (told["isolated"], told["not_enforced"]) == (["one/closed"], ["one/open"])
-    said = {ref.name: status["conditions"][0] for ref, (_, status) in report.pod_statuses(outside).items()}
+    said = {ref.name: status["conditions"][0] for ref, status in report.pod_statuses(outside).items()}
     assert {name: (one["status"], one["reason"]) for name, one in said.items()} == {
         "closed": ("False", "Isolated"),
         "open": ("False", "NotEnforced"),
@@ -211,7 +209,7 @@ def test_a_policy_on_trial_says_so() -> None:
     assert view["endpoints"][0]["policies"] == ["CiliumNetworkPolicy one/q"]
     assert view["endpoints"][0]["on_trial"] == ["CiliumNetworkPolicy one/p"]
     statuses = report.policy_statuses(made.desired, Snapshot(made.objects))
-    (condition,) = next(status for ref, (_, status) in statuses.items() if ref.name == "p")["conditions"]
+    (condition,) = next(status for ref, status in statuses.items() if ref.name == "p")["conditions"]
     assert (condition["reason"], condition["status"]) == ("OnTrial", "True")
 
 

@@ -29,7 +29,7 @@ def decided(*services: Any, pools: tuple[Any, ...] = (HOME,), announced: bool = 
 
 def said(*services: Any, **options: Any) -> dict[str, dict[str, Any]]:
     found = statuses(*decided(*services, **options), lambda ref, kind, text: "2026-01-01T00:00:00Z")
-    return {str(ref): status for ref, (_, status) in found.items()}
+    return {str(ref): status for ref, status in found.items()}
 
 
 def condition(kind: str, status: str, reason: str, message: str) -> dict[str, str]:
@@ -78,11 +78,10 @@ def test_service_l2_status_names_node_and_interfaces() -> None:
     _, announcements = decided(service("a", namespace="web"))
     found = l2_statuses("n1", {"eth0": {VIP}, "eth1": set()}, announcements)
     assert found == {
-        Ref("ServiceL2Status", "web", "l2-n1-a"): (
-            "metallb.io/v1beta1",
-            {"node": "n1", "serviceName": "a", "serviceNamespace": "web", "interfaces": [{"name": "eth0"}]},
-        )
-    }
+        Ref("ServiceL2Status", "web", "l2-n1-a"): {
+            "node": "n1", "serviceName": "a", "serviceNamespace": "web", "interfaces": [{"name": "eth0"}]
+        }
+    }  # fmt: skip
     assert l2_statuses("n1", {"eth0": set()}, announcements) == {}
 
 

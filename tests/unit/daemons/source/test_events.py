@@ -10,7 +10,7 @@ from netstack.source.events import Budget, Fault, again, event, faults, refusal
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, 250, tzinfo=UTC)
 POLICY = Ref("NetworkPolicy", "home", "deny")
-FAULT = Fault(POLICY, "networking.k8s.io/v1", "Valid", "Refused", "spec.egress[0].ports[0].port: no such port")
+FAULT = Fault(POLICY, "Valid", "Refused", "spec.egress[0].ports[0].port: no such port")
 
 
 def condition(kind: str, status: str, reason: str = "", message: str = "") -> dict[str, str]:
@@ -23,20 +23,18 @@ def told(fault: Fault = FAULT, uid: str = "u1", node: str = "n1") -> dict[str, A
 
 def test_conditions_that_are_false_are_faults() -> None:
     status = {"conditions": [condition("Valid", "False", "Refused", FAULT.message), condition("Announced", "True")]}
-    assert faults(POLICY, "networking.k8s.io/v1", status) == (FAULT,)
-    assert faults(POLICY, "v1", {}) == faults(POLICY, "v1", {"conditions": None}) == ()
-    assert faults(POLICY, "v1", {"conditions": [condition("Valid", "False")]})[0].reason == "Valid"
+    assert faults(POLICY, status) == (FAULT,)
+    assert faults(POLICY, {}) == faults(POLICY, {"conditions": None}) == ()
+    assert faults(POLICY, {"conditions": [condition("Valid", "False")]})[0].reason == "Valid"
 
 
 def test_what_is_in_force_but_not_on_every_pod_is_a_fault() -> None:
     status = {"conditions": [condition("Valid", "True", "NotEnforced", "not on pods a/b"), condition("Valid", "True")]}
-    assert [(fault.reason, fault.message) for fault in faults(POLICY, "v1", status)] == [
-        ("NotEnforced", "not on pods a/b")
-    ]
+    assert [(fault.reason, fault.message) for fault in faults(POLICY, status)] == [("NotEnforced", "not on pods a/b")]
 
 
 def test_what_cannot_be_taken_is_a_fault_with_its_field() -> None:
-    fault = refusal(BadObject(POLICY, "spec.egress[0]", "is no list"), "networking.k8s.io/v1")
+    fault = refusal(BadObject(POLICY, "spec.egress[0]", "is no list"))
     assert (fault.condition, fault.reason) == (FAULT.condition, FAULT.reason)
     assert fault.message == "NetworkPolicy home/deny: spec.egress[0]: is no list"
 

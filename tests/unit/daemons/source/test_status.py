@@ -10,9 +10,10 @@ def test_one_file_an_object_in_the_api_form(tmp_path: Path) -> None:
     folder = StatusFolder(tmp_path)
     ref = Ref("Service", "ingress-nginx", "controller")
     status = {"loadBalancer": {"ingress": [{"ip": "192.168.86.18"}]}}
-    assert folder.put(ref, "v1", status)
-    assert not folder.put(ref, "v1", status)
+    assert folder.put(ref, status)
+    assert not folder.put(ref, status)
     document = yaml.safe_load((tmp_path / "service.ingress-nginx.controller.yaml").read_text())
+    assert (document["apiVersion"], document["kind"]) == ("v1", "Service")
     assert document["metadata"] == {"name": "controller", "namespace": "ingress-nginx"}
     assert document["status"] == status
     assert folder.delete(ref) and not folder.delete(ref)
@@ -20,5 +21,5 @@ def test_one_file_an_object_in_the_api_form(tmp_path: Path) -> None:
 
 def test_a_cluster_scoped_object_has_no_namespace(tmp_path: Path) -> None:
     folder = StatusFolder(tmp_path)
-    folder.put(Ref("Node", "", "n1"), "v1", {})
+    folder.put(Ref("Node", "", "n1"), {})
     assert (tmp_path / "node._.n1.yaml").exists()

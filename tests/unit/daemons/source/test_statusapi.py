@@ -70,15 +70,15 @@ def quiet(server: ApiServer, writer: Writer) -> None:
     marker = Ref("CiliumNetworkPolicy", "ns", "marker")
     server.put(policy("marker"))
     wait_for(lambda: writer.source.said(marker))
-    writer.api.put(marker, "cilium.io/v2", {"conditions": [condition("Valid")]})
+    writer.api.put(marker, {"conditions": [condition("Valid")]})
     wait_for(lambda: status(server, marker))
 
 
 def test_a_status_reaches_its_subresource_once(server: ApiServer, writer: Writer) -> None:
-    assert writer.api.put(A, "v1", allocated("10.0.0.5"))
+    assert writer.api.put(A, allocated("10.0.0.5"))
     wait_for(lambda: status(server) == allocated("10.0.0.5"))
-    assert not writer.api.put(A, "v1", allocated("10.0.0.5"))
-    assert writer.api.put(A, "v1", allocated("10.0.0.5", at="2")), "another time is news, but not for the server"
+    assert not writer.api.put(A, allocated("10.0.0.5"))
+    assert writer.api.put(A, allocated("10.0.0.5", at="2")), "another time is news, but not for the server"
     quiet(server, writer)
     assert status(server) == allocated("10.0.0.5")
     patches = [r.path for r in server.requests if r.method == "PATCH"]
@@ -88,9 +88,9 @@ def test_a_status_reaches_its_subresource_once(server: ApiServer, writer: Writer
 def test_nodes_that_agree_write_once_between_them(server: ApiServer, writer: Writer, tmp_path: Path) -> None:
     with Writer(server, tmp_path, "n2") as other:
         other.shows("a")
-        writer.api.put(A, "v1", allocated("10.0.0.5", at="1"))
+        writer.api.put(A, allocated("10.0.0.5", at="1"))
         wait_for(lambda: (said := other.source.said(A)) and said[1])
-        other.api.put(A, "v1", allocated("10.0.0.5", at="2"))
+        other.api.put(A, allocated("10.0.0.5", at="2"))
         quiet(server, writer)
     assert server.count(method="PATCH", path="/api/v1/namespaces/ns/services/a/status") == 1
 
@@ -101,14 +101,14 @@ def test_nodes_that_disagree_do_not_fight(
     monkeypatch.setattr(statusapi, "HOLD_S", (0.2, 600.0))
     with Writer(server, tmp_path, "n2") as other:
         other.shows("a")
-        writer.api.put(A, "v1", allocated("10.0.0.5"))
-        other.api.put(A, "v1", allocated("10.0.0.6"))
+        writer.api.put(A, allocated("10.0.0.5"))
+        other.api.put(A, allocated("10.0.0.6"))
         wait_for(lambda: max((held[2] for held in writer.api._held.values()), default=0.0) >= 0.8)
         assert writes(server) <= 8, "each pause is twice the last"
 
 
 def test_a_status_that_somebody_wrote_over_is_mended(server: ApiServer, writer: Writer) -> None:
-    writer.api.put(A, "v1", allocated("10.0.0.5"))
+    writer.api.put(A, allocated("10.0.0.5"))
     wait_for(lambda: status(server))
     theirs = condition("Theirs")
     server.put({**service("a"), "status": {"conditions": [theirs]}})
@@ -118,7 +118,7 @@ def test_a_status_that_somebody_wrote_over_is_mended(server: ApiServer, writer: 
 def test_what_is_no_longer_ours_is_cleared_even_after_a_restart(
     server: ApiServer, writer: Writer, tmp_path: Path
 ) -> None:
-    writer.api.put(A, "v1", allocated("10.0.0.5"))
+    writer.api.put(A, allocated("10.0.0.5"))
     wait_for(lambda: status(server))
     writer.api.keep("Service", [A])
     assert writer.api.delete(A) and not writer.api.delete(A)
@@ -133,11 +133,11 @@ def test_what_is_no_longer_ours_is_cleared_even_after_a_restart(
 def test_a_conflict_is_looked_at_anew_and_an_outage_waited_out(server: ApiServer, writer: Writer) -> None:
     conflicts = iter([409, 409])
     server.fault = lambda request: next(conflicts, None) if request.method == "PATCH" else None
-    writer.api.put(A, "v1", allocated("10.0.0.5"))
+    writer.api.put(A, allocated("10.0.0.5"))
     wait_for(lambda: status(server) == allocated("10.0.0.5"))
     assert writer.api.report() == []
     server.stop()
-    writer.api.put(A, "v1", allocated("10.0.0.6"))
+    writer.api.put(A, allocated("10.0.0.6"))
     wait_for(writer.api.report)
     assert writer.api.report()[0]["kind"] == "status of Service"
     server.start()
@@ -147,12 +147,12 @@ def test_a_conflict_is_looked_at_anew_and_an_outage_waited_out(server: ApiServer
 def test_rights_that_are_missing_are_said_and_not_asked_for_again_and_again(server: ApiServer, writer: Writer) -> None:
     statusapi.HOLD_S = (0.05, 600.0)
     server.fault = lambda request: 403 if request.method == "PATCH" else None
-    writer.api.put(A, "v1", allocated("10.0.0.5"))
+    writer.api.put(A, allocated("10.0.0.5"))
     wait_for(writer.api.report)
     assert "403 Forbidden" in writer.api.report()[0]["reason"]
     server.put(service("a", "10.96.0.9"))
     wait_for(lambda: len(writer.snapshots) == 2)
-    writer.api.put(A, "v1", allocated("10.0.0.5"))
+    writer.api.put(A, allocated("10.0.0.5"))
     assert server.count(method="PATCH") == 1
 
 
@@ -167,7 +167,7 @@ def test_rights_that_are_given_back_are_used_by_all_that_waited(
     writer.shows("a", "b", "c")
     server.fault = lambda request: 403 if request.method == "PATCH" else None
     for ref in many:
-        writer.api.put(ref, "v1", allocated("10.0.0.5"))
+        writer.api.put(ref, allocated("10.0.0.5"))
     wait_for(lambda: server.count(method="PATCH") >= 6)
     tried = [server.count(method="PATCH", path=f"/api/v1/namespaces/ns/services/{ref.name}/status") for ref in many]
     assert sorted(tried)[:2] == [1, 1], "one asks for all"
@@ -187,17 +187,17 @@ def test_what_the_server_does_not_keep_is_said_once(server: ApiServer, writer: W
             super().__setitem__(ref, raw)
 
     server.objects = Pruning(real)
-    writer.api.put(A, "v1", allocated("10.0.0.5"))
+    writer.api.put(A, allocated("10.0.0.5"))
     wait_for(lambda: status(server).get("loadBalancer"))
     quiet(server, writer)
-    writer.api.put(A, "v1", allocated("10.0.0.5", at="2"))
+    writer.api.put(A, allocated("10.0.0.5", at="2"))
     quiet(server, writer)
     assert server.count(method="PATCH", path="/api/v1/namespaces/ns/services/a/status") == 1
     assert "does not keep all of its status" in caplog.text
 
 
 def test_kinds_without_a_status_in_the_api_are_left_alone(server: ApiServer, writer: Writer) -> None:
-    assert not writer.api.put(Ref("NetworkPolicy", "ns", "p"), "networking.k8s.io/v1", {"conditions": []})
+    assert not writer.api.put(Ref("NetworkPolicy", "ns", "p"), {"conditions": []})
     writer.api.keep("NetworkPolicy", [])
     quiet(server, writer)
     assert writes(server) == 1
@@ -213,7 +213,7 @@ def test_a_node_makes_and_removes_its_own_l2_statuses(server: ApiServer, writer:
     ref = Ref("ServiceL2Status", "ns", "l2-n1-a")
     said = {"node": "n1", "serviceName": "a", "serviceNamespace": "ns", "interfaces": [{"name": "eth0"}]}
     writer.api.keep("ServiceL2Status", [ref])
-    writer.api.put(ref, "metallb.io/v1beta1", said)
+    writer.api.put(ref, said)
     wait_for(lambda: ref in server.objects and status(server, ref) == said)
     names = ["l2-n1-a", "l2-n2-a"]
     wait_for(lambda: [r.name for r in sorted(server.objects) if r.kind == "ServiceL2Status"] == names)
@@ -256,10 +256,10 @@ def test_a_fault_is_told_once_by_whoever_is_first(server: ApiServer, writer: Wri
     server.put(policy("p"))
     with Writer(server, tmp_path, "n2") as other:
         for one in (writer, other):
-            one.api.put(ref, "cilium.io/v2", refused())
+            one.api.put(ref, refused())
         wait_for(lambda: server.count(method="POST", kind="Event") == 2, "both to say it")
         wait_for(lambda: told(server) == ["spec: is wrong"])
-        writer.api.put(ref, "cilium.io/v2", refused("spec: is otherwise wrong"))
+        writer.api.put(ref, refused("spec: is otherwise wrong"))
         wait_for(lambda: told(server) == ["spec: is otherwise wrong", "spec: is wrong"])
     (event,) = (item for item in server.objects.values() if item.get("note") == "spec: is wrong")
     assert event["regarding"]["uid"] == server.objects[ref]["metadata"]["uid"]
@@ -268,7 +268,7 @@ def test_a_fault_is_told_once_by_whoever_is_first(server: ApiServer, writer: Wri
 
 def test_a_kind_without_a_status_has_events_all_the_same(server: ApiServer, writer: Writer) -> None:
     server.put(policy("old", "NetworkPolicy"))
-    writer.api.put(Ref("NetworkPolicy", "ns", "old"), "networking.k8s.io/v1", refused())
+    writer.api.put(Ref("NetworkPolicy", "ns", "old"), refused())
     wait_for(lambda: told(server) == ["spec: is wrong"])
 
 
@@ -287,7 +287,7 @@ def test_a_fault_that_lasts_is_one_more_of_a_series(
 ) -> None:
     monkeypatch.setattr(events, "REPEAT_S", 0.2)
     server.put(policy("p"))
-    writer.api.put(Ref("CiliumNetworkPolicy", "ns", "p"), "cilium.io/v2", refused())
+    writer.api.put(Ref("CiliumNetworkPolicy", "ns", "p"), refused())
     wait_for(lambda: any(item.get("series", {}).get("count", 0) > 2 for item in server.objects.values()))
     assert len(told(server)) == 1
 
@@ -300,8 +300,8 @@ def test_what_was_mended_or_has_gone_is_not_told(
         ref = Ref("CiliumNetworkPolicy", "ns", name)
         if name != "gone":
             server.put(policy(name))
-        writer.api.put(ref, "cilium.io/v2", refused())
-    writer.api.put(Ref("CiliumNetworkPolicy", "ns", "mended"), "cilium.io/v2", {"conditions": [condition("Valid")]})
+        writer.api.put(ref, refused())
+    writer.api.put(Ref("CiliumNetworkPolicy", "ns", "mended"), {"conditions": [condition("Valid")]})
     writer.api.delete(Ref("CiliumNetworkPolicy", "ns", "deleted"))
     wait_for(lambda: [r for r in server.requests if r.query.get("fieldSelector") == "metadata.name=gone"])
     assert told(server) == []
@@ -310,5 +310,5 @@ def test_what_was_mended_or_has_gone_is_not_told(
 def test_who_may_not_tell_says_so(server: ApiServer, writer: Writer) -> None:
     server.forbidden.add("Event")
     server.put(policy("p"))
-    writer.api.put(Ref("CiliumNetworkPolicy", "ns", "p"), "cilium.io/v2", refused())
+    writer.api.put(Ref("CiliumNetworkPolicy", "ns", "p"), refused())
     wait_for(lambda: [problem["kind"] for problem in writer.api.report()] == ["Event"])

@@ -127,7 +127,7 @@ def test_the_author_is_told_what_stays_open(cluster: Cluster) -> None:
     cluster.put(policy(SHUT))
     desired = cluster.compile()
     kept = "always reachable: SSH (TCP 22), API server (TCP 6443), kubelet for the API server"
-    ((_, status),) = policy_statuses(desired, Snapshot(cluster.objects)).values()
+    (status,) = policy_statuses(desired, Snapshot(cluster.objects)).values()
     assert status["conditions"][0] | {} == {"type": "Valid", "status": "True", "reason": "Enforced", "message": kept}
     view = host_view(desired)
     assert (view["enforces"], view["policies"]) == (["ingress", "egress"], ["CiliumClusterwideNetworkPolicy p"])

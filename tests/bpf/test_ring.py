@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import struct
@@ -64,6 +65,17 @@ def test_records_come_once_in_their_order(node: Packet, ring: Ring) -> None:
     assert ports(ring) == [] and not readable(ring)
     connect(node, range(4, 5))
     assert ports(ring) == [4]
+
+
+def test_batches_come_as_the_programs_write(node: Packet, ring: Ring) -> None:
+    async def two() -> list[list[int]]:
+        batches, seen = ring.batches(pace_s=0.0), []
+        for wanted in (range(1, 4), range(4, 6)):
+            connect(node, wanted)
+            seen.append([l.Event.unpack(record).port for record in await anext(batches)])
+        return seen
+
+    assert asyncio.run(two()) == [[1, 2, 3], [4, 5]]
 
 
 def test_a_record_that_goes_round_the_end_is_whole(node: Packet, ring: Ring) -> None:

@@ -55,17 +55,10 @@ class Recall:
 
     async def listen(self, ring: Ring) -> None:
         """Ring -> memory, for ever."""
-        loop = asyncio.get_running_loop()
-        while True:
-            readable = asyncio.Event()
-            loop.add_reader(ring.fileno(), readable.set)
-            try:
-                await readable.wait()
-            finally:
-                loop.remove_reader(ring.fileno())
-            await asyncio.sleep(PACE_S)
-            for record in ring.read():
-                self._memory.hear(record, loop.time())
+        async for records in ring.batches(PACE_S):
+            now = asyncio.get_running_loop().time()
+            for record in records:
+                self._memory.hear(record, now)
 
     async def upkeep(self, every_s: float) -> None:
         while True:

@@ -7,9 +7,11 @@ that its writer is not done, the next that it was thrown away; 32 more bits are 
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import struct
 import threading
+from collections.abc import AsyncIterator
 
 from netstack.kernel.bpf import Map
 
@@ -56,3 +58,18 @@ class Ring:
         with self._fence:  # ... nor is its room given back before it was read
             _POSITION.pack_into(self._consumed, 0, position)
         return records
+
+    async def batches(self, pace_s: float) -> AsyncIterator[list[bytes]]:
+        """What there is to `read`, as it comes, for ever. Readable means: wait for `pace_s` without looking, that one
+        wake-up may serve many."""
+        loop = asyncio.get_running_loop()
+        while True:
+            readable = asyncio.Event()
+            loop.add_reader(self.fileno(), readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(self.fileno())
+            await asyncio.sleep(pace_s)
+            if records := self.read():
+                yield records

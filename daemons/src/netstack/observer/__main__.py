@@ -36,18 +36,9 @@ class Observer:
         """Why the agent's names are those of earlier; "" if they are of now."""
 
     async def drain(self) -> None:
-        """Ring -> history. Readable means: wait a little without looking, that one wake-up may serve many."""
-        loop = asyncio.get_running_loop()
-        while True:
-            readable = asyncio.Event()
-            loop.add_reader(self.ring.fileno(), readable.set)
-            try:
-                await readable.wait()
-            finally:
-                loop.remove_reader(self.ring.fileno())
-            await asyncio.sleep(self.chosen.pace_s)
-            if records := self.ring.read():
-                self.history.add(records)
+        """Ring -> history."""
+        async for records in self.ring.batches(self.chosen.pace_s):
+            self.history.add(records)
 
     async def refresh(self) -> None:
         while True:

@@ -217,7 +217,7 @@ def parties(snapshot: Snapshot, ingress_services: Collection[Ref] = ()) -> tuple
     pods = [
         (pod, address)
         for pod in sorted(snapshot.all(Pod), key=lambda pod: pod.meta.ref)
-        if pod.node in known and not pod.host_network and pod.phase not in ("Succeeded", "Failed")
+        if pod.node in known and not pod.host_network and not pod.ended
         for address in pod.addresses
     ]
     ingresses = {

@@ -264,7 +264,7 @@ class Census:
 
 def _pods(view: View, members: _Members, namespaces: Mapping[str, Labels], node_address: Mapping[str, bytes]) -> None:
     for pod in sorted(view.pods, key=lambda pod: (pod.meta.created, pod.meta.ref)):
-        if pod.host_network or pod.phase in ("Succeeded", "Failed"):  # their addresses are the node's, or given back
+        if pod.host_network or pod.ended:  # their addresses are the node's, or given back
             continue
         labels = full_labels(pod.meta.labels, pod.meta.namespace, pod.service_account, namespaces)
         if not pod.addresses:

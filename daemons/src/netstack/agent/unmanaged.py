@@ -17,8 +17,6 @@ from netstack.core.address import pack
 from netstack.core.ref import Ref
 from netstack.source.models import Namespace, Pod
 
-ENDED = ("Succeeded", "Failed")
-
 
 @dataclass(frozen=True, slots=True)
 class Unmanaged:
@@ -55,7 +53,7 @@ def suspects(pods: Iterable[Pod], node: str, register: Register) -> dict[bytes, 
     return {
         address: pod
         for pod in pods
-        if pod.node == node and not pod.host_network and pod.phase not in ENDED
+        if pod.node == node and not pod.host_network and not pod.ended
         for address in pod.addresses
         if not any((own, pod.meta.namespace, pod.meta.name) in given for own in pod.addresses)
     }

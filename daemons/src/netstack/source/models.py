@@ -114,6 +114,11 @@ class Pod:
     service_account: str
     ports: tuple[tuple[str, str, int], ...]
 
+    @property
+    def ended(self) -> bool:
+        """Its addresses have been given back."""
+        return self.phase in ("Succeeded", "Failed")
+
 
 @dataclass(frozen=True, slots=True)
 class Namespace:

@@ -313,7 +313,7 @@ def load(wanted: LoaderSettings) -> list[str]:
     bpffs = Path(wanted.pins).parent
     lacking = probe.missing(probe.probe(bpffs, Path(wanted.cgroup)))
     if lacking:
-        raise LoaderError("\n".join(map(str, lacking)))
+        raise LoaderError("\n".join(feature.lacking for feature in lacking))
     with TrafficControl() as traffic:
         return Datapath(wanted, traffic).publish()
 

@@ -24,11 +24,15 @@ _NEWER = "a kernel of 6.1 or later (Armbian: linux-image-vendor-rk35xx or linux-
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One need: `check` returns whether the kernel has it, `why` and `remedy` are for the user."""
+    """One need; `why` and `remedy` are for the user."""
 
     name: str
     why: str
     remedy: str
+
+    @property
+    def lacking(self) -> str:
+        return f"this kernel lacks {self.name} ({self.why}): {self.remedy}"
 
 
 FEATURES: tuple[Feature, ...] = (
@@ -44,27 +48,16 @@ FEATURES: tuple[Feature, ...] = (
     Feature("helper set_retval", "a service without backends refuses connections", _NEWER),
     Feature("attach getpeername", "applications see the service that they connected to", _NEWER + " with "
             "CONFIG_CGROUP_BPF=y"),
-    Feature("tc clsact", "programs on devices", "kernel options CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF; "
-            "modprobe sch_ingress cls_bpf"),
     Feature("bpffs", "programs stay when daemons go", "mount -t bpf bpf /sys/fs/bpf"),
     Feature("cgroup2", "service translation at the socket", "boot with systemd.unified_cgroup_hierarchy=1"),
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
-    feature: Feature
-
-    def __str__(self) -> str:
-        return f"this kernel lacks {self.feature.name} ({self.feature.why}): {self.feature.remedy}"
-
-
-def missing(results: Mapping[str, bool]) -> list[Missing]:
-    """What lacks, in the order of FEATURES. Without bpf(2) nothing else could be asked, so it is named alone.
-    A feature that was not probed counts as there."""
-    if not results.get("bpf", True):
-        return [Missing(FEATURES[0])]
-    return [Missing(feature) for feature in FEATURES if not results.get(feature.name, True)]
+def missing(results: Mapping[str, bool]) -> list[Feature]:
+    """What lacks, in the order of FEATURES. Without bpf(2) nothing else could be asked, so it is named alone."""
+    if not results["bpf"]:
+        return [FEATURES[0]]
+    return [feature for feature in FEATURES if not results[feature.name]]
 
 
 def _map(kind: int, flags: int = 0) -> bool:
@@ -110,7 +103,7 @@ def _filesystem(path: Path, kind: str) -> bool:
 
 
 def probe(bpffs: Path, cgroup: Path) -> dict[str, bool]:
-    """Feature name -> whether this kernel has it (all but `tc clsact`, which shows when it is used)."""
+    """Feature name -> whether this kernel has it. What is not asked for, such as clsact, shows when it is used."""
     try:
         Program.load("probe", SCHED_CLS, _ZERO + _EXIT).close()
     except BpfError as error:

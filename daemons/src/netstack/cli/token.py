@@ -7,12 +7,13 @@ the service account makes all of them worthless.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
+
+from netstack.source import credentials
 
 NAMESPACE = "kube-system"
 LIFE_S = 365 * 24 * 3600
@@ -34,24 +35,18 @@ def request() -> dict[str, Any]:
 
 def kubeconfig(cluster: Mapping[str, Any], account: str, token: str) -> dict[str, Any]:
     """`cluster`: server and authority, as a kubeconfig has them."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "cluster", "cluster": dict(cluster)}],
-        "users": [{"name": account, "user": {"token": token}}],
-        "contexts": [{"name": "context", "context": {"cluster": "cluster", "user": account}}],
-        "current-context": "context",
-    }
+    return credentials.kubeconfig(cluster, account, {"token": token})
 
 
 def good(text: str, cluster: Mapping[str, Any], account: str, now: float) -> bool:
     """Whether a kubeconfig is one of ours for this cluster and account, in the first half of its life. `now`: seconds
     since the epoch."""
     try:
-        token = str(yaml.safe_load(text)["users"][0]["user"]["token"])
-        if yaml.safe_load(text) != kubeconfig(cluster, account, token):
+        found = yaml.safe_load(text)
+        token = str(found["users"][0]["user"]["token"])
+        if found != kubeconfig(cluster, account, token):
             return False
         claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
         return bool(now < (float(claims["iat"]) + float(claims["exp"])) / 2)
-    except (yaml.YAMLError, binascii.Error, KeyError, IndexError, TypeError, ValueError):
+    except (yaml.YAMLError, LookupError, TypeError, ValueError):
         return False

@@ -219,11 +219,16 @@ def flatten(path: Path) -> dict[str, Any]:
             section.pop(name, None)
     if user.pop("tokenFile", None) is not None:
         user["token"] = _kubeconfig(path)[0].token
+    return kubeconfig(cluster, "user", user)
+
+
+def kubeconfig(cluster: Mapping[str, Any], name: str, user: Mapping[str, Any]) -> dict[str, Any]:
+    """One of one cluster and one user of this name."""
     return {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "cluster", "cluster": cluster}],
-        "users": [{"name": "user", "user": user}],
-        "contexts": [{"name": "context", "context": {"cluster": "cluster", "user": "user"}}],
+        "clusters": [{"name": "cluster", "cluster": dict(cluster)}],
+        "users": [{"name": name, "user": dict(user)}],
+        "contexts": [{"name": "context", "context": {"cluster": "cluster", "user": name}}],
         "current-context": "context",
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from netstack.cli.status import DAEMONS
+from netstack.core.errors import BadConfig
 from netstack.core.protocol import PROTOCOLS
 
 RETRY_S = 0.2
@@ -73,6 +74,9 @@ def main() -> None:
     try:
         code = run[arguments.command](arguments)
         sys.stdout.flush()
+    except BadConfig as error:  # of the agent, whose settings say where things are
+        print(f"/etc/netstack/agent.yaml: {error}", file=sys.stderr)
+        code = 2
     except BrokenPipeError:  # whoever reads has enough, as `head` has; nothing is to be written at the exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
@@ -94,14 +98,13 @@ def _explain(arguments: argparse.Namespace) -> int:
     from netstack.cli import explain
     from netstack.cli.collect import CONFIG
     from netstack.cli.inquire import Inquiry, Unanswerable, parse_destination
-    from netstack.core.errors import BadConfig
     from netstack.kernel.loader import LoaderError, load_settings
 
     try:
         to, port = parse_destination(arguments.to)
         with Inquiry(load_settings(CONFIG / "agent.yaml")) as inquiry:
             found = inquiry.explain(arguments.source, to, port, arguments.protocol, arguments.namespace)
-    except (Unanswerable, LoaderError, BadConfig, ValueError, OSError) as error:
+    except (Unanswerable, LoaderError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     if arguments.json:
@@ -124,7 +127,6 @@ def _observe(arguments: argparse.Namespace) -> int:
     from netstack.cli import observe
     from netstack.cli.collect import CONFIG
     from netstack.cli.reasons import Reasons
-    from netstack.core.errors import BadConfig
     from netstack.kernel.loader import load_settings
 
     fields = ("pod", "from_pod", "to_pod", "namespace", "ip", "name", "port", "protocol", "verdict")
@@ -143,7 +145,7 @@ def _observe(arguments: argparse.Namespace) -> int:
     except (FileNotFoundError, ConnectionRefusedError):
         print("netstack-observer is not running", file=sys.stderr)
         return 2
-    except (RuntimeError, BadConfig, OSError) as error:
+    except (RuntimeError, OSError) as error:
         print(f"netstack-observer: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # the way to end --follow
@@ -194,7 +196,6 @@ def _effect(arguments: argparse.Namespace) -> int:
     from netstack.cli.proposal import Unanswerable, propose
     from netstack.core import settings
     from netstack.core.documents import load_all
-    from netstack.core.errors import BadConfig
 
     file: Path = arguments.file
     try:
@@ -209,8 +210,8 @@ def _effect(arguments: argparse.Namespace) -> int:
     try:
         (document,) = documents
         told = propose(document, settings.load(AgentSettings, CONFIG / "agent.yaml"), absent=arguments.absent)
-    except (Unanswerable, BadConfig, OSError) as error:
-        print(f"{CONFIG / 'agent.yaml'}: {error}", file=sys.stderr)
+    except (Unanswerable, OSError) as error:
+        print(error, file=sys.stderr)
         return 2
     sys.stdout.write(json.dumps(effect.report(told)) + "\n" if arguments.json else effect.render(told))
     return 1 if told.problems else 0

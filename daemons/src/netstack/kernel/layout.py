@@ -4,7 +4,7 @@ Each record is a frozen dataclass whose fields carry their C type, so `pack` giv
 `unpack` reads them back. Addresses are 16 bytes (netstack.core.address), ports plain integers here and network order
 in the bytes, everything else host order. abi.h has the meaning of each field; tests/bpf/test_abi.py compares offsets.
 
-MAPS is every map that is pinned: its types, its size and, by ARCHITECTURE 4, its one writer.
+MAPS is every map that is pinned: its types, its size and its one writer (law 2).
 """
 
 from __future__ import annotations

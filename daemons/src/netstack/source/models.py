@@ -67,7 +67,6 @@ class Service:
     ip_family_policy: str
     source_ranges: tuple[Prefix, ...]
     publish_not_ready: bool
-    allocate_node_ports: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,7 @@ def _service(meta: Meta, data: Mapping[str, Any]) -> Service:
         cluster_ips = spec.addresses("clusterIPs")
     else:
         cluster_ips = (spec.address("clusterIP"),) if "clusterIP" in spec else ()
+    spec.boolean("allocateLoadBalancerNodePorts", True)  # decides nothing here: ports have node ports or have none
     service = Service(
         meta=meta,
         type=kind,
@@ -126,7 +127,6 @@ def _service(meta: Meta, data: Mapping[str, Any]) -> Service:
         ip_family_policy=spec.string("ipFamilyPolicy", ""),
         source_ranges=spec.prefixes("loadBalancerSourceRanges"),
         publish_not_ready=spec.boolean("publishNotReadyAddresses", False),
-        allocate_node_ports=spec.boolean("allocateLoadBalancerNodePorts", True),
     )
     spec.close(ignore=SERVICE_FIELDS)
     return service

@@ -114,7 +114,7 @@ def _nothing(raw: Raw) -> dict[str, Any]:
 SERVICE = (
     *("type", "clusterIP", "clusterIPs", "externalIPs", "loadBalancerIP", "loadBalancerClass", "selector"),
     *("sessionAffinity", "sessionAffinityConfig", "externalTrafficPolicy", "internalTrafficPolicy", "ipFamilies"),
-    *("ipFamilyPolicy", "loadBalancerSourceRanges", "publishNotReadyAddresses", "allocateLoadBalancerNodePorts"),
+    *("ipFamilyPolicy", "loadBalancerSourceRanges", "publishNotReadyAddresses"),
 )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import functools
 import gc
 import logging
 import os
@@ -24,11 +22,11 @@ from netstack.agent.policy.accept import READERS
 from netstack.agent.policy.tables import DnsEndpoint
 from netstack.agent.settings import AgentSettings
 from netstack.agent.unmanaged import Unmanaged, selections, suspects
-from netstack.core import settings
 from netstack.core.address import Prefix, pack
 from netstack.core.files import write_atomic
 from netstack.core.ref import Ref
-from netstack.core.unit import Unit, run
+from netstack.core.start import start
+from netstack.core.unit import Unit
 from netstack.kernel.attach import UPLINK, Occupied, TrafficControl, attach_pinned, carried
 from netstack.kernel.bpf import BpfError
 from netstack.kernel.netlink import Link
@@ -368,10 +366,7 @@ async def serve(chosen: AgentSettings, unit: Unit) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="netstack-agent", description="Pods, services and policy of a node.")
-    parser.add_argument("--config", type=Path, required=True, help="/etc/netstack/agent.yaml")
-    chosen = settings.load(AgentSettings, parser.parse_args().config)
-    run("agent", functools.partial(serve, chosen))
+    start("agent", "Pods, services and policy of a node.", AgentSettings, serve)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import logging
@@ -25,15 +24,14 @@ from netstack.announcer.wire import Wire
 from netstack.core.address import pack
 from netstack.core.errors import BadConfig
 from netstack.core.ref import Ref
-from netstack.core.settings import load
-from netstack.core.unit import Unit, run
+from netstack.core.start import start
+from netstack.core.unit import Unit
 from netstack.source import Snapshot, choice
 from netstack.source.choice import Choice
 from netstack.source.models import EndpointSlice, IPAddressPool, L2Advertisement, Namespace, Node, Service
 from netstack.source.resources import Want
 from netstack.source.status import Statuses as Outlet
 
-CONFIG = Path("/etc/netstack/announcer.yaml")
 WANTS = (
     *map(Want, ("EndpointSlice", "Node", "Namespace", "L2Advertisement")),
     Want("Service", status=True),
@@ -200,7 +198,7 @@ def _write(outlet: Outlet, wanted: Statuses) -> None:
         outlet.keep(kind, wanted)
 
 
-async def serve(unit: Unit, settings: AnnouncerSettings) -> None:
+async def serve(settings: AnnouncerSettings, unit: Unit) -> None:
     announcer = Announcer(settings, unit)
     unit.command("status", announcer.status)
     engine = unit.spawn(announcer.run_engine(), "engine")
@@ -215,10 +213,7 @@ async def serve(unit: Unit, settings: AnnouncerSettings) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="netstack-announcer")
-    parser.add_argument("--config", type=Path, default=CONFIG)
-    settings = load(AnnouncerSettings, parser.parse_args().config)
-    run("announcer", lambda unit: serve(unit, settings))
+    start("announcer", "LoadBalancer addresses of a node on the LAN.", AnnouncerSettings, serve)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 A daemon's `__main__` is then short:
 
-    async def serve(unit: Unit) -> None:
+    async def serve(settings: AgentSettings, unit: Unit) -> None:
         unit.command("status", lambda request: {...})
         ...
         unit.ready("3 services")
         await unit.stopping.wait()
 
     def main() -> None:
-        run("agent", serve)
+        start("agent", "what it does", AgentSettings, serve)  # start.py
 
 The control socket (/run/netstack/<daemon>.sock, mode 0600) takes one JSON object a line, with a `command`, and
 answers one JSON object a line: `{"ok": ...}` or `{"error": "..."}`. A command whose handler is an async generator is

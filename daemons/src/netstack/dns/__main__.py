@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import functools
 import logging
 import resource
 from pathlib import Path
 
-from netstack.core import settings
-from netstack.core.unit import RUN, Unit, run
+from netstack.core.start import start
+from netstack.core.unit import RUN, Unit
 from netstack.dns import report, sockets
 from netstack.dns.apply import SWEEP_S, Identities, Learned
 from netstack.dns.copies import Copy
@@ -78,12 +76,9 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="netstack-dns", description="The transparent DNS proxy of a node.")
-    parser.add_argument("--config", type=Path, required=True, help="/etc/netstack/dns.yaml")
-    chosen = settings.load(DnsSettings, parser.parse_args().config)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each question under way is a socket
-    run("dns", functools.partial(serve, chosen))
+    start("dns", "The transparent DNS proxy of a node.", DnsSettings, serve)
 
 
 if __name__ == "__main__":

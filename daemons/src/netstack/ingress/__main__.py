@@ -29,7 +29,7 @@ CHECK_S = 1.0
 """How often HAProxy is looked at: a new process is compared with the wanted state, a dead one leaves the slice."""
 
 
-async def serve(unit: Unit, settings: IngressSettings) -> None:
+async def serve(settings: IngressSettings, unit: Unit) -> None:
     kept = settings.state / "last-good"
     source, statuses = Choice(
         settings.source, settings.kubeconfig, settings.node, settings.manifests, settings.status, kept
@@ -82,7 +82,7 @@ def main() -> None:
     except (BadConfig, OSError) as error:
         sys.exit(f"{arguments.config}: {error}")
     if arguments.endpoint is None:
-        run("ingress", lambda unit: serve(unit, settings))
+        run("ingress", lambda unit: serve(settings, unit))
         return
     log_to_journal()
     try:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import functools
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
-from netstack.core import settings
-from netstack.core.unit import Unit, ask, run
+from netstack.core.start import start
+from netstack.core.unit import Unit, ask
 from netstack.kernel import layout
 from netstack.kernel.bpf import Map
 from netstack.kernel.ring import Ring
@@ -130,10 +128,7 @@ async def serve(chosen: ObserverSettings, unit: Unit) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="netstack-observer", description="What the programs tell of packets.")
-    parser.add_argument("--config", type=Path, required=True, help="/etc/netstack/observer.yaml")
-    chosen = settings.load(ObserverSettings, parser.parse_args().config)
-    run("observer", functools.partial(serve, chosen))
+    start("observer", "What the programs tell of packets.", ObserverSettings, serve)
 
 
 if __name__ == "__main__":

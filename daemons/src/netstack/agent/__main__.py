@@ -26,6 +26,7 @@ from netstack.core.address import Prefix, pack
 from netstack.core.files import write_atomic
 from netstack.core.ref import Ref
 from netstack.core.start import start
+from netstack.core.table import Change
 from netstack.core.unit import Unit
 from netstack.kernel.attach import UPLINK, Occupied, TrafficControl, attach_pinned, carried
 from netstack.kernel.bpf import BpfError
@@ -140,24 +141,8 @@ class Agent:
         )
         self.isolate(desired, snapshot)
         changes = plan(self.before.tables, desired.tables)
-        try:
-            self.good.write(desired.accepted.good)  # before it is in force: it must outlive us
-            if self.dns != (desired.policy.dns, desired.lan):
-                # whatever a power cut leaves of it, the next agent writes it anew
-                write_atomic(self.chosen.state / "dns-rules.json", desired.dns_rules(), durable=False)
-                self.dns = desired.policy.dns, desired.lan
-        except OSError as error:
-            self.failure = f"the disk refused a change, so nothing was changed: {error}"
-            log.error("%s", self.failure)
+        if not self.keep(desired) or not self.write(changes, desired):
             return False
-        try:
-            self.kernel.write(changes)
-        except BpfError as error:
-            self.failure = f"the kernel refused a change: {error}"
-            log.error("%s; what is in force is read back", self.failure)
-            self.before = Before(self.kernel.read(), desired.accepted.good)
-            return False
-        self.before = Before(desired.tables, desired.accepted.good)
         if desired.between:
             log.info("the kernel's tables have no room for old and new rules at once: the old ones went first")
             return self.reconcile()
@@ -178,6 +163,32 @@ class Agent:
             )
         self.failure = "; ".join((*desired.overflows.values(), *self.settled()))
         return not desired.overflows.keys() & WHO_MAY
+
+    def keep(self, desired: Desired) -> bool:
+        """On the disk before it is in force: it must outlive us. False, and said, if the disk refuses."""
+        try:
+            self.good.write(desired.accepted.good)
+            if self.dns != (desired.policy.dns, desired.lan):
+                # whatever a power cut leaves of it, the next agent writes it anew
+                write_atomic(self.chosen.state / "dns-rules.json", desired.dns_rules(), durable=False)
+                self.dns = desired.policy.dns, desired.lan
+        except OSError as error:
+            self.failure = f"the disk refused a change, so nothing was changed: {error}"
+            log.error("%s", self.failure)
+            return False
+        return True
+
+    def write(self, changes: list[Change], desired: Desired) -> bool:
+        """Have the kernel hold it. False, and said, if the kernel refuses."""
+        try:
+            self.kernel.write(changes)
+        except BpfError as error:
+            self.failure = f"the kernel refused a change: {error}"
+            log.error("%s; what is in force is read back", self.failure)
+            self.before = Before(self.kernel.read(), desired.accepted.good)
+            return False
+        self.before = Before(desired.tables, desired.accepted.good)
+        return True
 
     def isolate(self, desired: Desired, snapshot: Snapshot) -> None:
         """Pods that netstack did not connect, and that policies select, have no network."""

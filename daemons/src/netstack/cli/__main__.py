@@ -20,8 +20,7 @@ RETRY_S = 0.2
 """Between two attempts to reach a daemon that is being restarted."""
 
 
-def main() -> None:
-    """Exit code 0: ready, allowed, or nothing wrong. 1: not. 2: the question or the command line is wrong."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="netstack", description="What netstack does on this node.")
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="daemons, programs, tables, addresses, policies, broken objects")
@@ -60,7 +59,12 @@ def main() -> None:
     config = commands.add_parser("check-config", help="whether a daemon would start with a configuration file")
     config.add_argument("daemon", choices=DAEMONS)
     config.add_argument("file", type=Path)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Exit code 0: ready, allowed, or nothing wrong. 1: not. 2: the question or the command line is wrong."""
+    arguments = _parser().parse_args()
     run: dict[str, Callable[[argparse.Namespace], int]] = {
         "status": _status,
         "explain": _explain,

@@ -28,7 +28,8 @@ from bench.figures import Area, Figure, Measured, Settings
 from instruments import dns_bare
 from instruments.dns_programs import ENDPOINT, SELECTOR, Programs, compiled
 from instruments.dns_talk import endpoint, question, rules_text
-from instruments.dns_wire import NODE, POD, SERVER, STRANGER, Wire, inside
+from instruments.dns_wire import NODE, POD, SERVER, STRANGER, Wire
+from instruments.netns import inside
 from lab.shell import run, wait_until
 from netstack.kernel import layout
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_NEWNET = 0x40000000
+from instruments.netns import inside
+
 _numbers = itertools.count(1)
 
 
@@ -45,16 +43,5 @@ class Namespace:
         """A command inside, with this mount namespace's /sys (ip netns exec would hide cgroups and bpffs)."""
         return subprocess.run(["nsenter", f"--net={self.path}", *words], check=check, capture_output=True, text=True)
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        with open("/proc/thread-self/ns/net") as home, open(self.path) as there:
-            self._set(there.fileno())
-            try:
-                yield
-            finally:
-                self._set(home.fileno())
-
-    @staticmethod
-    def _set(descriptor: int) -> None:
-        if _LIBC.setns(descriptor, _NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
+    def entered(self) -> AbstractContextManager[None]:
+        return inside(self.path)

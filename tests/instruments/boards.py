@@ -7,7 +7,6 @@ answered when.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import os
@@ -17,13 +16,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from instruments.netns import inside
 from lab import image
 from netstack.announcer.frames import REPLY, arp_request, decode_arp
 from netstack.core.address import pack
@@ -33,8 +32,6 @@ from netstack.kernel.layout import Vip, VipKey
 
 ROOT = Path(__file__).parents[2]
 GATEWAY, CLIENT = "192.168.86.1", "192.168.86.50"
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_NEWNET = 0x40000000
 _NUMBERS = itertools.count(1)
 
 
@@ -53,22 +50,6 @@ def until(condition: Callable[[], Any], within_s: float = 10.0, what: str = "") 
         assert time.monotonic() < deadline, f"not within {within_s} s: {what or condition}"
         time.sleep(0.02)
     return value
-
-
-@contextmanager
-def inside(path: str) -> Iterator[None]:
-    """This thread in the network namespace `path`."""
-    with open("/proc/thread-self/ns/net") as home, open(path) as there:
-        _enter(there.fileno())
-        try:
-            yield
-        finally:
-            _enter(home.fileno())
-
-
-def _enter(descriptor: int) -> None:
-    if _LIBC.setns(descriptor, _NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 class Board:
@@ -227,7 +208,7 @@ class Asker:
         self.answers: list[tuple[float, bytes]] = []
         self.asked: list[float] = []
         self._address = pack(address)
-        with inside(f"/run/netns/{lan.client}"):
+        with inside(lan.client):
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
             self._socket.bind(("eth0", 0x0806))
         self._socket.settimeout(0.002)

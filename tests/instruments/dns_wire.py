@@ -11,7 +11,6 @@ The kernel program's part, handing port 53 to the proxy, is played by nft's tpro
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -20,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +27,7 @@ from typing import Any, Self
 import dnslib
 
 from instruments.dns_talk import answer_to, question
+from instruments.netns import inside
 from lab.shell import run, wait_until
 from netstack.core.address import pack
 from netstack.core.files import write_atomic
@@ -38,9 +38,6 @@ from netstack.kernel.layout import MAPS, Fqdn, FqdnKey
 
 POD, STRANGER, NODE, SERVER, ROUTER = "10.244.1.5", "10.244.1.6", "192.168.86.21", "10.96.0.10", "192.168.86.1"
 ROOT = Path(__file__).parents[2]
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_NEWNET = 0x40000000
 
 TPROXY = """
 table ip dns {
@@ -54,22 +51,6 @@ table ip dns {
     }
 }
 """
-
-
-@contextlib.contextmanager
-def inside(netns: str) -> Iterator[None]:
-    """This thread's sockets are made in another namespace."""
-    with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{netns}") as away:
-        _enter(away.fileno())
-        try:
-            yield
-        finally:
-            _enter(home.fileno())
-
-
-def _enter(descriptor: int) -> None:
-    if _LIBC.setns(descriptor, _NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 @dataclass

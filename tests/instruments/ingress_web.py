@@ -31,8 +31,8 @@ from typing import Any, Self
 import websocket
 import yaml
 
-from instruments.dns_wire import inside
 from instruments.ingress_objects import Raw, flat
+from instruments.netns import inside
 from lab.shell import run, wait_until
 from netstack.core.files import write_atomic
 from netstack.core.unit import ask

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
+from instruments.netns import inside
+
 _OUTGOING = 4  # PACKET_OUTGOING
 _EVERY_PROTOCOL = 3
 HOST_PROTOCOLS = {
@@ -18,22 +17,6 @@ HOST_PROTOCOLS = {
     socket.AF_INET6: (6, 17, 58, 59),
 }
 """Of which a host's own stack is watched: a raw socket gets what is delivered to the host, and nothing that is not."""
-
-
-@contextmanager
-def inside(namespace: str) -> Iterator[None]:
-    """This thread in a network namespace, by its name in /run/netns, or by its path."""
-    with open("/proc/thread-self/ns/net") as home, Path("/run/netns", namespace).open() as there:
-        _enter(there.fileno())
-        try:
-            yield
-        finally:
-            _enter(home.fileno())
-
-
-def _enter(descriptor: int) -> None:
-    if _LIBC.setns(descriptor, 0x40000000):
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 class Watch:

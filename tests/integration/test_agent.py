@@ -16,7 +16,8 @@ from scapy.packet import Raw
 
 from instruments.apiserver import ApiServer
 from instruments.board import LAN, NODE, Board, CniFailure, ip, wait_for
-from instruments.watch import Watch, inside, mac_of, sender
+from instruments.netns import inside
+from instruments.watch import Watch, mac_of, sender
 from netstack.agent.__main__ import WANTS
 from netstack.core.verdict import Verdict
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from instruments.board import LAN, NODE, Board, ip, wait_for
-from instruments.watch import inside
+from instruments.netns import inside
 
 pytestmark = pytest.mark.root
 POLICY = """

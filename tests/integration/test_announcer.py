@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from instruments.boards import Asker, Board, BoardLan, inside, run, until
+from instruments.boards import Asker, Board, BoardLan, run, until
+from instruments.netns import inside
 from netstack.announcer.frames import REQUEST, Arp, announcements, decode_arp
 from netstack.core.address import pack
 
@@ -182,7 +183,7 @@ def test_with_all_announcers_killed_the_address_falls_silent_at_the_fence(lan: B
 
 def test_a_stranger_that_announces_the_address_is_reported_and_answered(lan: BoardLan, owner: Board) -> None:
     stranger = bytes.fromhex("020000000099")
-    with inside(f"/run/netns/{lan.client}"), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+    with inside(lan.client), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind(("eth0", 0x0806))
         sock.settimeout(5)
         for frame in announcements(pack(VIP), stranger):

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from instruments.boards import inside, run, until
+from instruments.boards import run, until
+from instruments.netns import inside
 from netstack.announcer.frames import announcements, decode_arp
 from netstack.announcer.wire import Wire
 from netstack.core.address import pack
@@ -28,7 +29,7 @@ def pair() -> Iterator[tuple[str, Wire, Wire]]:
         run("ip", "-n", name, "link", "add", "a0", "type", "veth", "peer", "name", "b0")
         run("ip", "-n", name, "link", "set", "a0", "up")
         run("ip", "-n", name, "link", "set", "b0", "up")
-        with inside(f"/run/netns/{name}"):
+        with inside(name):
             wires = Wire("a0"), Wire("b0")
         yield name, *wires
         for wire in wires:
@@ -60,7 +61,7 @@ def test_arp_is_read_apart_from_beats(pair: tuple[str, Wire, Wire]) -> None:
 
 def test_the_link_is_seen_and_a_link_that_is_down_swallows_frames(pair: tuple[str, Wire, Wire]) -> None:
     name, one, other = pair
-    with inside(f"/run/netns/{name}"):
+    with inside(name):
         until(one.carrier)
     run("ip", "-n", name, "link", "set", "b0", "down")
     until(lambda: not one.carrier())
@@ -84,7 +85,7 @@ def test_news_of_links_wake_the_link_socket(pair: tuple[str, Wire, Wire]) -> Non
 def test_an_ipv6_address_has_its_group_joined_once_and_left(pair: tuple[str, Wire, Wire]) -> None:
     name, one, _ = pair
     address, group = pack("fd00::12:3456"), "ff02::1:ff12:3456"
-    with inside(f"/run/netns/{name}"):
+    with inside(name):
         one.join_solicited_node(address)
         one.join_solicited_node(address)
     assert group in run("ip", "-n", name, "-6", "maddress", "show", "dev", "a0")

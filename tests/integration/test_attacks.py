@@ -27,7 +27,8 @@ from scapy.packet import Raw
 from instruments import attacks
 from instruments.attacks import ALLOWED, DENIED, FROM_A_POD, FROM_THE_LAN, MARK, NODE_PORT, SERVICE, Scene
 from instruments.board import LAN, NODE, ROOT, Board, Pod, ip, wait_for
-from instruments.watch import Watch, inside, mac_of, sender, sending
+from instruments.netns import inside
+from instruments.watch import Watch, mac_of, sender, sending
 from netstack.core.verdict import Verdict
 
 pytestmark = pytest.mark.root

@@ -18,7 +18,7 @@ import yaml
 from instruments.board import LAN, Board, Pod, ip, wait_for
 from instruments.dns_talk import question
 from instruments.dns_wire import Server, framed, receive_framed
-from instruments.watch import inside
+from instruments.netns import inside
 
 pytestmark = pytest.mark.root
 

@@ -32,9 +32,9 @@ from instruments.dns_wire import (
     counted,
     eventually,
     framed,
-    inside,
     receive_framed,
 )
+from instruments.netns import inside
 from lab.shell import run
 from netstack.core.address import pack
 from netstack.core.verdict import Verdict

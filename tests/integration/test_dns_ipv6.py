@@ -16,7 +16,8 @@ import pytest
 
 from instruments.dns_programs import ENDPOINT, SELECTOR, Programs, compiled
 from instruments.dns_talk import endpoint, question, rules_text
-from instruments.dns_wire import POD, SERVER, Server, Wire, framed, inside, receive_framed
+from instruments.dns_wire import POD, SERVER, Server, Wire, framed, receive_framed
+from instruments.netns import inside
 from lab.shell import run
 from netstack.core.address import pack
 from netstack.core.verdict import Verdict

@@ -274,7 +274,7 @@ def show_power_cut(show: Show, home: Home) -> None:
     show.claim(f"the owner of {VIP} ({victim}) loses power", noticed)
 
 
-def explore(lab: Lab) -> str:
+def explore() -> str:
     enter = f"cd {os.path.relpath(ROOT / 'tests')} && ../.venv/bin/python -m lab enter"
     return f"""
 The lab is still up:
@@ -310,7 +310,7 @@ def main() -> int:
     lab.down()
     lab.up(keep=True)
     _, failed = perform(lab)
-    print(explore(lab))
+    print(explore())
     return 1 if failed else 0
 
 

@@ -33,6 +33,7 @@ from netstack.agent.identities import LocalEndpoint
 from netstack.agent.order import NAMES, Tables, plan
 from netstack.core.address import ANY, V4_MAPPED, Prefix, pack
 from netstack.core.errors import BadObject
+from netstack.core.protocol import PROTOCOLS
 from netstack.core.ref import Ref
 from netstack.core.table import Change, Op, Table, diff
 from netstack.kernel import layout
@@ -41,7 +42,6 @@ from netstack.source.parse import parse, reference
 from netstack.source.snapshot import Broken, Snapshot
 
 INGRESS, EGRESS = layout.DIRECTION_INGRESS, layout.DIRECTION_EGRESS
-PROTOCOLS = {"TCP": 6, "UDP": 17, "ICMP": 1, "ICMPv6": 58, "SCTP": 132}
 FREE, ALLOWED, REDIRECTED, DENIED, DEFAULT_DENY, ABSENT = (
     "FREE",
     "ALLOWED",

@@ -68,7 +68,12 @@ def test_offsets_and_size(record: type[l.Record], tmp_path: Path) -> None:
 
 def test_config_is_two_families_and_the_node(tmp_path: Path) -> None:
     inner = ("node", "pod_net", "pod_net_bits")
-    paths = [f"{family}.{field}" for family in ("v4", "v6") for field in inner] + ["uplink", "generation", "host"]
+    paths = [f"{family}.{field}" for family in ("v4", "v6") for field in inner] + [
+        "uplink",
+        "generation",
+        "host",
+        "unfinished",
+    ]
     wanted = [f"offsetof(struct config, {path})" for path in paths] + ["sizeof(struct config)"]
     assert evaluate(wanted, tmp_path) == [*l.Config.offsets().values(), l.Config.size()]
 

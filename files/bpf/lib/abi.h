@@ -27,7 +27,7 @@ struct config {
 	__u32 uplink;		/* ifindex towards the other nodes */
 	__u32 generation;	/* of the policy; flows of another generation are judged again */
 	__u32 host;		/* 1 = policies select this node: HOST_ENDPOINT is in `endpoints` under its address */
-	__u32 pad;
+	__u32 unfinished;	/* 1 = what judges flows is being written, and the generation will be another: for the agent */
 };
 
 #define HOST_ENDPOINT	0xffffffff	/* id of the node itself; pods' count from 1 */

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from netstack.agent.fit import Holders, fitting
 from netstack.agent.identities import WORLDS, Census, Identities, LocalEndpoint, View, tell
-from netstack.agent.order import NAMES, Tables
+from netstack.agent.order import NAMES, Tables, begun
 from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, Readings, accept, on_trial
 from netstack.agent.policy.entries import Server
 from netstack.agent.policy.host import Kept
@@ -170,7 +170,7 @@ def compile_all(
     fitted = fitting(tables, before.tables, sizes, _holders(services, policy, specs, endpoints))
     generation = _generation(before.tables, fitted.tables)
     config = Table("config", {layout.Number(0).pack(): _config(place, generation, fitted.tables["endpoints"]).pack()})
-    tables = {**fitted.tables, "config": before.tables["config"] if fitted.between else config}
+    tables = {**fitted.tables, "config": begun(before.tables["config"]) if fitted.between else config}
     return Desired(
         tables=tables,
         routes=compile_routes(nodes, place.node, place.ranges),
@@ -328,11 +328,12 @@ def _holders(
 
 
 def _generation(old: Tables, new: Tables) -> int:
-    """One more than what is in force if anything that judges flows changed."""
+    """One more than what is in force if anything that judges flows changed, or did and nobody came to say so."""
     raw = old["config"].entries.get(layout.Number(0).pack())
-    generation = layout.Config.unpack(raw).generation if raw else 0
+    config = layout.Config.unpack(raw) if raw else layout.Config()
     changed = any(old[name].entries != new[name].entries for name in ("policy", "identities", "endpoints"))
-    return (generation + changed) % (1 << 32) if generation else 1
+    changed |= bool(config.unfinished)
+    return (config.generation + changed) % (1 << 32) if config.generation else 1
 
 
 def _config(place: Place, generation: int, endpoints: Table) -> layout.Config:

@@ -24,19 +24,22 @@ One thing is left open: what is kept reachable on a node (policy/host.py) stands
 come before allows and go after them. While policies for nodes change, (3) does not hold for such a flow's very first
 packet, which its sender repeats; flows that are known pass by the old generation.
 
-`config` with its new generation comes last: from then on, flows are judged again by the new tables.
+`config` with its new generation comes last: from then on, flows are judged again by the new tables. Before the first
+write it says that a change has begun. An agent that is killed in between may leave the new tables whole and the old
+generation; its successor has nothing to write then but a new one, without which old flows would never be judged again.
 tests/instruments/cluster.py checks (1) to (3) after every single write, for every test that uses it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from netstack.agent.identities import CHANGING
 from netstack.core.address import Prefix
 from netstack.core.table import Change, Op, Table, diff
 from netstack.kernel import layout
-from netstack.kernel.layout import Identity, PolicyKey, PolicyRule, PrefixKey
+from netstack.kernel.layout import Config, Identity, PolicyKey, PolicyRule, PrefixKey
 
 Tables = Mapping[str, Table]
 
@@ -55,7 +58,15 @@ NAMES = ("backends", "slots", "services", "policy", "endpoints", "identities", "
 
 def plan(old: Tables, new: Tables) -> list[Change]:
     """Every write that turns `old` into `new`, in order. Both must hold all NAMES."""
-    return [*_services(old, new), *_policy(old, new), *diff(old["config"], new["config"])]
+    policy = list(_policy(old, new))
+    config = begun(old["config"]) if policy else old["config"]
+    return [*_services(old, new), *diff(old["config"], config), *policy, *diff(config, new["config"])]
+
+
+def begun(config: Table) -> Table:
+    """The same, and that a change is being written. Before the first there are no flows."""
+    configs = {key: Config.unpack(value) for key, value in config.entries.items()}
+    return Table("config", {key: replace(value, unfinished=1).pack() for key, value in configs.items()})
 
 
 def _services(old: Tables, new: Tables) -> Iterator[Change]:

@@ -95,7 +95,8 @@ class Config(Record):
     pod_net6_bits: int = c("u32", pad=4)
     uplink: int = c("u32")
     generation: int = c("u32")
-    host: int = c("u32", pad=4)
+    host: int = c("u32")
+    unfinished: int = c("u32")
 
 
 HOST_ENDPOINT = 0xFFFFFFFF

@@ -9,11 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from instruments import clusters
-from instruments.cluster import Cluster
+from instruments.cluster import Cluster, Maps, check_between
 from instruments.clusters import Raw
 from instruments.depth import examples
 from instruments.reference import World
+from netstack.agent.desired import Memory
 from netstack.agent.identities import RANGES_MATCH
+from netstack.agent.order import plan
+from netstack.core.table import Table
 from netstack.kernel import layout
 
 modes = st.sets(st.sampled_from(RANGES_MATCH)).map(frozenset)
@@ -74,6 +77,34 @@ def test_the_generation_grows_only_when_verdicts_may_change() -> None:
     assert cluster.compile().generation == 1
     cluster.pod("one/b", {"app": "b"})
     assert cluster.compile().generation == 2
+
+
+def test_a_change_that_was_broken_off_anywhere_ends_in_another_generation() -> None:
+    """Else flows that the change denies would go on: an agent that was killed has told nobody to judge them again."""
+    cluster = Cluster()
+    cluster.pod("one/a", {"app": "a"})
+    cluster.pod("one/b", {"app": "b"}, node="n2")
+    spec = {"endpointSelector": {}, "ingress": [{"fromEndpoints": [{"matchLabels": {"app": "b"}}]}]}
+    policy: Raw = {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy"}
+    policy |= {"metadata": {"name": "p", "namespace": "one"}}
+    cluster.put(policy | {"spec": spec})
+    before = cluster.compile()
+    cluster.put(policy | {"spec": spec | {"ingress": [{}]}})
+    cluster.relabel("one/b", {"app": "c"})
+    after = cluster.compile()
+    changes = plan(before.tables, after.tables)
+    policies = [number for number, change in enumerate(changes) if change.table in ("policy", "identities")]
+    assert len(policies) > 1
+    for written in range(policies[0] + 1, len(changes)):
+        maps = Maps(before.tables)
+        for change in changes[:written]:
+            maps.apply(change)
+        torn = {name: Table(name, entries) for name, entries in maps.tables.items()}
+        cluster.before = replace(cluster.before, tables=torn)
+        repaired = cluster.recompile(Memory())
+        assert repaired.generation == before.generation + 1, f"after {written} of {len(changes)} writes"
+        check_between(torn, repaired.tables)
+        assert repaired.tables == after.tables
 
 
 def test_config_says_who_the_node_is() -> None:

@@ -281,9 +281,9 @@ class Board:
         path.write_text("\n---\n".join(texts))
         path.rename(self.folder / "manifests" / f"{name}.yaml")
 
-    def pod_object(self, name: str, labels: dict[str, str], address: str = "") -> None:
+    def pod_object(self, name: str, labels: dict[str, str], address: str = "", **metadata: Any) -> None:
         namespace, _, short = name.rpartition("/")
-        metadata = {"name": short, "namespace": namespace, "labels": labels}
+        metadata |= {"name": short, "namespace": namespace, "labels": labels}
         self.put(
             f"pod-{namespace}-{short}",
             {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": "n1"}}

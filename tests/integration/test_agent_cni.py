@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instruments.board import LAN, NODE, ROOT, Board, CniFailure, ip, wait_for
+from instruments.board import LAN, NODE, ROOT, Board, CniFailure, Pod, ip, wait_for
 from netstack.core.verdict import Verdict
 
 pytestmark = pytest.mark.root
@@ -35,6 +35,33 @@ def test_a_pod_whose_object_is_unknown_waits_and_is_told_so(board: Board) -> Non
         board.cni("ADD", pod)
     assert failure.value.code == 11
     assert "eth0" not in ip("-n", pod.netns, "link")
+
+
+def test_a_pod_is_not_taken_for_the_one_that_had_its_name_before(board: Board) -> None:
+    """The runtime may be told of it before the agent is, which would start it with the labels of the other."""
+    spec = {"podSelector": {"matchLabels": {"app": "shut"}}, "policyTypes": ["Ingress", "Egress"]}
+    metadata = {"name": "deny", "namespace": "default"}
+    board.put(
+        "deny", {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
+    )
+    board.serve(board.lan, 8082)
+
+    def arguments(pod: Pod, uid: str) -> dict[str, str]:
+        names = f"K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.name}"
+        return {"CNI_ARGS": f"IgnoreUnknown=1;{names};K8S_POD_UID={uid}"}
+
+    board.pod_object("default/web-0", {"app": "open"}, uid="u1")
+    pod = board.sandbox("default/web-0")
+    with pytest.raises(CniFailure, match="Pod default/web-0 is not known on this node yet") as failure:
+        board.cni("ADD", pod, **arguments(pod, "u2"))
+    assert failure.value.code == 11
+    board.pod_object("default/web-0", {"app": "shut"}, uid="u2")
+    pod.result = board.cni("ADD", pod, **arguments(pod, "u2"))
+    assert board.connect(pod, LAN, 8082, 0.3) == ""
+    board.pod_object("default/static", {"app": "open"}, uid="u3", annotations={"kubernetes.io/config.hash": "h1"})
+    static = board.sandbox("default/static")
+    static.result = board.cni("ADD", static, **arguments(static, "h1"))
+    assert board.connect(static, LAN, 8082) == f"hello {NODE}"
 
 
 def test_a_full_pod_cidr(tmp_path: Path) -> None:

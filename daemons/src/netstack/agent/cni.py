@@ -33,6 +33,7 @@ from netstack.kernel.bpf import BpfError
 from netstack.kernel.netlink import Link, Route
 from netstack.source import Snapshot
 from netstack.source.models import Pod, Service
+from netstack.source.resources import STATIC_UID
 
 TRY_AGAIN, FULL, NO_DATAPATH, NOT_RESERVED = 11, 100, 101, 102
 """CNI error codes: 11 is the specification's; from 100 on a plugin's own."""
@@ -103,9 +104,9 @@ class Cni:
     # commands --------------------------------------------------------------------------------------------------------
 
     async def _reserve(self, request: dict[str, Any]) -> dict[str, Any]:
-        """{container, interface, device, namespace, pod} -> {id, address, mtu, attached}."""
+        """{container, interface, device, namespace, pod, uid} -> {id, address, mtu, attached}."""
         container, interface = request["container"], request["interface"]
-        labels, account = await self._wait_for(request["namespace"], request["pod"], container)
+        labels, account = await self._wait_for(request["namespace"], request["pod"], request.get("uid", ""), container)
         record = self.register.find(container, interface)
         if record is None:
             place = (request["device"], request["namespace"], request["pod"])
@@ -122,14 +123,14 @@ class Cni:
         mtu = uplink.mtu if uplink else DEFAULT_MTU
         return {"id": record.id, "address": record.address, "mtu": mtu, "attached": record.attached}
 
-    async def _wait_for(self, namespace: str, name: str, container: str) -> tuple[dict[str, str], str]:
+    async def _wait_for(self, namespace: str, name: str, uid: str, container: str) -> tuple[dict[str, str], str]:
         """The labels and service account of a pod, as soon as its object is known."""
         patience_s = self._settings.pod_wait_s
         try:
             async with asyncio.timeout(patience_s):
                 while True:
                     self.news.clear()
-                    found = self._ingress(container) if container == INGRESS_NAME else self._pod(namespace, name)
+                    found = self._ingress(container) if container == INGRESS_NAME else self._pod(namespace, name, uid)
                     if found is not None:
                         return found
                     await self.news.wait()
@@ -137,9 +138,13 @@ class Cni:
             details = f"waited {patience_s:g} s; without its labels its policies cannot be told"
             raise Refused(TRY_AGAIN, f"Pod {namespace}/{name} is not known on this node yet", details) from None
 
-    def _pod(self, namespace: str, name: str) -> tuple[dict[str, str], str] | None:
+    def _pod(self, namespace: str, name: str, uid: str) -> tuple[dict[str, str], str] | None:
+        """None also for one of the same name that was before it (StatefulSets): its labels may be others. `uid` is ""
+        where the runtime does not tell, the object's where a manifest has none."""
         pod = self._snapshot().get(Pod, "Pod", namespace, name)
-        return (dict(pod.meta.labels), pod.service_account) if pod else None
+        if pod is None or (uid and pod.meta.uid and uid not in (pod.meta.uid, pod.meta.annotations.get(STATIC_UID))):
+            return None
+        return dict(pod.meta.labels), pod.service_account
 
     def _ingress(self, container: str) -> tuple[dict[str, str], str]:
         """The ingress endpoint has the selector of its Service as labels, so whatever selects those pods selects it.

@@ -86,7 +86,8 @@ class Sandbox:
         for name in ("K8S_POD_NAMESPACE", "K8S_POD_NAME"):
             if not self.arguments.get(name):
                 raise CniError(BAD_ENVIRONMENT, f"CNI_ARGS has no {name}")
-        return {"namespace": self.arguments["K8S_POD_NAMESPACE"], "pod": self.arguments["K8S_POD_NAME"]}
+        names = {"namespace": "K8S_POD_NAMESPACE", "pod": "K8S_POD_NAME", "uid": "K8S_POD_UID"}
+        return {field: self.arguments.get(name, "") for field, name in names.items()}
 
     def request(self, command: str, **more: str) -> dict[str, str]:
         return {"command": command, "container": self.container, "interface": self.interface, **more}

@@ -16,6 +16,8 @@ from typing import Any
 Raw = Mapping[str, Any]
 ALL = ("",)
 """Every annotation."""
+STATIC_UID = "kubernetes.io/config.hash"
+"""Annotation of the object that stands for a static pod: the uid by which its kubelet, and so the runtime, knows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,8 @@ class Resource:
     annotations: tuple[str, ...] = ()
     """Prefixes of the annotations that are kept."""
     crd: bool = False
-    owns: bool = False
-    """Objects of ours may belong to one of it, so its uid is kept."""
+    uid: bool = False
+    """It is kept: objects of ours may belong to one of it, or one has to be told from an earlier one of its name."""
 
     def path(self, namespace: str = "", name: str = "", part: str = "") -> str:
         root = f"/apis/{self.version}" if "/" in self.version else f"/api/{self.version}"
@@ -50,7 +52,7 @@ class Resource:
         head = {"name": metadata["name"]} | {
             name: metadata[name] for name in ("namespace", "creationTimestamp") if metadata.get(name)
         }
-        if self.owns and metadata.get("uid"):
+        if self.uid and metadata.get("uid"):
             head["uid"] = metadata["uid"]
         if metadata.get("labels"):  # the same few strings on thousands of objects
             head["labels"] = {intern(key): intern(value) for key, value in metadata["labels"].items()}
@@ -181,10 +183,10 @@ CILIUM, METALLB = "cilium.io/v2", "metallb.io/v1beta1"
 RESOURCES = {
     resource.kind: resource
     for resource in (
-        Resource("Service", "v1", "services", True, _service, ("metallb.io/", "metallb.universe.tf/"), owns=True),
+        Resource("Service", "v1", "services", True, _service, ("metallb.io/", "metallb.universe.tf/"), uid=True),
         Resource("EndpointSlice", "discovery.k8s.io/v1", "endpointslices", True, _endpoint_slice),
         Resource("Node", "v1", "nodes", False, _node),
-        Resource("Pod", "v1", "pods", True, _pod),
+        Resource("Pod", "v1", "pods", True, _pod, (STATIC_UID,), uid=True),
         Resource("Namespace", "v1", "namespaces", False, _nothing, OURS),
         Resource("Ingress", "networking.k8s.io/v1", "ingresses", True, _ingress, ALL),
         Resource("IngressClass", "networking.k8s.io/v1", "ingressclasses", False, _ingress_class, ALL),

@@ -31,9 +31,14 @@ def test_a_pod_keeps_what_decides_and_nothing_else() -> None:
     raw = pod("web-1")
     raw["spec"]["containers"][0]["image"] = "registry.example/other:2"
     raw["status"]["conditions"] = []
+    raw["metadata"]["annotations"] = {"example.com/other": "1", "kubernetes.io/config.hash": "h1"}
+    raw["metadata"]["uid"] = "u1"
     kept = RESOURCES["Pod"].trim(raw)
-    assert kept == RESOURCES["Pod"].trim(pod("web-1"))
-    assert "annotations" not in kept["metadata"] and "managedFields" not in kept["metadata"]
+    assert kept["metadata"].pop("annotations") == {"kubernetes.io/config.hash": "h1"}, "who a static pod is"
+    assert kept["metadata"].pop("uid") == "u1"
+    plain = RESOURCES["Pod"].trim(pod("web-1"))
+    plain["metadata"].pop("uid", None)
+    assert kept == plain and "managedFields" not in kept["metadata"]
     model = parse(kept)
     assert isinstance(model, Pod) and model.ports == (("http", "TCP", 8080),)
 

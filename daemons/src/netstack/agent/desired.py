@@ -155,6 +155,7 @@ def compile_all(
         snapshot.all(EndpointSlice),
         node_address,
         place.node,
+        frozenset({*place.pod_cidrs, *(cidr for node in nodes for cidr in node.pod_cidrs)}),
         ServiceTables(before.tables["services"], before.tables["slots"], before.tables["backends"]),
         sizes["slots"],
     )

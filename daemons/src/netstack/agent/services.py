@@ -8,6 +8,9 @@ Ids are hashes of names (numbers.py). Where a region lies is a choice that must 
 in use must never be overwritten: so the tables that are in force go in, and what they hold stays where it is. The
 `slots` table has a region a key: its first index -> its backend ids, 4 bytes each.
 
+A pod's address is never a Service's, whoever writes so: whatever other nodes send to that pod would go elsewhere, past
+the policies of who sends it.
+
 Rules: Kubernetes API of Service and EndpointSlice; KEP-1669 for terminating endpoints; scopes as Cilium's.
 """
 
@@ -16,12 +19,12 @@ from __future__ import annotations
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from netstack.agent import maglev
 from netstack.agent.numbers import numbers
-from netstack.core.address import ANY, is_v4, unpack
+from netstack.core.address import ANY, Prefix, is_v4, unpack
 from netstack.core.errors import BadObject
 from netstack.core.protocol import PROTOCOL_NAMES, PROTOCOLS
 from netstack.core.ref import Ref
@@ -109,7 +112,7 @@ class Compiler:
     compiles anew gets the same. Objects that did not change should come as the same objects: to see that is cheap."""
 
     def __init__(self) -> None:
-        self._nodes: tuple[dict[str, bytes], str] = {}, ""
+        self._around: tuple[dict[str, bytes], str, frozenset[Prefix]] = {}, "", frozenset()
         self._parts: dict[Ref, Part] = {}
         self._orders: dict[tuple[Target, ...], tuple[tuple[int, ...], bytes]] = {}
         """Backends -> (their ids, what their slots hold)."""
@@ -122,16 +125,18 @@ class Compiler:
         slices: tuple[EndpointSlice, ...],
         nodes: Mapping[str, bytes],
         node: str,
+        pods: frozenset[Prefix],
         before: ServiceTables,
         capacity: int = layout.MAPS["slots"].entries,
     ) -> ServiceTables:
-        """`nodes`: name -> address; `node`: this one's name; `before`: what the maps hold now; `capacity`: of
-        `slots`."""
-        given = (services, slices, dict(nodes), node, capacity)
+        """`nodes`: name -> address; `node`: this one's name; `pods`: the ranges of all nodes' pods; `before`: what the
+        maps hold now; `capacity`: of `slots`."""
+        around = (dict(nodes), node, pods)
+        given = (services, slices, *around, capacity)
         if self._last is not None and self._last[0] == given and before.holds(self._last[1]):
             return self._last[1]
-        if self._nodes != (nodes, node):
-            self._nodes, self._parts = (dict(nodes), node), {}
+        if self._around != around:
+            self._around, self._parts = around, {}
         by_service: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
         for item in slices:
             by_service[item.meta.namespace, item.service].append(item)
@@ -147,7 +152,7 @@ class Compiler:
     def _part(self, service: Service, slices: list[EndpointSlice]) -> Part:
         of: tuple[Service | EndpointSlice, ...] = (service, *slices)
         known = self._parts.get(service.meta.ref)
-        return known if known is not None and known.of == of else _part(of, service, slices, *self._nodes)
+        return known if known is not None and known.of == of else _part(of, service, slices, *self._around)
 
     def _tables(self, before: ServiceTables, capacity: int) -> tuple[ServiceTables, bool]:
         """All parts together, and whether there was room for them."""
@@ -211,11 +216,12 @@ def _part(
     slices: Iterable[EndpointSlice],
     nodes: Mapping[str, bytes],
     node: str,
+    pods: frozenset[Prefix],
 ) -> Part:
     addresses = frozenset(nodes.values())
     frontends: list[Frontend] = []
     backends: dict[Target, Backend] = {}
-    problems = []
+    service, problems = _without_others(service, pods)
     for index, port in enumerate(service.ports):
         if port.protocol not in ("TCP", "UDP"):
             reason = f"protocol {port.protocol} is not balanced"
@@ -230,6 +236,26 @@ def _part(
         reason = "is not enforced yet, so the addresses are refused from outside the cluster"
         problems.append(BadObject(service.meta.ref, "spec.loadBalancerSourceRanges", reason))
     return Part(of, tuple(frontends), tuple(_stubs(service, addresses)), backends, tuple(problems))
+
+
+def _without_others(service: Service, pods: frozenset[Prefix]) -> tuple[Service, list[BadObject]]:
+    """The Service with addresses that can be its own. The all-zero one would be a node port, of any number."""
+    problems = []
+
+    def own(path: str, addresses: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        refused = [a for a in addresses if a == ANY or any(a in range_ for range_ in pods)]
+        for address in refused:
+            reason = "no address" if address == ANY else "an address of pods"
+            problems.append(BadObject(service.meta.ref, path, f"{unpack(address)} is {reason}, so it is not served"))
+        return tuple(address for address in addresses if address not in refused)
+
+    kept = replace(
+        service,
+        cluster_ips=own("spec.clusterIPs", service.cluster_ips),
+        load_balancer_ips=own("status.loadBalancer.ingress", service.load_balancer_ips),
+        external_ips=own("spec.externalIPs", service.external_ips),
+    )
+    return kept, problems
 
 
 def _frontends(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,26 @@ def test_an_address_itself_refuses_every_other_port(cluster: Cluster) -> None:
     for scope in (CLUSTER, WORLD):
         key = layout.ServiceKey(pack("10.96.0.1"), 0, 0, scope).pack()
         assert cluster.table("services").entries[key] == layout.Service().pack()
+
+
+@pytest.mark.parametrize("address", ["10.244.1.5", "10.244.2.9", "::"])
+def test_no_service_takes_a_pods_address_or_the_one_that_means_node_ports(cluster: Cluster, address: str) -> None:
+    """Else whoever may write Services has what other nodes send to a pod, past the policies of who sends it: the
+    cluster's DNS, say."""
+    cluster.service("one/web", [A], clusterIP=address, externalIPs=[address, "192.168.86.77"])
+    service = cluster.objects[Ref("Service", "one", "web")]
+    assert isinstance(service, Service)
+    cluster.objects[service.meta.ref] = replace(service, load_balancer_ips=(pack(address),))
+    problems = cluster.compile().problems
+    number = pack(address)
+    for raw in cluster.table("services").entries:
+        assert layout.ServiceKey.unpack(raw).address != number
+    assert cluster.backends("192.168.86.77", 80, scope=WORLD), "its other addresses are served"
+    reason = f"{address} is {'no address' if address == '::' else 'an address of pods'}, so it is not served"
+    fields = ("spec.clusterIPs", "status.loadBalancer.ingress", "spec.externalIPs")
+    assert [problem for problem in problems if "not served" in problem] == [
+        f"Service one/web: {field}: {reason}" for field in fields
+    ]
 
 
 def test_every_kind_of_frontend(cluster: Cluster) -> None:
@@ -301,6 +322,6 @@ def test_a_thousand_services_compile_fast_enough() -> None:
     services, slices = many(1000)
     nodes = {"n1": pack("192.168.86.21")}
     began = time.process_time()
-    tables = Compiler().compile(tuple(services), tuple(slices), nodes, "n1", ServiceTables())
+    tables = Compiler().compile(tuple(services), tuple(slices), nodes, "n1", frozenset(), ServiceTables())
     assert time.process_time() - began < 2.0
     assert len(tables.slots.entries) == 1000

@@ -120,6 +120,10 @@ class Programs:
         """The policy allows this port of the selector's names too."""
         self._rule(ENDPOINT, SELECTOR, socket.IPPROTO_TCP, port, layout.ACTION_ALLOW)
 
+    def redirect_at_the_node(self) -> None:
+        """The policy leads questions for the node's own DNS server to the proxy too."""
+        self._rule(ENDPOINT, layout.IDENTITY_HOST, socket.IPPROTO_TCP, 53, layout.ACTION_REDIRECT_DNS)
+
     def _rule(self, endpoint: int, peer: int, protocol: int, port: int, action: int) -> None:
         key = PolicyKey(layout.POLICY_BITS_PORT, endpoint, peer, layout.DIRECTION_EGRESS, protocol, port)
         self.wire.maps["policy"].put(key.pack(), PolicyRule(1, action).pack())

@@ -12,7 +12,7 @@ import pytest
 
 from instruments.dns_programs import ENDPOINT, SELECTOR, Programs, compiled
 from instruments.dns_talk import endpoint, question, rules_text
-from instruments.dns_wire import POD, ROUTER, SERVER, Server, Wire, eventually, framed, receive_framed
+from instruments.dns_wire import NODE, POD, ROUTER, SERVER, Server, Wire, eventually, framed, receive_framed
 from instruments.netns import inside
 from lab.shell import run, wait_until
 from netstack.core.address import pack
@@ -202,6 +202,28 @@ def test_a_policy_that_begins_cuts_no_connection_that_it_allows_and_every_other(
         assert not speaks(other)
         assert not reaches(wire, NEIGHBOUR)
     assert server.asked == [("udp", API), ("udp", "evil.example")]
+
+
+def test_a_connection_to_a_dns_server_of_the_node_itself_does_not_outlive_a_policy_that_names(
+    wire: Wire, server: Server, built: Compiled
+) -> None:
+    """The kernel has a socket for it, as it has one for each connection that the proxy has accepted."""
+    wire.start()
+    with contextlib.ExitStack() as stack:
+        with unrestricted(wire, built) as programs, inside(wire.node):
+            listening = stack.enter_context(socket.create_server((NODE, 53)))
+            sock = stack.enter_context(wire.pod_socket(socket.SOCK_STREAM))
+            sock.connect((NODE, 53))
+            ends = sock, stack.enter_context(listening.accept()[0])
+            programs.redirect_at_the_node()
+        assert not speaks(ends)
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+        asked = stack.enter_context(wire.pod_socket(socket.SOCK_STREAM))
+        asked.connect((NODE, 53))
+        asked.sendall(framed(question("evil.example")))
+        answer = dnslib.DNSRecord.parse(receive_framed(asked))
+        assert answer.header.rcode == dnslib.RCODE.REFUSED, "what is the proxy's is still its own"
 
 
 def test_what_was_heard_outlives_the_daemon_and_counts_for_a_policy_that_began_meanwhile(

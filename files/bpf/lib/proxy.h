@@ -72,6 +72,27 @@ INLINE bool proxy_affordable(struct packet *p)
 	return false;
 }
 
+/* Did the proxy accept this connection, or another server of this node that listens at the address asked (a cache, the
+ * cluster's DNS on the host's network)? Its end has that address in either case; but what the proxy's listener accepts
+ * bears the listener's mark. A handshake bears none that could be read. While the listener has no mark, its daemon is of
+ * a release that gave none, and every connection counts as its own.
+ */
+INLINE bool proxy_accepted(struct __sk_buff *skb, struct bpf_sock *sk, struct bpf_sock_tuple *proxy, __u32 size)
+{
+	struct bpf_sock *full = bpf_sk_fullsock(sk), *listener;
+	bool marks;
+
+	if (!full || full->mark == PROXY_OWN_MARK)
+		return true;
+	listener = bpf_skc_lookup_tcp(skb, proxy, size, BPF_F_CURRENT_NETNS, 0);
+	if (!listener)
+		return false;
+	full = bpf_sk_fullsock(listener);
+	marks = full && full->mark == PROXY_OWN_MARK;
+	bpf_sk_release(listener);
+	return !marks;
+}
+
 INLINE int proxy_tcp(struct __sk_buff *skb, struct packet *p, struct bpf_sock_tuple *asked,
 		     struct bpf_sock_tuple *proxy, __u32 size)
 {
@@ -80,7 +101,8 @@ INLINE int proxy_tcp(struct __sk_buff *skb, struct packet *p, struct bpf_sock_tu
 	if (sk) {	/* a connection that the proxy has accepted, with the server's address as its own */
 		bool starts = p->tcp & TCP_SYN;
 
-		if (sk->state != BPF_TCP_LISTEN && !(sk->state == BPF_TCP_TIME_WAIT && starts))
+		if (sk->state != BPF_TCP_LISTEN && !(sk->state == BPF_TCP_TIME_WAIT && starts) &&
+		    proxy_accepted(skb, sk, proxy, size))
 			return proxy_assign(skb, sk);
 		bpf_sk_release(sk);
 	}

@@ -3,8 +3,9 @@
 The kernel program (bpf_sk_assign) gives them packets for any DNS server. ip(7): the address that the pod asked comes
 with each datagram as IP_ORIGDSTADDR, and IP_PKTINFO sets the source of the answer, which IP_TRANSPARENT lets be no
 address of this node. Its port is the socket's own; a server asked at another port answers through a socket made for
-that one datagram. An accepted TCP connection has the asked address and port as its own. SO_REUSEPORT stays off: before
-Linux 6.6 bpf_sk_assign refuses sockets that have it.
+that one datagram. An accepted TCP connection has the asked address and port as its own, and the listener's mark, by
+which the program tells it from one that another server of this node has accepted at that address. SO_REUSEPORT stays
+off: before Linux 6.6 bpf_sk_assign refuses sockets that have it.
 
 systemd keeps the sockets (netstack-dns.socket), so that questions which arrive during a restart wait in them.
 """
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from netstack.core.address import V4_MAPPED, is_v4, unpack
 from netstack.dns.message import MAX_QUERY
 from netstack.dns.session import Client, Transport
+from netstack.kernel.layout import PROXY_OWN_MARK
 
 PORT = 53
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
@@ -186,12 +188,14 @@ def _prepared(sock: socket.socket) -> socket.socket:
     names = _FAMILIES[socket.AddressFamily(sock.family)]
     if not sock.getsockopt(names.level, names.transparent):
         raise OSError(f"socket at {sock.getsockname()[0]} is not transparent (Transparent=yes in netstack-dns.socket)")
-    if sock.type == socket.SOCK_DGRAM:
-        sock.setsockopt(names.level, names.original, 1)
-        with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN it stays as it is
+    with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN it stays as it is
+        if sock.type == socket.SOCK_DGRAM:
+            sock.setsockopt(names.level, names.original, 1)
             sock.setsockopt(
                 socket.SOL_SOCKET, _SO_RCVBUFFORCE, DATAGRAMS_WAITING * _DATAGRAM // 2
             )  # the kernel doubles it
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, PROXY_OWN_MARK)
     sock.setblocking(False)
     return sock
 

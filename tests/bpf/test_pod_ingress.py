@@ -283,6 +283,25 @@ def test_an_expired_name_opens_nothing_and_cuts_nothing(node: Packet) -> None:
     assert node.from_pod(IP(src=POD, dst=WORLD) / TCP(sport=4000, dport=443, flags="A")).verdict is Verdict.FORWARDED
 
 
+def test_a_connection_that_a_name_allowed_outlives_the_name_as_long_as_rules_let_it(node: Packet) -> None:
+    """One that is silent for long, when rules change or anybody's pod comes or goes."""
+    enforce(node)
+    node.rule(l.ACTION_ALLOW, SELECTOR, 443)
+    learn(node, WORLD, {SELECTOR: soon()})
+    data = IP(src=POD, dst=WORLD) / TCP(sport=4000, dport=443, flags="A")
+    assert node.from_pod(syn()).verdict is Verdict.FORWARDED
+    learn(node, WORLD, {SELECTOR: c.monotonic_ns() // 10**9})
+    for generation in (2, 3):
+        node.set_generation(generation)
+        assert node.from_pod(data).verdict is Verdict.FORWARDED
+        assert node.from_pod(syn(sport=4001)).verdict is Verdict.DEFAULT_DENY
+    node.rule(l.ACTION_DENY, SELECTOR, 443)
+    node.set_generation(4)
+    assert node.from_pod(data).verdict is Verdict.POLICY_DENIED
+    node.maps["fqdn"].delete(l.FqdnKey(c.POD_ID, pack(WORLD)).pack())
+    assert node.from_pod(data).verdict is Verdict.DEFAULT_DENY
+
+
 def test_all_eight_selectors_count(node: Packet) -> None:
     enforce(node)
     node.rule(l.ACTION_ALLOW, SELECTOR + 7, 443)

@@ -103,13 +103,15 @@ INLINE void flow_say(struct packet *p, const struct who *who, const struct decis
  * the table as decided, or a drop is returned.
  *
  * A flow that is denied now stays as it is, to be judged at each packet: forgotten, it would begin again with the next
- * packet of its other side, in the other direction.
+ * packet of its other side, in the other direction. One that a name allowed goes on as long as rules let that name, though
+ * it has expired: it may be silent for longer than netstack-dns can see that the address is in use.
  */
 INLINE int flow_judge(struct endpoint *ep, struct packet *p, __u8 direction, const struct who *who,
 		      const struct flow *old, __u32 generation)
 {
 	struct decision d;
 	struct who by_address;
+	__u64 at = old && old->flags & FLOW_NAMED ? 0 : p->now;	/* 0: no name has expired */
 	int verdict;
 
 	if (old || !who) {
@@ -122,7 +124,7 @@ INLINE int flow_judge(struct endpoint *ep, struct packet *p, __u8 direction, con
 		p->flow_made = *old;
 		direction = old->direction;
 	}
-	verdict = judge(ep, direction, who, &p->flow.peer, p->flow.proto, flow_port(&p->flow, direction), p->now, &d);
+	verdict = judge(ep, direction, who, &p->flow.peer, p->flow.proto, flow_port(&p->flow, direction), at, &d);
 	flow_say(p, who, &d);
 	if (verdict >= VERDICT_DROPS)
 		return verdict;

@@ -5,8 +5,9 @@ that is believed of addresses that the table still holds.) Each entry holds up t
 of CLOCK_MONOTONIC), and the programs check the second themselves: what this module removes is no longer open already,
 so it may remove late, and die at any point.
 
-Expired slots are free. A ninth live selector, more addresses than a pod, or one name for a pod, may have, and a full
-table are refused: the answer that needed the slot does not leave.
+Expired slots are free, but stay as long as nobody needs them and a connection may exist. A ninth live selector, more
+addresses than a pod, or one name for a pod, may have, and a full table are refused: the answer that needed the slot
+does not leave.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ LEAST_S = 2 * SWEEP_S
 
 IN_USE_S = 60.0
 """An address is in use while a flow that a name allowed had a packet this recently (programs note it to a second)."""
+
+SILENT_S = 8000.0
+"""How long the programs know a connection in which nothing is sent (LIFE_ESTABLISHED in files/bpf/lib/conntrack.h).
+Expired selectors of an address that was used this recently stay: they open nothing, but when such a connection is
+judged again by other rules, they say by which name it was allowed."""
 
 _BATCH = 256
 """Entries looked at between two chances for messages to be served: under 1 ms."""
@@ -129,7 +135,7 @@ class Learned:
         live |= {selector: max(until_s, live.get(selector, 0)) for selector in credit.selectors}
         if len(live) > FQDN_SELECTORS:
             raise Refused(f"endpoint {credit.endpoint} needs {len(live)} selectors for one address")
-        if (value := Fqdn.packed(live)) != held:
+        if (value := Fqdn.packed(live if held is None else _beside(live, held))) != held:
             self._table.put(key, value)
         if held is None:
             self._of_endpoint[credit.endpoint] += 1
@@ -170,18 +176,20 @@ class Learned:
         return {endpoint for endpoint, since in self._gone_since.items() if now - since >= gone_after_s}
 
     def _renew(self, key: bytes, owner: int, now: float) -> None:
-        """An entry that has expired, or is about to: leave it for as long as it is in use, then remove it."""
+        """An entry that has expired, or is about to: open for as long as it is in use; then it stays for connections
+        that are silent, unless its pod has half of what it may have; then it goes."""
         held = self._table.get(key)
         if held is None:
             return
         live = _live(held, now)
-        if not live:
-            self._remove(key, owner)
-            return
         used = self._used.get(key)
-        if used is not None and now - Instant.unpack(used).value / 1e9 < IN_USE_S:
+        silent_s = now - Instant.unpack(used).value / 1e9 if used is not None else math.inf
+        if not live and (silent_s >= SILENT_S or self._of_endpoint[owner] * 2 > self._max_per_pod):
+            self._remove(key, owner)
+        elif live and silent_s < IN_USE_S:
             until_s = math.ceil(now + IN_USE_S)
-            self._table.put(key, Fqdn.packed({selector: max(until_s, at) for selector, at in live.items()}))
+            longer = {selector: max(until_s, at) for selector, at in live.items()}
+            self._table.put(key, Fqdn.packed(_beside(longer, held)))
 
     def _remove(self, key: bytes, owner: int) -> None:
         self._settled.clear()
@@ -240,6 +248,15 @@ def _address(text: str) -> bytes:
     if len(address) != 16:
         raise ValueError(f"not an address: {text}")
     return address
+
+
+def _beside(live: dict[int, int], entry: bytes) -> dict[int, int]:
+    """These, and what else the entry holds, the last expired first, as far as there is room."""
+    others = {selector: at for selector, at in Fqdn.read(entry).items() if selector not in live}
+    if not others:
+        return live
+    last = sorted(others, key=lambda selector: others[selector], reverse=True)
+    return live | {selector: others[selector] for selector in last[: FQDN_SELECTORS - len(live)]}
 
 
 def _live(entry: bytes, now: float) -> dict[int, int]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netstack.core.address import pack
-from netstack.dns.apply import COPIED, IN_USE_S, LEAST_S, SETTLED, SWEEP_S, Identities, Learned, Refused
+from netstack.dns.apply import COPIED, IN_USE_S, LEAST_S, SETTLED, SILENT_S, SWEEP_S, Identities, Learned, Refused
 from netstack.dns.session import Credit
 from netstack.kernel.layout import Fqdn, FqdnKey, Identity, Instant, PrefixKey
 
@@ -233,7 +233,7 @@ def test_the_sweep_removes_what_has_expired(learned: Learned, table: FakeTable) 
     assert len(learned) == 1
 
 
-def test_an_address_in_use_stays_until_the_use_ends(learned: Learned, table: FakeTable, used: FakeTable) -> None:
+def test_an_address_in_use_is_open_until_the_use_ends(learned: Learned, table: FakeTable, used: FakeTable) -> None:
     learned.credit(credit(1, 2), now=0)
     key = FqdnKey(12, A).pack()
     for now in range(90, 400, 10):
@@ -243,8 +243,38 @@ def test_an_address_in_use_stays_until_the_use_ends(learned: Learned, table: Fak
     last_use = now
     for now in range(last_use, last_use + 300, 10):
         sweep(learned, frozenset({12}), now)
-    assert table.holds() == {}
+    assert list(learned.entries(now)) == []
     assert last_use + IN_USE_S <= now
+
+
+def test_what_has_expired_stays_for_connections_that_are_silent(
+    learned: Learned, table: FakeTable, used: FakeTable
+) -> None:
+    """As long as the programs know them: judged again by other rules, they are asked which name allowed them."""
+    for address in (A, B):
+        learned.credit(credit(1, addresses=(address,)), now=0)
+    used[FqdnKey(12, A).pack()] = Instant(30 * 10**9).pack()
+    sweep(learned, frozenset({12}), now=30 + SILENT_S - 1)
+    assert table.holds() == {(12, A): {1: 100}}, "nobody has used the other one"
+    learned.credit(credit(*range(2, 9), until_s=9000), now=8000)
+    assert table.holds() == {(12, A): {1: 100} | dict.fromkeys(range(2, 9), 9000)}
+    used[FqdnKey(12, A).pack()] = Instant(8985 * 10**9).pack()
+    sweep(learned, frozenset({12}), now=8990)
+    assert table.holds() == {(12, A): {1: 100} | dict.fromkeys(range(2, 9), 9050)}
+    learned.credit(credit(9, until_s=9050), now=8990)
+    assert 1 not in table.holds()[12, A], "a slot is for who needs it"
+    sweep(learned, frozenset({12}), now=8985 + SILENT_S)
+    assert table.holds() == {}
+
+
+def test_what_has_expired_takes_no_room_that_its_pod_needs(table: FakeTable, used: FakeTable) -> None:
+    learned = Learned(table, used, max_per_pod=4, max_per_name=4)
+    addresses = tuple(pack(f"192.0.2.{number}") for number in range(1, 5))
+    learned.credit(credit(1, addresses=addresses), now=0)
+    for address in addresses:
+        used[FqdnKey(12, address).pack()] = Instant(30 * 10**9).pack()
+    sweep(learned, frozenset({12}), now=100)
+    assert len(table) == 2
 
 
 @pytest.mark.parametrize("since_sweep_s", [0.1, SWEEP_S / 2, SWEEP_S - 0.1])
@@ -258,7 +288,7 @@ def test_an_address_in_use_outlives_the_shortest_time(
         used[FqdnKey(12, A).pack()] = Instant(int((now - 0.1) * 1e9)).pack()
         sweep(learned, frozenset({12}), now)
     sweep(learned, frozenset({12}), now + 2 * IN_USE_S)
-    assert table.holds() == {}
+    assert list(learned.entries(now + 2 * IN_USE_S)) == []
 
 
 def test_an_endpoint_is_forgotten_some_time_after_the_rules_do(learned: Learned, table: FakeTable) -> None:

@@ -234,6 +234,21 @@ def test_an_echo_request_is_judged_by_its_type(node: Packet) -> None:
     assert node.to_pod(IP(src=WORLD, dst=POD) / ICMP(type=0, id=77, seq=1)).verdict is Verdict.REPLY
 
 
+def test_an_echo_request_is_no_answer_though_both_have_number_zero(node: Packet) -> None:
+    """The one number with which the flow of a request is also that of one the other way."""
+    reply = IP(src=WORLD, dst=POD) / ICMP(type="echo-reply", id=0)
+    request = IP(src=WORLD, dst=POD) / ICMP(id=0)
+    node.endpoint(POD, c.POD_ID, c.POD_IDENTITY, enforce=l.ENFORCE_INGRESS)
+    assert node.from_pod(IP(src=POD, dst=WORLD) / ICMP(id=0)).verdict is Verdict.FORWARDED
+    assert node.to_pod(request).verdict is Verdict.DEFAULT_DENY
+    assert node.to_pod(reply).verdict is Verdict.REPLY
+    enforce(node)
+    other = "203.0.113.10"
+    assert node.to_pod(IP(src=other, dst=POD) / ICMP(id=0)).verdict is Verdict.FORWARDED
+    assert node.from_pod(IP(src=POD, dst=other) / ICMP(id=0)).verdict is Verdict.DEFAULT_DENY
+    assert node.from_pod(IP(src=POD, dst=other) / ICMP(type="echo-reply", id=0)).verdict is Verdict.REPLY
+
+
 def test_ipv6_takes_the_same_path(node: Packet) -> None:
     node.endpoint("fd00:1::3", c.POD_ID, c.POD_IDENTITY, enforce=l.ENFORCE_EGRESS)
     echo = IPv6(src="fd00:1::3", dst="fd00:9::1") / ICMPv6EchoRequest(id=9)

@@ -161,16 +161,20 @@ INLINE struct flow *flow_find(struct endpoint *ep, struct packet *p, __u8 direct
 	return flow && p->now < flow->deadline ? flow : NULL;
 }
 
-/* A SYN alone begins a connection, whatever flow has its ports. */
-INLINE bool flow_syn(const struct packet *p)
+/* A SYN alone begins a connection, whatever flow has its ports. So does an echo request: with the number 0 it is found
+ * under the same key as one the other way.
+ */
+INLINE bool flow_begins(const struct packet *p)
 {
+	if (p->t.proto == IPPROTO_ICMP || p->t.proto == IPPROTO_ICMPV6)
+		return p->starts;
 	return (p->tcp & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
 /* The endpoint answers somebody who called it. */
 INLINE bool flow_answers(const struct packet *p, const struct flow *flow)
 {
-	return flow && flow->direction == DIRECTION_INGRESS && !flow_syn(p);
+	return flow && flow->direction == DIRECTION_INGRESS && !flow_begins(p);
 }
 
 /* Is it the acknowledgement of the endpoint's FIN, with which a connection that the peer closed too is over? Nothing
@@ -198,7 +202,7 @@ INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *
 	int verdict;
 
 	p->direction = direction;
-	if (flow && flow_syn(p) && (flow->direction != direction || (flow->flags & (FLOW_FIN | FLOW_FIN_REPLY))))
+	if (flow && flow_begins(p) && (flow->direction != direction || (flow->flags & (FLOW_FIN | FLOW_FIN_REPLY))))
 		flow = NULL;	/* another connection, which begins */
 	if (!flow && !p->starts)
 		return VERDICT_DEFAULT_DENY;

@@ -23,7 +23,13 @@ Raw = dict[str, Any]
 
 NAMESPACE = "io.kubernetes.pod.namespace"
 NAMESPACE_LABEL = "io.cilium.k8s.namespace.labels."
-DERIVED = ("io.kubernetes.pod.", "io.cilium.", "netstack.io/")
+DERIVED = (
+    NAMESPACE,
+    NAMESPACE_LABEL,
+    "io.cilium.k8s.policy.serviceaccount",
+    "io.cilium.k8s.policy.cluster",
+    "netstack.io/ingress",
+)
 """No pod can give itself labels that begin so."""
 KEPT = (
     ("ingress", "TCP", 22, ""),

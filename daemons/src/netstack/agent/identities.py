@@ -34,8 +34,9 @@ SERVICE_ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
 CLUSTER = "io.cilium.k8s.policy.cluster"
 INGRESS = "netstack.io/ingress"
 """Stands in the labels of the ingress endpoints and of nothing else: the entity `ingress`."""
-OURS = ("io.kubernetes.pod.", "io.cilium.", "netstack.io/")
-"""Prefixes of the keys that are derived and never taken from an object's own labels."""
+DERIVED = frozenset({NAMESPACE, SERVICE_ACCOUNT, CLUSTER, INGRESS})
+"""These keys, and those that begin with NAMESPACE_LABELS, are never taken from an object's own labels. All others are:
+a policy may select by any label."""
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 INGRESS_MANAGER = "netstack-ingress"
 
@@ -177,7 +178,7 @@ def full_labels(own: Labels, namespace: str, service_account: str, namespaces: M
 
     A pod cannot give itself any of these keys: whoever may label a pod must not choose its namespace's labels.
     """
-    labels = {key: value for key, value in own.items() if not key.startswith(OURS)}
+    labels = {k: v for k, v in own.items() if k not in DERIVED and not k.startswith(NAMESPACE_LABELS)}
     labels[NAMESPACE] = namespace
     labels[CLUSTER] = "default"
     if service_account:

@@ -206,6 +206,22 @@ def test_a_pod_cannot_label_itself_into_another_namespace_or_into_the_ingress() 
     assert entry(cluster, "10.244.1.7").identity == entry(cluster, "10.244.1.8").identity
 
 
+@pytest.mark.parametrize("key", ["netstack.io/zone", "io.cilium.zone", "io.kubernetes.pod.zone"])
+def test_a_policy_may_select_by_any_label_of_a_pods_own(key: str) -> None:
+    """Else a policy that is in force selects nobody, and what it shall deny is open."""
+    cluster = Cluster()
+    cluster.pod("one/shut", {key: "shut"})
+    cluster.pod("one/friend", {key: "friend"}, node="n2")
+    cluster.pod("one/other", {key: "other"}, node="n2")
+    allowed = {"from": [{"podSelector": {"matchLabels": {key: "friend"}}}]}
+    spec = {"podSelector": {"matchLabels": {key: "shut"}}, "ingress": [allowed]}
+    metadata = {"name": "p", "namespace": "one"}
+    cluster.put({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec})
+    cluster.compile()
+    assert cluster.verdict("one/friend", "one/shut", 80) == "ALLOWED"
+    assert cluster.verdict("one/other", "one/shut", 80) == "DEFAULT_DENY"
+
+
 def test_the_own_ingress_endpoint_is_the_same_identity_as_those_of_other_nodes() -> None:
     cluster = Cluster()
     cluster.service("ingress-nginx/ingress-nginx-controller", ["10.244.2.2/n2"], selector={"app": "ingress-nginx"})

@@ -321,11 +321,12 @@ class World:
             return False
         if wanted.isdigit():
             return int(wanted) <= port <= int(item.get("endPort") or wanted)
-        containers = self.pods[owner]["spec"]["containers"] if owner in self.pods else []
+        spec = self.pods[owner]["spec"] if owner in self.pods else {"containers": []}
+        sidecars = (item for item in spec.get("initContainers") or [] if item.get("restartPolicy") == "Always")
         return any(
             (entry.get("name"), entry.get("protocol", "TCP"), entry["containerPort"])
             == (wanted.lower(), protocol, port)
-            for container in containers
+            for container in (*spec["containers"], *sidecars)
             for entry in container.get("ports") or []
         )
 

@@ -103,7 +103,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """v1 Pod. `ports` are the named container ports (name, protocol, number)."""
+    """v1 Pod. `ports` are the named container ports (name, protocol, number), sidecars' among them."""
 
     meta: Meta
     node: str

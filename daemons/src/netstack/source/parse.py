@@ -181,13 +181,14 @@ def _pod(meta: Meta, data: Mapping[str, Any]) -> Pod:
     addresses = tuple(item.address("ip") for item in status.children("podIPs")) or (
         (status.address("podIP"),) if "podIP" in status else ()
     )
+    sidecars = (item for item in spec.children("initContainers") if item.raw("restartPolicy") == "Always")
     ports = tuple(
         (
             port.string("name", ""),
             port.string("protocol", "TCP", choices=PROTOCOLS),
             port.integer("containerPort", **PORT),
         )
-        for container in spec.children("containers")
+        for container in (*spec.children("containers"), *sidecars)
         for port in container.children("ports")
     )
     return Pod(

@@ -151,9 +151,10 @@ def _node(raw: Raw) -> dict[str, Any]:
 
 def _pod(raw: Raw) -> dict[str, Any]:
     spec, status = raw.get("spec") or {}, raw.get("status") or {}
+    sidecars = [item for item in spec.get("initContainers") or () if item.get("restartPolicy") == "Always"]
     ports = [
         _some(port, "name", "protocol", "containerPort")
-        for container in spec.get("containers") or ()
+        for container in (*(spec.get("containers") or ()), *sidecars)
         for port in container.get("ports") or ()
     ]
     kept = _some(spec, "nodeName", "hostNetwork", "serviceAccountName") | _parts(

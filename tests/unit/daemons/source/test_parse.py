@@ -7,6 +7,7 @@ from netstack.core.address import Prefix, pack, unpack
 from netstack.core.errors import BadObject
 from netstack.source.models import EndpointSlice, Ingress, IPAddressPool, Node, Pod, Policy, Secret, Service
 from netstack.source.parse import parse
+from netstack.source.resources import RESOURCES
 
 
 def obj(kind: str, version: str, /, name: str = "x", **parts: Any) -> dict[str, Any]:
@@ -83,6 +84,16 @@ def test_a_node_and_a_pod_are_read_leniently() -> None:
         | {"status": {"podIP": "10.244.1.5", "podIPs": [{"ip": "10.244.1.5"}], "phase": "Running"}}
     )
     assert isinstance(pod, Pod) and unpack(pod.addresses[0]) == "10.244.1.5" and pod.ports == (("web", "TCP", 80),)
+
+
+def test_a_sidecars_ports_have_names_as_any_containers_and_those_of_what_only_begins_have_none() -> None:
+    def container(name: str, number: int, **more: str) -> dict[str, Any]:
+        return {"ports": [{"name": name, "containerPort": number}]} | more
+
+    first = [container("setup", 1), container("metrics", 9100, restartPolicy="Always")]
+    raw = obj("Pod", "v1", spec={"containers": [container("web", 80)], "initContainers": first})
+    for pod in (parse(raw), parse(RESOURCES["Pod"].trim(raw))):
+        assert isinstance(pod, Pod) and pod.ports == (("web", "TCP", 80), ("metrics", "TCP", 9100))
 
 
 def test_an_ingress_is_read() -> None:

@@ -313,12 +313,10 @@ class World:
     def _port(self, item: Raw, packet: Packet) -> bool:
         _, owner, protocol, port = packet
         wanted = str(item.get("port", "0"))
-        if item["protocol"] not in ("ANY", protocol):
+        if item["protocol"] not in ("ANY", protocol) or protocol in ECHO_REQUEST:
             return False
         if wanted == "0":
             return True
-        if protocol in ECHO_REQUEST:
-            return False
         if wanted.isdigit():
             return int(wanted) <= port <= int(item.get("endPort") or wanted)
         spec = self.pods[owner]["spec"] if owner in self.pods else {"containers": []}

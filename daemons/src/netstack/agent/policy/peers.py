@@ -110,9 +110,10 @@ class Resolver:
 
     def matches(self, rule: Rule, subject: Peer) -> Iterator[Match]:
         """Every key of the rule in the entries of endpoints that have the identity `subject`."""
-        ports = rule.ports or (Port(ANY_PROTOCOL),)
         for number in self.numbers(rule.peers):
-            for port in ports:
+            if not rule.ports:
+                yield Match(number, rule.direction)
+            for port in rule.ports:
                 if not port.name:
                     yield from _spread(number, rule.direction, port)
                 elif rule.direction is Direction.INGRESS:
@@ -153,11 +154,8 @@ def _inside(range_: Prefix, block: Block) -> bool:
 
 
 def _spread(number: int, direction: Direction, port: Port) -> Iterator[Match]:
-    """One port range as longest-prefix keys. A port of any protocol is one of each that has ports."""
-    protocols = (port.protocol,) if port.protocol else (TCP, UDP, SCTP)
-    if not port.last:
-        yield Match(number, direction, port.protocol)
-        return
-    for protocol in protocols:
-        for value, bits in prefixes(port.first, port.last):
+    """One port range as longest-prefix keys. A port of any protocol is one of each that has ports, every port too
+    (cilium pkg/policy/rule.go, mergeIngress): ICMP is for a rule that names no ports, or `icmps`."""
+    for protocol in (port.protocol,) if port.protocol else (TCP, UDP, SCTP):
+        for value, bits in prefixes(port.first, port.last) if port.last else ((0, 0),):
             yield Match(number, direction, protocol, value, bits)

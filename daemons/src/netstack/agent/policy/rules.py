@@ -42,8 +42,8 @@ PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP, "ANY": ANY_PROTOCOL}
 
 @dataclass(frozen=True, slots=True, order=True)
 class Port:
-    """Ports first..last of a protocol (0 = any); 0..0 = every port. With a `name`, what pods call that port. ICMP's
-    port is the type of the message that starts a flow."""
+    """Ports first..last of a protocol (0 = each that has ports); 0..0 = every port. With a `name`, what pods call that
+    port. ICMP's port is the type of the message that starts a flow."""
 
     protocol: int
     first: int = 0

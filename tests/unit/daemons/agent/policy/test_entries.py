@@ -47,6 +47,21 @@ def test_an_allow_inside_a_deny_of_the_same_peer_is_left_out() -> None:
     }
 
 
+def test_every_port_is_of_what_has_ports() -> None:
+    cluster = Cluster()
+    cluster.pod("one/a")
+    cluster.pod("one/b", node="n2")
+    everywhere = {"toPorts": [{"ports": [{"port": "0"}]}]}
+    spec = {"endpointSelector": {}, "ingress": [everywhere], "egress": [{"toEntities": ["cluster"]}]}
+    metadata = {"name": "p", "namespace": "one"}
+    cluster.put({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": metadata, "spec": spec})
+    cluster.compile()
+    for protocol in ("TCP", "UDP", "SCTP"):
+        assert cluster.verdict("one/b", "one/a", 7, protocol) == "ALLOWED"
+    assert cluster.verdict("one/b", "one/a", 8, "ICMP") == "DEFAULT_DENY"
+    assert cluster.verdict("one/a", "one/b", 8, "ICMP") == "ALLOWED", "a rule that names no ports is for all"
+
+
 def test_the_hosts_way_in_has_a_name_too() -> None:
     cluster = Cluster()
     cluster.pod("one/a")

@@ -116,9 +116,9 @@ class Programs:
         endpoint = Endpoint(number, veth["ifindex"], _POD_IDENTITY, enforce, *macs)
         self.wire.maps["endpoints"].put(pack(address), endpoint.pack())
 
-    def allow(self, port: int) -> None:
+    def allow(self, port: int, selector: int = SELECTOR) -> None:
         """The policy allows this port of the selector's names too."""
-        self._rule(ENDPOINT, SELECTOR, socket.IPPROTO_TCP, port, layout.ACTION_ALLOW)
+        self._rule(ENDPOINT, selector, socket.IPPROTO_TCP, port, layout.ACTION_ALLOW)
 
     def redirect_at_the_node(self) -> None:
         """The policy leads questions for the node's own DNS server to the proxy too."""

@@ -17,7 +17,7 @@ from instruments.netns import inside
 from lab.shell import run, wait_until
 from netstack.core.address import pack
 from netstack.core.verdict import Verdict
-from netstack.kernel.layout import FqdnKey
+from netstack.kernel.layout import FQDN_SELECTORS, FqdnKey
 from netstack.kernel.programs import Compiled
 
 pytestmark = pytest.mark.root
@@ -86,6 +86,22 @@ def test_dns_by_tcp_goes_the_same_way(wire: Wire, server: Server, programs: Prog
     assert (allowed.header.rcode, refused.header.rcode) == (0, dnslib.RCODE.REFUSED)
     assert server.asked == [("tcp", API)]
     assert reaches(wire, WEB)
+
+
+def test_more_names_than_an_address_has_slots_for_lead_to_it_if_one_rule_allows_them(
+    wire: Wire, server: Server, programs: Programs
+) -> None:
+    """As those of one provider do, behind one front end."""
+    names = {SELECTOR + number: f"n{number}.example" for number in range(2 * FQDN_SELECTORS)}
+    server.zone.update({name: (f"{name}. 30 A {WEB}",) for name in names.values()})
+    for selector in names:
+        programs.allow(443, selector)
+    wire.rules(rules_text(endpoint(ENDPOINT, POD, names) | {"alike": [list(names)]}))
+    wire.start()
+    for name in names.values():
+        assert wire.look_up(name).header.rcode == 0, name
+    assert reaches(wire, WEB)
+    assert len(wire.learned(ENDPOINT, WEB)) == FQDN_SELECTORS
 
 
 def test_another_dns_server_is_not_reached(wire: Wire, server: Server, programs: Programs) -> None:

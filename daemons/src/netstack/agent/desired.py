@@ -116,6 +116,7 @@ class Desired:
                     {"selector": number, name.field: name.text, **({"lan": True} if name.lan else {})}
                     for name, number in sorted(item.names.items())
                 ],
+                **({"alike": sorted(map(list, item.alike))} if item.alike else {}),
                 "queries": [
                     {"to": server.identity, "port": server.port, "names": [{n.field: n.text} for n in sorted(names)]}
                     for server, names in sorted(item.queries.items())

@@ -7,7 +7,7 @@ so it may remove late, and die at any point.
 
 Expired slots are free, but stay as long as nobody needs them and a connection may exist. A ninth live selector, more
 addresses than a pod, or one name for a pod, may have, and a full table are refused: the answer that needed the slot
-does not leave.
+does not leave. Of selectors that are alike, though, which is what nine names of one rule are, one may stand for others.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Learned:
         What the table holds for long enough is not written again: a name that is asked all the time costs the kernel
         one write a second. Nobody else writes the table, and what is removed from it here is forgotten as settled.
         """
-        what, until_s = credit[:-1], math.ceil(max(credit.until_s, now + LEAST_S))
+        what, until_s = (*credit[:-2], credit.alike), math.ceil(max(credit.until_s, now + LEAST_S))
         if self._settled.get(what, 0) >= until_s:
             return
         for address in credit.addresses:
@@ -133,6 +133,8 @@ class Learned:
             raise Refused(f"endpoint {credit.endpoint} has learned {most}")
         live = {} if held is None else _live(held, now)
         live |= {selector: max(until_s, live.get(selector, 0)) for selector in credit.selectors}
+        if len(live) > FQDN_SELECTORS:
+            live = _merged(live, credit)
         if len(live) > FQDN_SELECTORS:
             raise Refused(f"endpoint {credit.endpoint} needs {len(live)} selectors for one address")
         if (value := Fqdn.packed(live if held is None else _beside(live, held))) != held:
@@ -248,6 +250,19 @@ def _address(text: str) -> bytes:
     if len(address) != 16:
         raise ValueError(f"not an address: {text}")
     return address
+
+
+def _merged(live: dict[int, int], credit: Credit) -> dict[int, int]:
+    """Without as many as there are too many, as far as another one is alike, and is open at least as long then. The
+    first to go is who would expire first, an older one before a new one."""
+    for selector in sorted(live, key=lambda number: (number in credit.selectors, live[number], number)):
+        if len(live) <= FQDN_SELECTORS:
+            break
+        group = next((group for group in credit.alike if selector in group), frozenset())
+        if others := [number for number in live if number in group and number != selector]:
+            heir = max(others, key=lambda number: live[number])
+            live = {n: max(at, live[selector]) if n == heir else at for n, at in live.items() if n != selector}
+    return live
 
 
 def _beside(live: dict[int, int], entry: bytes) -> dict[int, int]:

@@ -123,6 +123,8 @@ class Credit(NamedTuple):
     server: bytes
     """Who said so."""
     until_s: float
+    alike: frozenset[frozenset[int]] = frozenset()
+    """Selectors of the endpoint of which one opens what the others open."""
 
 
 class Forward(NamedTuple):
@@ -371,7 +373,7 @@ class Session:
                 self._keep_closed(client, name, Reason.ADDRESS_PRIVATE, meaning.private, now)
             until_s = now + self.lifetime(meaning.ttl_s)
             found += (
-                Credit(endpoint.id, addresses, chosen, name, client.server, until_s)
+                Credit(endpoint.id, addresses, chosen, name, client.server, until_s, endpoint.alike)
                 for addresses, chosen in ((meaning.public, selectors), (meaning.private, inward))
                 if addresses and chosen
             )
@@ -401,7 +403,7 @@ class Session:
             if private:
                 selectors &= endpoint.lan
             if selectors:
-                return Credit(endpoint.id, (address,), selectors, wanted, server, until_s)
+                return Credit(endpoint.id, (address,), selectors, wanted, server, until_s, endpoint.alike)
         return None
 
     def unreachable(self, key: int) -> list[Command]:

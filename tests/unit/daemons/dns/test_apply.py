@@ -81,6 +81,27 @@ def test_a_ninth_selector_is_refused_and_the_eight_stay(learned: Learned, table:
     assert table.holds() == before
 
 
+def test_of_nine_that_are_alike_one_stands_for_another(learned: Learned, table: FakeTable) -> None:
+    """Nine names of one rule behind one front end; a tenth, that is not alike, has no room."""
+    alike = frozenset({frozenset(range(1, 10))})
+    for number in range(1, 10):
+        learned.credit(credit(number, until_s=500 - number)._replace(alike=alike), now=0)
+    assert table.holds() == {(12, A): {n: 500 - n for n in range(1, 8)} | {9: 491}}
+    learned.credit(credit(8, until_s=600)._replace(alike=alike), now=0)
+    assert table.holds() == {(12, A): {n: 500 - n for n in range(1, 8)} | {8: 600}}
+    with pytest.raises(Refused, match="endpoint 12 needs 9 selectors for one address"):
+        learned.credit(credit(10), now=0)
+    learned.credit(credit(10, until_s=50)._replace(alike=alike), now=0)
+    assert 10 in table.holds()[12, A], "there is room for it if some of the others are alike"
+
+
+def test_who_stands_for_another_is_open_for_as_long(learned: Learned, table: FakeTable) -> None:
+    alike = frozenset({frozenset({1, 9})})
+    learned.credit(credit(*range(1, 9), until_s=500), now=0)
+    learned.credit(credit(9, until_s=300)._replace(alike=alike), now=0)
+    assert table.holds() == {(12, A): dict.fromkeys(range(2, 10), 500)}
+
+
 def test_an_expired_slot_is_free(learned: Learned, table: FakeTable) -> None:
     learned.credit(credit(1, until_s=50), now=0)
     learned.credit(credit(*range(2, 9), until_s=500), now=0)
@@ -367,6 +388,7 @@ credits_ = st.builds(
     st.just(NAME),
     st.just(SERVER),
     st.integers(1, 200),
+    alike=st.just(frozenset()),
 )
 
 

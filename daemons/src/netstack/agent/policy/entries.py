@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 
 from netstack.agent.identities import Peer
 from netstack.agent.policy.peers import Match, Resolver
-from netstack.agent.policy.rules import Action, Direction, Name, Spec
+from netstack.agent.policy.rules import Action, Direction, Name, Port, Spec
 from netstack.core.protocol import TCP, UDP
 from netstack.core.ref import Ref, RuleRef
 from netstack.kernel import layout
@@ -61,6 +61,8 @@ class Subject:
     names: tuple[Name, ...]
     """What they may reach by name."""
     queries: Queries
+    alike: tuple[tuple[Name, ...], ...] = ()
+    """Those of the names that open the same ports, with one another."""
     trial: Entries = field(default_factory=dict)
     """What all policies together say, if some are on trial."""
     on_trial: tuple[Ref, ...] = ()
@@ -86,6 +88,7 @@ def subject(peer: Peer, selecting: tuple[Spec, ...], resolver: Resolver, servers
         denies=trial.denies,
         names=tuple(sorted({*real.names, *trial.names})),
         queries=queries,
+        alike=trial.alike,
         trial=trial.entries,
         on_trial=tuple(sorted({spec.ref for spec in selecting if spec.on_trial})),
     )
@@ -134,7 +137,21 @@ def _subject(peer: Peer, selecting: Iterable[Spec], resolver: Resolver, servers:
         denies={way: tuple(sorted({spec.ref for spec in selecting if way in spec.default_deny})) for way in Direction},
         names=names,
         queries=queries,
+        alike=_alike(selecting),
     )
+
+
+def _alike(selecting: Iterable[Spec]) -> tuple[tuple[Name, ...], ...]:
+    """Names of which any one opens what each opens: of these, one suffices for an address to which several lead."""
+    opens: dict[Name, set[tuple[bool, Port | None]]] = defaultdict(set)
+    for spec in selecting:
+        for rule in spec.rules:
+            for name in rule.peers.names if rule.peers else ():
+                opens[name].update((spec.on_trial, port) for port in rule.ports or (None,))
+    groups: dict[tuple[bool, frozenset[tuple[bool, Port | None]]], list[Name]] = defaultdict(list)
+    for name in sorted(opens):
+        groups[name.lan, frozenset(opens[name])].append(name)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
 def _ask_the_clusters(

@@ -30,6 +30,8 @@ class DnsEndpoint:
     addresses: tuple[bytes, ...]
     names: Mapping[Name, int]
     queries: Queries
+    alike: tuple[tuple[int, ...], ...] = ()
+    """Selectors that open the same ports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,8 @@ class Compiler:
 
     def _dns(self, endpoint: LocalEndpoint, its: Subject) -> DnsEndpoint:
         selectors = {name: self._resolver.selectors[name] for name in its.names}
-        return DnsEndpoint(endpoint.id, (endpoint.address,), selectors, its.queries)
+        alike = tuple(tuple(sorted(selectors[name] for name in group)) for group in its.alike)
+        return DnsEndpoint(endpoint.id, (endpoint.address,), selectors, its.queries, alike)
 
 
 def _selects(spec: Spec, peer: Peer) -> bool:

@@ -14,6 +14,7 @@ from netstack.agent.policy.entries import Server
 from netstack.core.address import Prefix, pack
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
+from netstack.dns.rules import parse
 from netstack.kernel import layout
 
 SEED = """
@@ -109,6 +110,22 @@ def test_dns_rules_file(cluster: Cluster) -> None:
     (query,) = endpoint["queries"]
     assert (query["to"], query["port"]) == (cluster.identity("10.244.2.53"), 53)
     assert [name.keys() for name in query["names"]] == [{"matchName"}] * 5
+
+
+def test_the_dns_rules_say_which_names_open_the_same(cluster: Cluster) -> None:
+    def rule(port: str, *names: str) -> dict[str, Any]:
+        return {"toFQDNs": [{"matchName": name} for name in names], "toPorts": [{"ports": [{"port": port}]}]}
+
+    egress = [rule("443", "a.io", "b.io"), rule("443", "c.io"), rule("80", "b.io")]
+    metadata = {"name": "names", "namespace": "default"}
+    spec = {"endpointSelector": {}, "egress": egress}
+    cluster.put({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": metadata, "spec": spec})
+    text = cluster.compile().dns_rules()
+    told = next(item for item in yaml.safe_load(text)["endpoints"] if len(item["names"]) == 3)
+    numbers = {item["matchName"]: item["selector"] for item in told["names"]}
+    assert told["alike"] == [sorted((numbers["a.io"], numbers["c.io"]))]
+    (read,) = (item for item in parse(text).endpoints.values() if item.id == told["endpoint"])
+    assert read.alike == {frozenset((numbers["a.io"], numbers["c.io"]))}
 
 
 def test_the_dns_rules_name_the_search_domains_of_each_pod(cluster: Cluster) -> None:

@@ -17,7 +17,7 @@ from lab.shell import run
 PACKAGES = (
     # what the jobs of a guest run
     "linux-image-arm64 linux-headers-arm64 python3 python3-bpfcc python3-venv bpftool iproute2 procps ethtool",
-    "busybox-static coreutils dash findutils grep gzip libc-bin mount sed tar util-linux haproxy",
+    "iputils-ping busybox-static coreutils dash findutils grep gzip libc-bin mount sed tar util-linux haproxy",
     # a bootable system that ansible can manage
     "apt base-files base-passwd bash dbus hostname kmod openssh-server python3-apt systemd systemd-sysv",
 )

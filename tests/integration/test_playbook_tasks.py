@@ -13,39 +13,54 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+TASKS = ROOT / "playbooks/tasks"
 pytestmark = pytest.mark.root
-HOST = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+NODES: dict[str, dict[str, str]] = {
+    "n1": {"ansible_host": "192.0.2.1"},
+    "n2": {"ansible_host": "192.0.2.2"},
+    "n3": {"ansible_host": "n3.lan", "netstack_node_address": "192.0.2.3"},
+}
 MOUNTS = """
 mount -t tmpfs none {0}/over && mkdir {0}/over/upper {0}/over/work &&
 mount -t overlay none /etc -o lowerdir=/etc,upperdir={0}/over/upper,workdir={0}/over/work &&
-mkdir -p /etc/netstack && mount --bind {0}/netstack /etc/netstack &&
+mkdir -p /etc/netstack && mount --bind {0}/netstack /etc/netstack && mount --bind {0}/opt /opt &&
 exec ansible-playbook -i {0}/hosts.yml {0}/play.yml
+"""
+SYSTEMCTL = """#!/bin/sh
+case $1 in
+show) printf 'LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nNeedDaemonReload=no\n' ;;
+*) echo "$*" >> {0}/systemctl ;;
+esac
 """
 Play = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def play(tmp_path: Path) -> Play:
-    """play(a file of tasks, variables): the tasks for the node n1. What is /etc/netstack there is netstack/ here."""
-    for folder in ("over", "netstack"):
-        (tmp_path / folder).mkdir()
+    """play(tasks, hosts, variables): for these nodes. What is /etc/netstack there is netstack/ here, what systemctl was
+    told is in systemctl."""
+    bin = tmp_path / "opt/netstack/current/bin"
+    for folder in (bin, tmp_path / "over", tmp_path / "netstack"):
+        folder.mkdir(parents=True)
     (tmp_path / "templates").symlink_to(ROOT / "playbooks/templates")
-    hosts = {"n1": {"netstack_pod_cidr": "10.244.1.0/24", "ansible_host": "192.0.2.1", **HOST}, "localhost": HOST}
-    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    netstack = f'#!/bin/sh\nPYTHONPATH={ROOT}/daemons/src exec {sys.executable} -m netstack.cli "$@"\n'
+    for command, text in (("netstack", netstack), ("systemctl", SYSTEMCTL.format(tmp_path))):
+        (bin / command).write_text(text)
+        (bin / command).chmod(0o755)
+    nodes = {name: LOCAL | node | {"netstack_pod_cidr": f"10.244.{name[1:]}.0/24"} for name, node in NODES.items()}
+    inventory = {"all": {"hosts": {"localhost": LOCAL}, "children": {"netstack_nodes": {"hosts": nodes}}}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
 
-    def run(tasks: str, **variables: object) -> subprocess.CompletedProcess[str]:
-        play = {
-            "hosts": "n1",
-            "gather_facts": False,
-            "vars": variables,
-            "tasks": [{"ansible.builtin.import_tasks": str(ROOT / "playbooks/tasks" / tasks)}],
-        }
+    def run(tasks: Path, hosts: str, **variables: object) -> subprocess.CompletedProcess[str]:
+        import_tasks = {"ansible.builtin.import_tasks": str(tasks)}
+        play = {"hosts": hosts, "gather_facts": False, "vars": variables, "tasks": [import_tasks]}
         (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
         return subprocess.run(
             ["unshare", "--mount", "sh", "-c", MOUNTS.format(tmp_path)],
             capture_output=True,
             text=True,
-            env={**os.environ, "PATH": f"{ROOT}/.venv/bin:{os.environ['PATH']}", "HOME": str(tmp_path)},
+            env={**os.environ, "PATH": f"{bin}:{ROOT}/.venv/bin:{os.environ['PATH']}", "HOME": str(tmp_path)},
             check=False,
         )
 
@@ -60,7 +75,27 @@ def test_a_node_has_the_objects_that_the_controller_has(play: Play, tmp_path: Pa
         (tmp_path / path).write_text(path)
     (tmp_path / "objects/linked.yaml").symlink_to(tmp_path / "shared/shared.yaml")
     (tmp_path / "objects/below").symlink_to(tmp_path / "shared")
-    done = play("manifests.yml", netstack_manifests="~/objects", __site_members=["n1"])
+    done = play(TASKS / "manifests.yml", "n1", netstack_manifests="~/objects", __site_members=["n1"])
     assert done.returncode == 0, done.stdout
     copied = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     assert copied == {"own.yaml", "linked.yaml", "below/shared.yaml"}
+
+
+def test_nodes_know_one_another_by_the_addresses_that_they_go_by(play: Play, tmp_path: Path) -> None:
+    """Not by those at which Ansible reaches them: the node of a run (n1) as one that is left out (n2)."""
+    settings, peers = tmp_path / "netstack/announcer.yaml", tmp_path / "netstack/peers.json"
+    settings.write_text(yaml.safe_dump({"node": "n2", "node_address": "192.0.2.2", "key_file": "/key", "peers": {}}))
+    tasks = [
+        {"ansible.builtin.import_tasks": str(TASKS / "introduce.yml")},
+        {"ansible.builtin.include_vars": str(ROOT / "roles/announcer/vars/main.yml")},
+        {
+            "ansible.builtin.copy": {"content": "{{ __announcer_peers }}", "dest": "/etc/netstack/peers.json"},
+            "run_once": True,
+        },
+    ]
+    (tmp_path / "tasks.yml").write_text(yaml.safe_dump(tasks))
+    done = play(tmp_path / "tasks.yml", "n1,n3", __site_members=["n1", "n3"])
+    assert done.returncode == 0, done.stdout
+    assert yaml.safe_load(settings.read_text())["peers"] == {"n1": "192.0.2.1", "n3": "192.0.2.3"}
+    assert yaml.safe_load(peers.read_text()) == {"n2": "192.0.2.2", "n3": "192.0.2.3"}
+    assert "restart netstack-announcer.service" in (tmp_path / "systemctl").read_text()

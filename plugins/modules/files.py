@@ -98,6 +98,13 @@ options:
     type: list
     elements: path
     default: []
+  pending:
+    description:
+      - A file in which paths are noted before they are changed, until O(kubelab.netstack.units#module:settles) removes
+        it. While it is there, those paths count as changed. A run that is broken off before its handlers, or in them,
+        so leaves them to the next.
+      - Below C(/run), since after a boot all that is on the disk is in force.
+    type: path
 """
 
 EXAMPLES = r"""
@@ -109,12 +116,14 @@ EXAMPLES = r"""
         validate: /opt/netstack/current/bin/netstack check-config agent %s
       - path: /etc/systemd/system/netstack-agent.service
         content: "{{ lookup('ansible.builtin.template', 'netstack-agent.service.j2') }}"
+    pending: /run/netstack/agent.pending
   notify: Restart netstack-agent
 """
 
 RETURN = r"""
 paths:
-  description: The paths that were changed, in the order in which they were.
+  description:
+    - The paths that were changed, in the order in which they were; those of O(pending) first.
   returned: always
   type: list
   elements: str
@@ -168,6 +177,19 @@ def validate(module: AnsibleModule, entry: _files.Entry) -> None:
             module.fail_json(msg=f"{entry.path} was refused, and nothing was written: {said}")
 
 
+def noted(module: AnsibleModule) -> list[str]:
+    """The paths that earlier runs changed, and that nobody has put in force."""
+    path = module.params["pending"]
+    return [] if path is None else _files.look(path).content.decode().splitlines()
+
+
+def note(module: AnsibleModule, paths: list[str]) -> None:
+    path = module.params["pending"]
+    if path is not None:
+        _files.make(_files.Entry(_files.FOLDER, os.path.dirname(path)))
+        _files.make(_files.Entry(_files.FILE, path, "\n".join(paths).encode()))
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -180,6 +202,7 @@ def main() -> None:
             "links": {"type": "list", "elements": "dict", "default": [],
                       "options": {"path": COMMON["path"], "target": {"type": "str", "required": True}}},
             "absent": {"type": "list", "elements": "path", "default": []},
+            "pending": {"type": "path"},
         },
         supports_check_mode=True,
     )  # fmt: skip
@@ -189,16 +212,19 @@ def main() -> None:
     for entry, _seen in changes:
         if entry.validate is not None:
             validate(module, entry)
+    paths = list(dict.fromkeys([*noted(module), *(entry.path for entry, _seen in changes)]))
     if not module.check_mode:
+        if changes:
+            note(module, paths)
         for entry, _seen in changes:
             try:
                 _files.make(entry)
             except (OSError, KeyError) as wrong:
                 module.fail_json(msg=f"{entry.path}: {wrong}")
     module.exit_json(
-        changed=len(changes) > 0,
+        changed=len(paths) > 0,
         diff=[_files.shown(entry, seen) for entry, seen in changes],
-        paths=[entry.path for entry, _seen in changes],
+        paths=paths,
     )
 
 

@@ -55,6 +55,10 @@ options:
         description: Whether to wait until it has started.
         type: bool
         default: true
+  settles:
+    description:
+      - The file O(kubelab.netstack.files#module:pending), to remove when all units are where they shall be.
+    type: path
 """
 
 EXAMPLES = r"""
@@ -82,6 +86,9 @@ steps:
     - start netstack-loader.service netstack-agent.service
 """
 
+import contextlib
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kubelab.netstack.plugins.module_utils import _units
 
@@ -105,6 +112,12 @@ def run(module: AnsibleModule, step: _units.Step) -> None:
         module.fail_json(msg=f"systemctl {call}: {' '.join(said)}\n{journal(module, step.units)}")
 
 
+def settle(module: AnsibleModule) -> None:
+    if module.params["settles"] is not None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(module.params["settles"])
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -114,6 +127,7 @@ def main() -> None:
                                             "default": "started"},
                                   "enabled": {"type": "bool", "default": True},
                                   "block": {"type": "bool", "default": True}}},
+            "settles": {"type": "path"},
         },
         supports_check_mode=True,
     )  # fmt: skip
@@ -127,6 +141,7 @@ def main() -> None:
     if not module.check_mode:
         for step in steps:
             run(module, step)
+        settle(module)
     module.exit_json(
         changed=any(step.changes for step in steps),
         diff={

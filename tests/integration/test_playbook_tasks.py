@@ -24,13 +24,14 @@ NODES: dict[str, dict[str, str]] = {
 MOUNTS = """
 mount -t tmpfs none {0}/over && mkdir {0}/over/upper {0}/over/work &&
 mount -t overlay none /etc -o lowerdir=/etc,upperdir={0}/over/upper,workdir={0}/over/work &&
-mkdir -p /etc/netstack && mount --bind {0}/netstack /etc/netstack && mount --bind {0}/opt /opt &&
+mkdir -p /etc/netstack && mount --bind {0}/netstack /etc/netstack &&
+mount --bind {0}/opt /opt && mount --bind {0}/run /run &&
 exec ansible-playbook -i {0}/hosts.yml {0}/play.yml
 """
 SYSTEMCTL = """#!/bin/sh
 case $1 in
 show) printf 'LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nNeedDaemonReload=no\n' ;;
-*) echo "$*" >> {0}/systemctl ;;
+*) echo "$*" >> {0}/systemctl && [ ! -e {0}/broken ] ;;
 esac
 """
 Play = Callable[..., subprocess.CompletedProcess[str]]
@@ -39,9 +40,10 @@ Play = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def play(tmp_path: Path) -> Play:
     """play(tasks, hosts, variables): for these nodes. What is /etc/netstack there is netstack/ here, what systemctl was
-    told is in systemctl."""
+    told is in systemctl; it fails while there is a file broken."""
+    tree = subprocess.run([str(ROOT / "tests/collection-tree.sh")], capture_output=True, text=True, check=True)
     bin = tmp_path / "opt/netstack/current/bin"
-    for folder in (bin, tmp_path / "over", tmp_path / "netstack"):
+    for folder in (bin, *(tmp_path / name for name in ("over", "netstack", "run"))):
         folder.mkdir(parents=True)
     (tmp_path / "templates").symlink_to(ROOT / "playbooks/templates")
     netstack = f'#!/bin/sh\nPYTHONPATH={ROOT}/daemons/src exec {sys.executable} -m netstack.cli "$@"\n'
@@ -60,7 +62,12 @@ def play(tmp_path: Path) -> Play:
             ["unshare", "--mount", "sh", "-c", MOUNTS.format(tmp_path)],
             capture_output=True,
             text=True,
-            env={**os.environ, "PATH": f"{bin}:{ROOT}/.venv/bin:{os.environ['PATH']}", "HOME": str(tmp_path)},
+            env={
+                **os.environ,
+                "PATH": f"{bin}:{ROOT}/.venv/bin:{os.environ['PATH']}",
+                "HOME": str(tmp_path),
+                "ANSIBLE_COLLECTIONS_PATH": tree.stdout.strip(),
+            },
             check=False,
         )
 
@@ -98,4 +105,17 @@ def test_nodes_know_one_another_by_the_addresses_that_they_go_by(play: Play, tmp
     assert done.returncode == 0, done.stdout
     assert yaml.safe_load(settings.read_text())["peers"] == {"n1": "192.0.2.1", "n3": "192.0.2.3"}
     assert yaml.safe_load(peers.read_text()) == {"n2": "192.0.2.2", "n3": "192.0.2.3"}
-    assert "restart netstack-announcer.service" in (tmp_path / "systemctl").read_text()
+
+
+def test_an_announcer_that_did_not_hear_of_its_peers_hears_of_them_in_the_next_run(play: Play, tmp_path: Path) -> None:
+    """Nodes that do not know one another answer for the same address. A run can end between the two tasks."""
+    settings, broken = tmp_path / "netstack/announcer.yaml", tmp_path / "broken"
+    settings.write_text(yaml.safe_dump({"node": "n2", "node_address": "192.0.2.2", "key_file": "/key", "peers": {}}))
+    broken.touch()
+    assert play(TASKS / "introduce.yml", "n1,n3", __site_members=["n1", "n3"]).returncode == 2
+    assert yaml.safe_load(settings.read_text())["peers"].keys() == {"n1", "n3"}
+    broken.unlink()
+    (tmp_path / "systemctl").unlink()
+    assert play(TASKS / "introduce.yml", "n1,n3", __site_members=["n1", "n3"]).returncode == 0
+    assert (tmp_path / "systemctl").read_text() == "restart -- netstack-announcer.service\n"
+    assert list((tmp_path / "run/netstack").iterdir()) == []

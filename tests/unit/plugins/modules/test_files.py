@@ -81,3 +81,28 @@ def test_what_cannot_be_is_refused_with_its_reason(run: Run, file: dict[str, str
     said = run(files, files=[{"path": "/nowhere/a", **file}])
     assert said["failed"] is True
     assert said["msg"].startswith(message)
+
+
+def test_what_nobody_put_in_force_stays_a_change(run: Run, tmp_path: Path) -> None:
+    """As after a run that was broken off before its handlers."""
+    one, other, note = str(tmp_path / "one"), str(tmp_path / "other"), tmp_path / "run/agent.pending"
+
+    def laid(content: str, **more: Any) -> tuple[bool, list[str]]:
+        wanted = [{"path": one, "content": "x"}, {"path": other, "content": content}]
+        said = run(files, files=wanted, pending=str(note), **more)
+        return said["changed"], said["paths"]
+
+    assert laid("a", _ansible_check_mode=True) == (True, [one, other])
+    assert not note.parent.exists()
+    assert laid("a") == laid("a") == laid("a", _ansible_check_mode=True) == (True, [one, other])
+    note.unlink()
+    assert laid("a") == (False, [])
+    assert laid("b") == laid("b") == (True, [other])
+
+
+def test_what_will_be_changed_is_noted_before_it_is(run: Run, tmp_path: Path) -> None:
+    note, missing = tmp_path / "pending", tmp_path / "nowhere/a"
+    assert run(files, files=[{"path": str(missing), "content": "x"}], pending=str(note))["failed"]
+    missing.parent.mkdir()
+    missing.write_text("x")
+    assert run(files, files=[{"path": str(missing), "content": "x"}], pending=str(note))["paths"] == [str(missing)]

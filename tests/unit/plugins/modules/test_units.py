@@ -88,3 +88,14 @@ def test_a_unit_that_fails_tells_its_journal(run: Run, systemd: Path) -> None:
     said = run(units, units=[{"name": "bad.service"}])
     assert said["failed"] is True
     assert said["msg"] == "systemctl start bad.service: Job for bad.service failed.\njournal of bad.service"
+
+
+def test_what_was_pending_is_settled_when_all_is_well(run: Run, systemd: Path) -> None:
+    note = systemd / "a.pending"
+    note.write_text("/etc/a")
+    run(units, units=[{"name": "a.service"}], settles=str(note), _ansible_check_mode=True)
+    run(units, units=[{"name": "a.service"}, {"name": "bad.service"}], settles=str(note))
+    assert note.exists()
+    for _ in range(2):
+        assert "failed" not in run(units, units=[{"name": "a.service"}], settles=str(note))
+        assert not note.exists()

@@ -60,6 +60,15 @@ def test_daemons_start_from_the_current_release_and_restart_when_it_changes(role
             assert f"{line}\n" in text, f"{unit.name} lacks {line}"
 
 
+@pytest.mark.parametrize("role", DAEMONS)
+def test_what_a_broken_off_run_left_to_its_handlers_is_left_to_the_next(role: str) -> None:
+    tasks = yaml.safe_load((ROOT / "roles" / role / "tasks/main.yml").read_text())
+    (laid,) = (task for task in tasks if "notify" in task)
+    (started,) = (task for task in tasks if "kubelab.netstack.units" in task)
+    assert laid["kubelab.netstack.files"]["pending"] == f"/run/netstack/{role}.pending"
+    assert started["kubelab.netstack.units"]["settles"] == f"/run/netstack/{role}.pending"
+
+
 def test_the_action_group_has_every_module() -> None:
     groups = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["action_groups"]
     modules = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))

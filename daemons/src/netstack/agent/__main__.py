@@ -233,7 +233,9 @@ class Agent:
 
     @staticmethod
     def _problems(desired: Desired | None) -> list[str]:
-        return [*desired.problems, *map(str, desired.accepted.refused.values())] if desired else []
+        if desired is None:
+            return []
+        return [*desired.contradictions, *desired.problems, *map(str, desired.accepted.refused.values())]
 
     def publish(self) -> None:
         """What the authors of policies should see. What the disk refuses is said at the next audit."""

@@ -22,7 +22,7 @@ from netstack.agent.policy.names import OWN_NAMESPACE
 from netstack.agent.policy.references import Referred, resolve
 from netstack.agent.policy.rules import Spec
 from netstack.agent.policy.tables import Compiler, PolicyTables
-from netstack.agent.routes import Wanted, compile_routes
+from netstack.agent.routes import Wanted, compile_routes, contradictions
 from netstack.agent.services import Compiler as ServiceCompiler
 from netstack.agent.services import ServiceTables
 from netstack.core.address import ANY, Prefix, is_v4, unpack
@@ -104,6 +104,8 @@ class Desired:
     """Endpoint id -> the search domains of the pod."""
     lan: tuple[Prefix, ...] = ()
     """What the uplink reaches without a router."""
+    contradictions: tuple[str, ...] = ()
+    """What Node objects say otherwise of this node than its settings."""
 
     def dns_rules(self) -> str:
         """The DNS proxy's rules file (netstack.dns.rules has the form)."""
@@ -187,6 +189,7 @@ def compile_all(
         kept=place.kept,
         search={item.id: _search(place.dns_search, item.ref.namespace) for item in endpoints},
         lan=place.lan,
+        contradictions=tuple(contradictions(nodes, place.node, place.addresses, place.pod_cidrs)),
     )
 
 

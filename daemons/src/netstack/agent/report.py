@@ -39,7 +39,7 @@ def status(
         "policies": list(policies(desired, snapshot, unmanaged)),
         "unmanaged": [unmanaged_view(item) for item in unmanaged],
         "broken": [*map(str, snapshot.broken), *desired.problems, *map(str, desired.accepted.refused.values())],
-        "unready": [],
+        "unready": list(desired.contradictions),
         "map_writes": writes,
     }
 

@@ -46,6 +46,7 @@ def test_status() -> None:
     made = cluster()
     assert made.desired is not None
     view = report.status("n1", "r1", made.desired, Snapshot(made.objects), register(), {})
+    assert view["unready"] == []
     assert view["summary"] == "1 endpoints, 0 service ports, generation 1"
     (endpoint,) = view["endpoints"]
     assert endpoint["pod"] == "one/a"
@@ -74,6 +75,17 @@ def test_status() -> None:
         },
     ]
     assert view["broken"] == [f"{reason}; the pods that it selects deny instead"]
+
+
+def test_a_node_of_which_the_objects_say_otherwise_is_not_ready() -> None:
+    """Two hosts of an inventory with the same pod range, or with that of another node's object."""
+    made = cluster()
+    made.place = replace(made.place, pod_cidrs=(Prefix.parse("10.244.2.0/24"),))
+    view = report.status("n1", "r1", made.compile(), Snapshot(made.objects), register(), {})
+    assert view["unready"] == [
+        "Node n1 has the pod range 10.244.1.0/24, but this node gives addresses of 10.244.2.0/24 to its pods",
+        "Node n2 has the pod range 10.244.2.0/24, but this node gives addresses of 10.244.2.0/24 to its pods",
+    ]
 
 
 def test_each_spec_of_a_policy_denies_in_its_own_directions_whom_it_selects() -> None:

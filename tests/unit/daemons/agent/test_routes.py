@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from netstack.agent.routes import PROXY_ROUTE, PROXY_ROUTE_V6, PROXY_RULE, Wanted, compile_routes
+import pytest
+
+from netstack.agent.routes import PROXY_ROUTE, PROXY_ROUTE_V6, PROXY_RULE, Wanted, compile_routes, contradictions
 from netstack.core.address import Prefix, pack
 from netstack.core.ref import Ref
 from netstack.source.models import Meta, Node
+
+HERE, THERE, OURS, THEIRS = "192.168.86.21", "192.168.86.22", "10.244.1.0/24", "10.244.2.0/24"
 
 
 def node(name: str, addresses: list[str], cidrs: list[str]) -> Node:
@@ -41,3 +45,34 @@ def test_the_proxys_mark_leads_here_for_ipv6_where_the_cluster_has_it() -> None:
     four, six = Prefix.parse("10.244.0.0/16"), Prefix.parse("fd00:244::/48")
     assert PROXY_ROUTE_V6 not in compile_routes([], "n1", iter([four]))
     assert {PROXY_ROUTE, PROXY_ROUTE_V6, Wanted(six, "")} <= compile_routes([], "n1", iter([four, six]))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ([node("n1", [HERE], [OURS]), node("n2", [THERE], [THEIRS])], []),
+        ([node("n1", [HERE, "fd00::21"], [OURS, "fd00:1::/64"])], []),
+        ([node("n1", [HERE], ["10.244.1.0/23"]), node("n2", [], [])], []),
+        ([node("n1", [], []), node("n2", [THERE], [THEIRS])], []),
+        (
+            [node("n1", [THERE, HERE], [THEIRS])],
+            [
+                f"Node n1 has the address {THERE}, but this node goes by {HERE}",
+                f"Node n1 has the pod range {THEIRS}, but this node gives addresses of {OURS} to its pods",
+            ],
+        ),
+        (
+            [node("n1.lan", [HERE], [OURS])],
+            [
+                f"Node n1.lan has this node's address {HERE}, but this node is called n1",
+                f"Node n1.lan has the pod range {OURS}, but this node gives addresses of {OURS} to its pods",
+            ],
+        ),
+        (
+            [node("n1", [HERE], [OURS]), node("n2", [THERE], [OURS])],
+            [f"Node n2 has the pod range {OURS}, but this node gives addresses of {OURS} to its pods"],
+        ),
+    ],
+)
+def test_what_nodes_and_settings_say_otherwise_of_one_another(nodes: list[Node], said: list[str]) -> None:
+    assert list(contradictions(nodes, "n1", [pack(HERE)], [Prefix.parse(OURS)])) == said

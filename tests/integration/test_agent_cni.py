@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from instruments.board import LAN, NODE, ROOT, Board, CniFailure, Pod, ip, wait_for
+from netstack.agent.plugin import device_name
 from netstack.core.verdict import Verdict
 
 pytestmark = pytest.mark.root
@@ -75,6 +76,22 @@ def test_a_full_pod_cidr(tmp_path: Path) -> None:
         assert failure.value.code == 100
         board.cni("DEL", board.pods["default/p2"])
         assert board.add("default/next").address == "10.244.1.5"
+
+
+def test_what_an_add_that_was_killed_had_is_given_back(tmp_path: Path) -> None:
+    """Before attach, by a runtime that died with it: nobody says DEL, and the namespace stays."""
+    with Board(tmp_path, 2, audit_s=0.02) as board:
+        board.load()
+        board.start()
+        board.pod_object("default/one", {})
+        pod = board.sandbox("default/one")
+        device = device_name(pod.container, "eth0")
+        where = {"namespace": pod.namespace, "pod": pod.name, "device": device}
+        before = board.ask("reserve", container=pod.container, interface="eth0", **where)
+        ip("-n", board.node, "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", pod.netns)
+        wait_for("the audits", lambda: device not in ip("-n", board.node, "link"))
+        again = board.ask("reserve", container=pod.container, interface="eth0", **where)
+        assert again["id"] > before["id"] and not again["attached"]
 
 
 def test_the_audit_gives_a_device_its_programs_back_and_takes_strangers_down(board: Board) -> None:

@@ -39,7 +39,7 @@ TRY_AGAIN, FULL, NO_DATAPATH, NOT_RESERVED = 11, 100, 101, 102
 """CNI error codes: 11 is the specification's; from 100 on a plugin's own."""
 
 UNUSED_AUDITS = 60
-"""A reservation whose interface never came is given back after so many audits (5 minutes by default)."""
+"""A reservation that was never attached is given back after so many audits (5 minutes by default), with its device."""
 DEFAULT_MTU = 1500
 CONFIGURATIONS = (".conf", ".conflist", ".json")
 """What runtimes read (libcni)."""
@@ -228,7 +228,7 @@ class Cni:
                 pinned = pinned_ids(self._pins)  # others by now, if a loader is at work
                 if not guarded(self._traffic, pinned, record.ifindex):
                     self._guard(record)
-            elif not record.attached and link is None:
+            elif not record.attached:
                 self._unused[record.id] += 1
                 if self._unused[record.id] > UNUSED_AUDITS:
                     self.release(record)

@@ -1,17 +1,10 @@
 from __future__ import annotations
 
 import errno
-import re
 import struct
-from pathlib import Path
 
 import pytest
 from ansible_collections.kubelab.netstack.plugins.module_utils import _bpf
-
-from netstack.kernel import layout
-from netstack.kernel.programs import PROGRAMS
-
-SOURCES = Path(__file__).parents[4] / "files/bpf"
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
@@ -58,11 +51,3 @@ def test_instructions_are_eight_bytes_as_the_abi_has_them() -> None:
 
 def test_every_helper_is_asked_for_in_a_program_type_that_is_probed() -> None:
     assert {prog_type for _number, prog_type in _bpf.HELPERS.values()} <= set(_bpf.PROG_TYPES)
-
-
-def test_what_is_asked_for_is_what_the_programs_use() -> None:
-    kinds = {spec.kind for spec in (layout.MAPS | layout.INNER).values()}
-    assert {kind for kind, *_ in _bpf.MAP_TYPES.values()} == kinds - {layout.HASH_OF_MAPS}
-    assert {kind for kind, _ in _bpf.PROG_TYPES.values()} == {spec.kind for spec in PROGRAMS.values()}
-    programs = "".join(path.read_text() for path in sorted(SOURCES.rglob("*.[ch]")))
-    assert [name for name in _bpf.HELPERS if not re.search(rf"\b(bpf_)?{name}\(", programs)] == []

@@ -96,6 +96,6 @@ def test_what_was_pending_is_settled_when_all_is_well(run: Run, systemd: Path) -
     run(units, units=[{"name": "a.service"}], settles=str(note), _ansible_check_mode=True)
     run(units, units=[{"name": "a.service"}, {"name": "bad.service"}], settles=str(note))
     assert note.exists()
-    for _ in range(2):
+    for _again in range(2):
         assert "failed" not in run(units, units=[{"name": "a.service"}], settles=str(note))
         assert not note.exists()

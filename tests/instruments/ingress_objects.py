@@ -18,7 +18,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from netstack.core.ref import Ref
@@ -113,9 +113,9 @@ def secret(name: str, chain: str, key: str, namespace: str = "default") -> Raw:
     return _object("v1", "Secret", namespace, name, type="kubernetes.io/tls", data=data)
 
 
-def key_pair(*names: str) -> tuple[str, str]:
+def key_pair(*names: str, rsa_bits: int = 0) -> tuple[str, str]:
     """A new self-signed certificate for these names and its key, as PEM texts."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = rsa.generate_private_key(65537, rsa_bits) if rsa_bits else ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0] if names else "none")])
     start = datetime.datetime.fromtimestamp(NOW, datetime.UTC)
     builder = (

@@ -322,7 +322,12 @@ def test_tls_by_name_renewed_without_a_reload(tmp_path: Path) -> None:
         )
         assert "tls.key: does not belong to tls.crt" in web.ingress_status("site")["conditions"][1]["message"]
         assert web.get("ha.home.lab", tls=True).status == 200
+        web.apply("tls", secret("cert", *key_pair("ha.home.lab", rsa_bits=1024)))
+        wait_until(lambda: "too small" in web.ingress_status("site")["conditions"][1]["message"], "the weak key said")
         assert web.workers == workers
+        web.kill_haproxy()
+        web.start_haproxy()
+        assert web.get("ha.home.lab", tls=True).status == 200
 
 
 def _served(web: Web, name: str) -> str:

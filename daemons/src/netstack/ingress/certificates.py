@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import os
+import ssl
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -48,7 +50,23 @@ def key_pair(chain: bytes, key: bytes) -> KeyPair:
         raise ValueError(f"tls.key: is no PEM private key without a passphrase: {error}") from error
     if private.public_key() != leaf_key:
         raise ValueError("tls.key: does not belong to tls.crt")
-    return _pair(certificates, private)
+    pair = _pair(certificates, private)
+    _loadable(pair.pem)
+    return pair
+
+
+def _loadable(pem: str) -> None:
+    """ValueError if the system's OpenSSL, which is HAProxy's too, does not serve it: a key of 1024 bits, a signature by
+    SHA-1. A list with one such certificate keeps HAProxy from starting."""
+    handle = os.memfd_create("pem")
+    with os.fdopen(handle, "wb") as file:
+        file.write(pem.encode())
+        file.flush()
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(f"/proc/self/fd/{handle}")
+        except ssl.SSLError as error:
+            reason = (error.reason or str(error)).lower().replace("_", " ")
+            raise ValueError(f"tls.crt: cannot be served: {reason}") from error
 
 
 def _pair(certificates: list[x509.Certificate], private: PrivateKeyTypes) -> KeyPair:

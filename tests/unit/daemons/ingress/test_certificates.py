@@ -39,6 +39,11 @@ def test_a_bad_pair_says_which_half(chain: str, key: str, message: str) -> None:
         certificates.key_pair(chains[chain].encode(), keys[key].encode())
 
 
+def test_what_openssl_does_not_serve_is_refused_before_haproxy_reads_it() -> None:
+    with pytest.raises(ValueError, match="cannot be served: ee key too small"):
+        certificates.key_pair(*map(str.encode, key_pair("a.lab", rsa_bits=1024)))
+
+
 def test_a_certificate_without_names_covers_nothing() -> None:
     pair = certificates.key_pair(*map(str.encode, key_pair()))
     assert pair.names == ()

@@ -4,9 +4,22 @@ where nobody waits for the disk."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from pathlib import Path
+
+STEM_MAX = 220
+"""Bytes. A file system takes 255 (ext4's EXT4_NAME_LEN), and who writes the file adds to its name meanwhile."""
+
+
+def stem(text: str) -> str:
+    """What a file's name can begin with: `text`, which is ASCII, or where that is too long its beginning and a hash of
+    all of it. A namespace and a name of Kubernetes have 316 characters at most."""
+    if len(text) <= STEM_MAX:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+    return f"{text[: STEM_MAX - 33]}~{digest}"  # no name in Kubernetes has a tilde
 
 
 def write_atomic(path: Path, text: str, *, mode: int = 0o644, durable: bool = True) -> bool:

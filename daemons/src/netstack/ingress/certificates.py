@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import NameOID
 
+from netstack.core.files import stem
+
 SELF_SIGNED_DAYS = 365
 RENEW_DAYS = 30
 
@@ -100,7 +102,7 @@ def file_name(owner: str, pem: str, hosts: tuple[str, ...]) -> str:
     So a renewed certificate, or one for other hosts, is a new file, and is served before the old one goes.
     """
     digest = hashlib.sha256("\0".join((pem, *hosts)).encode()).hexdigest()
-    return f"{owner.replace('/', '_')}-{digest[:16]}.pem"
+    return f"{stem(owner.replace('/', '_'))}-{digest[:16]}.pem"
 
 
 def self_signed(name: str, now: float) -> KeyPair:

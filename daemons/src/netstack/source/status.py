@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from netstack.core.files import write_atomic
+from netstack.core.files import stem, write_atomic
 from netstack.core.ref import Ref
 from netstack.source.resources import RESOURCES
 
@@ -74,4 +74,4 @@ class StatusFolder:
 
 
 def file_name(ref: Ref) -> str:
-    return f"{ref.kind}.{ref.namespace or '_'}.{ref.name}.yaml".lower()
+    return stem(f"{ref.kind}.{ref.namespace or '_'}.{ref.name}".lower()) + ".yaml"

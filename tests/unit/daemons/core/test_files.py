@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from netstack.core.files import write_atomic
+from netstack.core.files import STEM_MAX, stem, write_atomic
 
 
 def test_only_a_new_text_is_written(tmp_path: Path) -> None:
@@ -28,3 +28,9 @@ def test_a_failed_write_leaves_the_old_text_and_no_litter(tmp_path: Path, monkey
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_stem_fits_a_file_name_and_is_one_texts_own() -> None:
+    assert stem("short.name") == "short.name" and stem("x" * STEM_MAX) == "x" * STEM_MAX
+    long = {stem("x" * 300 + end) for end in "ab"}
+    assert len(long) == 2 and {len(name) for name in long} == {STEM_MAX}

@@ -40,6 +40,14 @@ def test_key_pairs_that_nobody_names_are_removed(tmp_path: Path) -> None:
     assert [str(path) for path in (tmp_path / "certs").iterdir()] == list(renewed.wanted.pems)
 
 
+def test_a_secret_with_the_longest_name_has_a_file(tmp_path: Path) -> None:
+    tls = [{"hosts": ["ha.lab"], "secretName": "c" * 253}]
+    site = ingress("site", ("ha.lab", "/", "one"), tls=tls, namespace="n" * 63)
+    made = Cluster(site, secret("c" * 253, *PAIR, namespace="n" * 63), state=tmp_path)
+    files.write(made.wanted, made.slots, made.settings)
+    assert [str(path) for path in (tmp_path / "certs").iterdir()] == list(made.wanted.pems)
+
+
 @pytest.mark.parametrize(
     ("does", "within_s", "says"),
     [

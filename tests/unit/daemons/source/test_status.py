@@ -23,3 +23,13 @@ def test_a_cluster_scoped_object_has_no_namespace(tmp_path: Path) -> None:
     folder = StatusFolder(tmp_path)
     folder.put(Ref("Node", "", "n1"), {})
     assert (tmp_path / "node._.n1.yaml").exists()
+
+
+def test_the_longest_names_have_files_of_their_own(tmp_path: Path) -> None:
+    folder = StatusFolder(tmp_path)
+    one, two = (Ref("CiliumNetworkPolicy", "n" * 63, "x" * 252 + last) for last in "ab")
+    for ref in (one, two):
+        folder.put(ref, {"of": ref.name})
+        assert yaml.safe_load(folder.file(ref).read_text())["status"] == {"of": ref.name}
+    folder.keep("CiliumNetworkPolicy", {two})
+    assert [path.name for path in tmp_path.iterdir()] == [folder.file(two).name]

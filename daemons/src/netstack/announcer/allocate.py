@@ -91,6 +91,9 @@ def wish_of(service: Service) -> Wish:
     addresses = tuple(_parse_address(ref, where, part.strip()) for part in text.split(",")) if text else ()
     if len({is_v4(address) for address in addresses}) != len(addresses):
         raise BadObject(ref, where, f"{text} asks for two addresses of one family")
+    for address in addresses:
+        if (served := _served(service)) and is_v4(address) not in served:
+            raise BadObject(ref, where, f"{unpack(address)} is of another family than spec.clusterIPs")
     pool, pool_field = annotation(service, "address-pool")
     annotation(service, "allow-shared-ip")
     return Wish(addresses, pool, sharing_key(service), where or pool_field or "spec.type")
@@ -127,6 +130,13 @@ def _age(service: Service) -> tuple[str, Ref]:
     return service.meta.created, service.meta.ref
 
 
+def _served(service: Service) -> frozenset[bool]:
+    """The families in which it has endpoints, as far as it tells; none if it has no cluster IP."""
+    if not service.cluster_ips:
+        return frozenset()
+    return frozenset(map(is_v4, service.cluster_ips)) | {family == "IPv4" for family in service.ip_families}
+
+
 def _families(service: Service) -> list[Families]:
     """Acceptable sets of families, best first."""
     named = tuple(family == "IPv4" for family in service.ip_families) or tuple(map(is_v4, service.cluster_ips))
@@ -134,7 +144,7 @@ def _families(service: Service) -> list[Families]:
     match service.ip_family_policy:
         case "RequireDualStack":
             return [(first, not first)]
-        case "PreferDualStack":
+        case "PreferDualStack" if len(_served(service)) != 1:
             return [(first, not first), (first,), (not first,)]
         case _:
             return [(first,)]

@@ -243,6 +243,15 @@ BOTH = {"ipFamilies": ["IPv4", "IPv6"]}
         ([DUAL], {"ipFamilyPolicy": "PreferDualStack", "has": ("10.0.0.2",)}, "10.0.0.2,fd00::1"),
         ([DUAL], {"ipFamilyPolicy": "RequireDualStack", "has": ("10.0.0.2",)}, "10.0.0.2,fd00::1"),
         ([HOME], {"ipFamilyPolicy": "PreferDualStack", "has": ("192.168.86.7",)}, "192.168.86.7"),
+        # in a cluster of one family nothing would answer at an address of the other
+        ([DUAL], {"ipFamilyPolicy": "PreferDualStack", "clusterIPs": ["10.96.0.9"]}, "10.0.0.1"),
+        ([DUAL], {"ipFamilyPolicy": "PreferDualStack", "clusterIPs": ["fd96::9"]}, "fd00::1"),
+        ([DUAL], {"ipFamilyPolicy": "PreferDualStack", "clusterIPs": ["10.96.0.9", "fd96::9"]}, "10.0.0.1,fd00::1"),
+        ([DUAL], {"ipFamilyPolicy": "PreferDualStack", "clusterIPs": ["10.96.0.9"], "has": ("10.0.0.2", "fd00::1")},
+         "10.0.0.2"),
+        ([DUAL], {"clusterIPs": ["10.96.0.9"], "loadBalancerIP": "fd00::2"},
+         "Service default/a: spec.loadBalancerIP: fd00::2 is of another family than spec.clusterIPs"),
+        ([DUAL], {"clusterIPs": ["10.96.0.9", "fd96::9"], "loadBalancerIP": "fd00::2"}, "fd00::2"),
     ],
 )  # fmt: skip
 def test_two_families(pools: list[IPAddressPool], spec: dict[str, Any], outcome: str) -> None:

@@ -60,7 +60,7 @@ class Board:
         self.address = f"192.168.86.{20 + number}"
         self.mac = bytes([2, 0, 0, 0, 86, 20 + number])
         self.folder = lan.folder / name
-        self.folder.mkdir()
+        (self.folder / "status").mkdir(parents=True)  # as the unit's StateDirectory
         self.process: subprocess.Popen[bytes] | None = None
         self.holder = subprocess.Popen(["unshare", "--net", "--mount", "sleep", "infinity"])
         until(lambda: self._ns("net") != os.readlink("/proc/self/ns/net"), what="namespaces")

@@ -206,6 +206,8 @@ def test_a_broken_manifest_leaves_everything_in_force(lan: BoardLan, owner: Boar
             until(lambda: len(asker.answers) > 100)
         assert asker.changes() == [owner.mac]
         assert "IPAddressPool metallb-system/first-pool: spec.addresses[0]" in owner.log()
+        (broken,) = owner.status()["broken"]
+        assert "IPAddressPool metallb-system/first-pool: spec.addresses[0]" in broken
     finally:
         (lan.manifests / "metallb.yaml").write_text(POOL)
 
@@ -219,6 +221,7 @@ def test_a_pool_that_overlaps_is_refused_with_its_name_and_the_first_stays(lan: 
             "overlaps 192.168.86.5-192.168.86.19 of IPAddressPool metallb-system/first-pool"
             in owner.status()["pools"][0]
         )
+        assert owner.status()["broken"] == owner.status()["pools"]
         assert VIP in owner.status()["interfaces"][0]["addresses"]
     finally:
         second.unlink()

@@ -17,7 +17,7 @@ from netstack.announcer.beat import KEY_BYTES, Stage
 from netstack.announcer.conflict import Conflict
 from netstack.announcer.elect import Election
 from netstack.announcer.gratuitous import Gratuitous
-from netstack.announcer.publish import Statuses, event_view, l2_statuses, segment_view, statuses
+from netstack.announcer.publish import Statuses, event_view, l2_statuses, segment_view, statuses, summary
 from netstack.announcer.settings import AnnouncerSettings
 from netstack.announcer.tables import Tables
 from netstack.announcer.wire import Wire
@@ -157,12 +157,16 @@ class Announcer:
     async def status(self, request: dict[str, Any]) -> dict[str, Any]:
         """The control socket's `status`."""
         views = await asyncio.wrap_future(self.engine.call(lambda now: [segment_view(s, now) for s in self.segments]))
+        allocation = self.allocation
+        wrong = (*self.source.snapshot().broken, *allocation.refused_pools, *allocation.refused.values())
         return {
             "node": self.settings.node,
+            "summary": summary(views, len(self.announcements.addresses)),
             "interfaces": views,
-            "services": {ref.key: str(error) for ref, error in self.allocation.refused.items()}
+            "services": {ref.key: str(error) for ref, error in allocation.refused.items()}
             | {ref.key: reason for ref, reason in self.announcements.silent.items()},
-            "pools": [str(error) for error in self.allocation.refused_pools],
+            "pools": [str(error) for error in allocation.refused_pools],
+            "broken": list(map(str, wrong)),
             "source": choice.report(self.source, self.statuses),
             "unready": choice.unready(self.source),
         }

@@ -104,7 +104,7 @@ class Election:
         """Frames that were not believed, by reason."""
         self._key = key
         self._boot = boot
-        self._witness = witness
+        self.witness = witness
         self._others_needed = (len(self.peers) + 1) // 2
         self._eligible: Mapping[bytes, frozenset[str]] = {}
         self._holdings: dict[bytes, Holding] = {}
@@ -373,7 +373,7 @@ class Election:
     def _may_lean(self, now: float) -> bool:
         """Whether the gateway may stand in for a majority: not for who has only just come out of the dark and sees the
         gateway before it hears its peers."""
-        return self._witness and now - self._gateway_since >= self.timing.takeover_s
+        return self.witness and now - self._gateway_since >= self.timing.takeover_s
 
     def _lapse(self, now: float, out: list[Output]) -> None:
         """Give up what the kernel has stopped answering for: others can then take it before their promises end."""
@@ -515,7 +515,7 @@ class Election:
     def _ask_gateway(self, now: float, out: list[Output]) -> None:
         prompt = [peer for peer in self._alive(now) if now - peer.heard_at < 1.5 * self.timing.beat_s]
         interval_s = GATEWAY_S if self._is_majority(prompt) else 0.0
-        if self._witness and now - self._gateway_asked >= interval_s:
+        if self.witness and now - self._gateway_asked >= interval_s:
             self._gateway_missed += self._gateway_at != self._gateway_asked
             self._gateway_asked = now
             out.append(AskGateway())

@@ -5,7 +5,7 @@ Pure: objects and views in, plain mappings out. Conditions carry the time of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netstack.announcer import pools as pool_rules
@@ -87,7 +87,7 @@ def segment_view(segment: Segment, now: float) -> dict[str, Any]:
         "interface": segment.wire.interface,
         "mac": segment.wire.mac.hex(":"),
         "carrier": segment.up,
-        "gateway_seen": election.gateway_seen if segment.gateway else None,
+        "gateway_seen": election.gateway_seen if segment.gateway and election.witness else None,
         "peers": {
             peer.name: {
                 "mac": peer.mac.hex(":"),
@@ -103,6 +103,15 @@ def segment_view(segment: Segment, now: float) -> dict[str, Any]:
         "dark_max_s": max((e.dark_s for _, e in segment.history if isinstance(e, Owned) and e.dark_s), default=None),
         "history": [{"age_s": round(now - at, 3)} | event_view(event) for at, event in segment.history],
     }
+
+
+def summary(views: Sequence[Mapping[str, Any]], addresses: int) -> str:
+    """One line of `netstack status`; `views`: of `segment_view`. Where the gateway is not heard no minority owns
+    anything, as if there were no witness: most often it is a gateway of another interface."""
+    own = {address for view in views for address, item in view["addresses"].items() if "stage" in item}
+    unheard = [view["interface"] for view in views if view["gateway_seen"] is False]
+    text = f"{addresses} addresses, {len(own)} answered for by this node"
+    return f"{text}; the gateway does not answer at {' and '.join(unheard)}, so it is no witness" if unheard else text
 
 
 def _address_view(segment: Segment, address: bytes, now: float) -> dict[str, Any]:

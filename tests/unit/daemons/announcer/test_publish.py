@@ -9,11 +9,11 @@ from instruments.announcer_objects import advertisement, pool, service
 from instruments.lan import KEY
 from netstack.announcer.advertise import advertise
 from netstack.announcer.allocate import allocate
-from netstack.announcer.apply import Segment
+from netstack.announcer.apply import Gateway, Segment
 from netstack.announcer.elect import Election
 from netstack.announcer.events import Lost, Owned
 from netstack.announcer.gratuitous import Gratuitous
-from netstack.announcer.publish import event_view, l2_statuses, segment_view, statuses
+from netstack.announcer.publish import event_view, l2_statuses, segment_view, statuses, summary
 from netstack.announcer.settings import Timing
 from netstack.core.address import pack
 from netstack.core.ref import Ref
@@ -108,6 +108,20 @@ def test_a_segments_view_is_plain_json_with_owner_reason_and_ages() -> None:
         {"age_s": 0.1, "event": "owned", "address": "192.168.86.5", "term": 1, "why": "nobody held it"}
     ]
     assert (view["peers"], view["gateway_seen"], view["dark_max_s"]) == ({}, None, None)
+
+
+def test_the_summary_names_the_interface_where_the_gateway_is_not_heard() -> None:
+    gateway = Gateway(pack("192.168.86.1"), pack("192.168.86.2"))
+    views = []
+    for witness in (True, False):
+        election = Election("n1", [], KEY, 5, Timing(), witness=witness, now=0.0)
+        segment = Segment(Wire(), Wire(), election, Gratuitous(0.0), gateway, lambda *_: None)  # type: ignore[arg-type]
+        segment.want({VIP: frozenset(["n1"])}, 0.0)
+        segment.tick(1.3)
+        views.append(segment_view(segment, 1.4))
+    said = "2 addresses, 1 answered for by this node"
+    assert summary(views[:1], 2) == f"{said}; the gateway does not answer at eth0, so it is no witness"
+    assert summary(views[1:], 2) == said
 
 
 def test_events_say_how_long_the_owner_was_silent() -> None:

@@ -218,7 +218,7 @@ class _Compiler:
             backend = self._backend(ingress, service, port, at)
             route = self._route(id_, host, path, exact, backend, chosen, closed)
             winner = self.routes.setdefault(route.match, route)
-            if winner.backend != route.backend:
+            if replace(winner, id=id_) != route:
                 message = f"{host or 'every host'}{path or '/'} is served by {winner.id.rsplit('/', 2)[0]} already"
                 self._problem(ingress, "Accepted", "Conflicted", at, message)
 

@@ -180,6 +180,20 @@ def test_the_oldest_wins_and_the_loser_is_told() -> None:
     assert cluster.problems("a-ageless") == [expected]
 
 
+def test_who_wants_the_same_backend_otherwise_is_told_that_it_stays_as_the_oldest_wants_it() -> None:
+    cluster = Cluster(
+        APPS,
+        ingress("old", ("ha.lab", "/", "one"), created="2026-01-01T00:00:00Z"),
+        ingress("guarded", ("ha.lab", "/", "one"), annotations={"auth-url": "http://auth.lab"}),
+        ingress("large", ("ha.lab", "/", "one"), annotations={"proxy-body-size": "8m"}),
+        ingress("alike", ("ha.lab", "/", "one")),
+    )
+    assert cluster.answer("ha.lab", "/") == ONE
+    for name in ("guarded", "large"):
+        assert "ha.lab/ is served by default/old already" in [item.message for item in cluster.problems(name)]
+    assert cluster.problems("alike") == []
+
+
 def test_the_same_rule_twice_is_no_conflict() -> None:
     cluster = Cluster(APPS, ingress("site", ("ha.lab", "/a", "one"), ("ha.lab", "/a/", "one")))
     assert cluster.problems("site") == []

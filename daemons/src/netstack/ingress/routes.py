@@ -36,6 +36,10 @@ ODD_PATH = re.compile(r"//|/\.\.?(/|$)|%2[fF]")
 """Never matched, because requests are matched in normal form; the API server refuses most of them as well."""
 ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
 UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
+EXPRESSION = re.compile(r"[(\[*+?{|\\^$]")
+"""Where ingress-nginx may read a path as a regular expression, the first character that is none of its text."""
+WHOLE_ELEMENT = re.compile(r"\$|\(/\|\$\)(\(\.\*\))?|\(/\.\*\)\??")
+"""The ends of such an expression before which a path element is complete, as people write them."""
 MAX_KEY = 1024
 """Longest host and path of one route, characters."""
 
@@ -150,6 +154,20 @@ def normal_path(path: str, *, exact: bool) -> str:
     return path if exact else path.rstrip("/")
 
 
+def _usable(host: str, path: str) -> bool:
+    return bool(PATH.fullmatch(path)) and not ODD_PATH.search(path) and len(host + path) <= MAX_KEY
+
+
+def guarded_path(path: str) -> str:
+    """What is to be closed for a path of an Ingress that guards it: of a regular expression, which is not served, the
+    elements before it. To close more than it matches is safe; to leave it to a shorter path is not."""
+    match = EXPRESSION.search(path)
+    if match is None:
+        return path
+    before = path[: match.start()]
+    return before if WHOLE_ELEMENT.fullmatch(path, match.start()) else before[: before.rfind("/") + 1] or "/"
+
+
 class _Path(NamedTuple):
     """One path of an Ingress on its way to a route; `at` is the field of its backend."""
 
@@ -240,6 +258,7 @@ class _Compiler:
 
     def _paths(self, ingress: Ingress) -> Iterator[_Path]:
         """The usable paths of an Ingress's rules."""
+        _, closed = self.options[ingress.meta.ref]
         for r, rule in enumerate(ingress.rules):
             host = rule.host.lower()
             if host and (not HOST.fullmatch(host) or len(host) > 253):
@@ -248,12 +267,14 @@ class _Compiler:
             self.hosts[host] = None
             for p, item in enumerate(rule.paths):
                 at = f"spec.rules[{r}].http.paths[{p}]"
-                if not PATH.fullmatch(item.path) or ODD_PATH.search(item.path) or len(host + item.path) > MAX_KEY:
+                if not _usable(host, item.path):
                     message = f"{item.path[:80]!r} is no path in normal form (RFC 3986, sections 3.3 and 6.2.2)"
                     self._problem(ingress, "Accepted", "InvalidPath", f"{at}.path", message)
+                text = guarded_path(item.path) if closed else item.path
+                if not _usable(host, text):
                     continue
-                exact = item.path_type == "Exact"
-                path = normal_path(item.path, exact=exact)
+                exact = item.path_type == "Exact" and text == item.path
+                path = normal_path(text, exact=exact)
                 id_ = f"{ingress.meta.ref.key}/{r}/{p}"
                 yield _Path(id_, f"{at}.backend", host, path, exact, item.service, item.port)
 

@@ -194,6 +194,35 @@ def test_who_wants_the_same_backend_otherwise_is_told_that_it_stays_as_the_oldes
     assert cluster.problems("alike") == []
 
 
+@pytest.mark.parametrize(
+    ("path", "closed", "open_"),
+    [
+        ("/admin(/|$)(.*)", ("/admin", "/admin/x"), ("/", "/adminfoo")),
+        ("/admin(/.*)?", ("/admin", "/admin/x"), ("/adminfoo",)),
+        ("/admin/(.*)", ("/admin/", "/admin/x"), ("/", "/adminfoo")),
+        ("/admin$", ("/admin",), ("/adminfoo",)),
+        ("/a/adm[a-z]+", ("/a/admin", "/a/x"), ("/", "/b")),
+        ("/a/admin.*", ("/a/admin", "/a/adminfoo"), ("/",)),
+    ],
+)
+def test_a_guarded_regular_expression_is_closed_from_where_it_begins(
+    path: str, closed: tuple[str, ...], open_: tuple[str, ...]
+) -> None:
+    cluster = Cluster(
+        APPS,
+        ingress("open", ("ha.lab", "/", "one"), created="2026-01-01T00:00:00Z"),
+        ingress(
+            "guarded",
+            ("ha.lab", path, "ImplementationSpecific", "one:80"),
+            annotations={"auth-url": "http://auth.lab", "use-regex": "true"},
+        ),
+    )
+    assert {asked: cluster.answer("ha.lab", asked) for asked in (*closed, *open_)} == {
+        **dict.fromkeys(closed, 503),
+        **dict.fromkeys(open_, ONE),
+    }
+
+
 def test_the_same_rule_twice_is_no_conflict() -> None:
     cluster = Cluster(APPS, ingress("site", ("ha.lab", "/a", "one"), ("ha.lab", "/a/", "one")))
     assert cluster.problems("site") == []

@@ -181,6 +181,17 @@ def test_a_reset_closes_at_once(node: Packet) -> None:
     assert_lives(node, 10, since)
 
 
+def test_a_reset_of_the_peer_may_be_anybodys_and_is_forgotten_with_the_next_packet(node: Packet) -> None:
+    """Whoever knows the ports can send one: what is wrong in its number the pod ignores, and waits for the next word."""
+    node.from_pod(out(flags="S", sport=4000, dport=443))
+    node.to_pod(syn(flags="SA", sport=443, dport=4000))
+    since = c.monotonic_ns()
+    assert node.to_pod(syn(flags="R", sport=443, dport=4000)).verdict is Verdict.REPLY
+    assert_lives(node, 60, since)
+    node.to_pod(syn(flags="A", sport=443, dport=4000))
+    assert_lives(node, 8000, since)
+
+
 def test_a_syn_on_a_closing_flow_is_judged_again(node: Packet) -> None:
     enforce(node)
     allow(node, l.IDENTITY_WORLD)

@@ -506,6 +506,23 @@ def test_a_pod_speaks_to_the_world_as_its_node(node: Packet, protocol: str) -> N
     assert (transport.id if protocol == "ping" else transport.dport) == 4000
 
 
+def test_a_reset_from_the_world_may_be_anybodys_and_is_forgotten_with_the_next_packet(node: Packet) -> None:
+    """A pod's own ends the translation."""
+
+    def life_s() -> set[int]:
+        return {round((entry.deadline - c.monotonic_ns()) / 1e9) for entry in node.entries("nat_pods").values()}  # type: ignore[attr-defined]
+
+    port = node.to_lan(syn(WORLD, 443, 4000, src=POD)).frame[TCP].sport
+    node.from_lan(syn(c.NODE, port, 443, "SA", src=WORLD))
+    assert life_s() == {8000}
+    node.from_lan(syn(c.NODE, port, 443, "R", src=WORLD))
+    assert life_s() == {60}
+    node.from_lan(syn(c.NODE, port, 443, "A", src=WORLD))
+    assert life_s() == {8000}
+    node.to_lan(syn(WORLD, 443, 4000, "R", src=POD))
+    assert life_s() == {10}
+
+
 def test_an_answer_from_somebody_else_is_not_the_pods(node: Packet) -> None:
     port = node.to_lan(syn(WORLD, 443, 4000, src=POD)).frame[TCP].sport
     for packet in (syn(c.NODE, port, 443, "SA", src="203.0.113.10"), syn(c.NODE, port, 444, "SA", src=WORLD)):

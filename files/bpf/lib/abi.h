@@ -92,7 +92,7 @@ struct tuple {
 #define NAT_SOURCE_REPLY 7	/* LAN -> node: destination becomes addr:port, the pod's */
 
 #define NAT_SEEN	1	/* a packet came this way */
-#define NAT_FIN		2	/* FIN came this way; RST counts for both ways */
+#define NAT_FIN		2	/* FIN came this way; RST of a pod of this node counts for both ways */
 
 struct nat {
 	__u64 deadline;
@@ -230,7 +230,7 @@ struct flow_key {
 };
 
 #define FLOW_REPLIED	1	/* a packet went against the flow's direction */
-#define FLOW_FIN	2	/* FIN went in the flow's direction; RST counts for both */
+#define FLOW_FIN	2	/* FIN went in the flow's direction; the endpoint's RST counts for both */
 #define FLOW_FIN_REPLY	4	/* FIN went against it */
 #define FLOW_HOST	8	/* the peer is this node itself, known by the door and not by address */
 #define FLOW_REDIRECT	16	/* goes to the DNS proxy; answers come from this node only */

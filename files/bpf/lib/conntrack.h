@@ -12,6 +12,9 @@
  *
  * Lives as Cilium's: 8000 s for TCP that was answered, 10 s once closed both ways, 60 s for all else. What was closed both
  * ways and acknowledged goes at once where this program sees the last acknowledgement.
+ *
+ * A RST of the endpoint ends its flow. One of the peer may be anybody's who knows the ports; only the endpoint can tell by
+ * its number, and says nothing. So it leaves 60 s, and the next packet that is none gives the flow its life back.
  */
 #pragma once
 #include "abi.h"
@@ -33,10 +36,10 @@ INLINE void prolong(__u64 *deadline, __u64 now, __u64 life)
 		*deadline = now + life;
 }
 
-INLINE __u8 flow_tcp_flags(const struct packet *p, bool forward)
+INLINE __u8 flow_tcp_flags(const struct packet *p, bool forward, bool egress)
 {
 	if (p->tcp & TCP_RST)
-		return FLOW_FIN | FLOW_FIN_REPLY;
+		return egress ? FLOW_FIN | FLOW_FIN_REPLY : 0;
 	if (p->tcp & TCP_FIN)
 		return forward ? FLOW_FIN : FLOW_FIN_REPLY;
 	return 0;
@@ -132,7 +135,8 @@ INLINE int flow_judge(struct endpoint *ep, struct packet *p, __u8 direction, con
 		p->first = 1;
 		__builtin_memset(&p->flow_made, 0, sizeof(p->flow_made));
 		p->flow_made.direction = direction;
-		p->flow_made.flags = flow_tcp_flags(p, true) | (p->translated ? FLOW_SERVICE : 0);
+		p->flow_made.flags = flow_tcp_flags(p, true, direction == DIRECTION_EGRESS) |
+				     (p->translated ? FLOW_SERVICE : 0);
 		if (direction == DIRECTION_INGRESS && who->identity == IDENTITY_HOST)
 			p->flow_made.flags |= FLOW_HOST;
 		if (flow_of_proxy(p, direction, who))
@@ -197,7 +201,7 @@ INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *
 	 * can only be remembered as of the old generation.
 	 */
 	__u32 generation = *(volatile __u32 *)&config->generation;
-	bool forward;
+	bool forward, doubtful = !egress && p->tcp & TCP_RST;
 	__u8 seen;
 	int verdict;
 
@@ -223,14 +227,14 @@ INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *
 		return verdict == VERDICT_REDIRECTED_DNS && egress ? VERDICT_UNSUPPORTED : VERDICT_REPLY;
 
 	/* In place, bits are only ever added: the kernel may have given this memory to another flow just now. */
-	seen = flow_tcp_flags(p, forward) | (forward ? 0 : FLOW_REPLIED) | (p->translated ? FLOW_SERVICE : 0) |
+	seen = flow_tcp_flags(p, forward, egress) | (forward || doubtful ? 0 : FLOW_REPLIED) | (p->translated ? FLOW_SERVICE : 0) |
 	       (forward && flow_of_proxy(p, direction, who) ? FLOW_PROXY : 0);
 	p->flow_flags = flow->flags;
 	if ((flow->flags & seen) != seen)
 		flow->flags |= seen;
 	if (egress && p->tcp & TCP_FIN)
 		flow->end = p->end;
-	prolong(&flow->deadline, p->now, flow_life(p->flow.proto, flow->flags));
+	prolong(&flow->deadline, p->now, doubtful ? LIFE_OTHER : flow_life(p->flow.proto, flow->flags));
 	if (flow->flags & FLOW_NAMED)
 		flow_use_name(&p->flow, p->now);
 	if (!egress && flow_over(p, flow))

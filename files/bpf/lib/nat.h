@@ -41,20 +41,27 @@ INLINE bool nat_over(const struct packet *p, const struct nat *entry, const stru
 	       p->ack == other->end;
 }
 
+/* A RST that nobody answers for (conntrack.h): not of a pod of this node, but of who speaks with it. */
+INLINE bool nat_doubtful(const struct packet *p, const struct nat *entry)
+{
+	return p->tcp & TCP_RST && entry->kind != NAT_POD && entry->kind != NAT_SOURCE && entry->kind != NAT_REPLY;
+}
+
 /* This packet (p->t) used `entry`; `other` (p->other) is its counterpart. Neither may be looked at afterwards: both are
  * gone if the connection is over. An error belongs to the connection without living for it.
  */
 INLINE void nat_touch(struct packet *p, __u8 kind, struct nat *entry, struct nat *other)
 {
+	bool doubtful = nat_doubtful(p, entry);
 	__u64 life;
 
 	if (p->quoted)
 		return;
-	if (!(entry->flags & NAT_SEEN))
+	if (!(entry->flags & NAT_SEEN) && !doubtful)
 		entry->flags |= NAT_SEEN;
-	if (p->tcp & (TCP_FIN | TCP_RST))
+	if (p->tcp & (TCP_FIN | TCP_RST) && !doubtful)
 		entry->flags |= NAT_FIN;
-	if (p->tcp & TCP_RST)
+	if (p->tcp & TCP_RST && !doubtful)
 		other->flags |= NAT_FIN;
 	if (p->tcp & TCP_FIN)
 		entry->end = p->end;
@@ -63,7 +70,7 @@ INLINE void nat_touch(struct packet *p, __u8 kind, struct nat *entry, struct nat
 		nat_forget(&p->other, kind);
 		return;
 	}
-	life = nat_life(p->t.proto, entry, other);
+	life = doubtful ? LIFE_OTHER : nat_life(p->t.proto, entry, other);
 	prolong(&entry->deadline, p->now, life);
 	prolong(&other->deadline, p->now, life);
 }

@@ -215,3 +215,11 @@ def test_flows_that_are_under_way_are_tried_too(node: Packet, told: Told) -> Non
     node.set_generation(2)
     node.from_pod(IP(src=POD, dst=WORLD) / TCP(sport=4000, dport=443, flags="A"))
     assert told.one().verdict == Verdict.AUDITED
+
+
+def test_what_policies_on_trial_for_the_node_would_deny_its_own_pods_is_told(node: Packet, told: Told) -> None:
+    node.guard(l.AUDIT | l.AUDIT_INGRESS)
+    assert node.from_pod(syn(c.NODE, 8080)).verdict is Verdict.FORWARDED
+    event = told.one()
+    assert (event.verdict, event.endpoint, event.direction) == (Verdict.AUDITED, l.HOST_ENDPOINT, l.DIRECTION_INGRESS)
+    assert event.peer == POD_IDENTITY

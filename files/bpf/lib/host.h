@@ -118,11 +118,14 @@ INLINE int host_from_pod(struct __sk_buff *skb, struct config *config, struct en
 		return VERDICT_FORWARDED;
 	verdict = judge(host, DIRECTION_INGRESS, &pod, &p->t.src, p->t.proto, flow_port(&p->flow, DIRECTION_EGRESS),
 			p->now, &d);
-	if (verdict >= VERDICT_DROPS) {	/* the node's word, not the pod's */
+	/* The node's word, not the pod's. What it only would say is told when the pod's own policies were asked too. */
+	if (verdict >= VERDICT_DROPS || (d.audited && p->peer && !p->audited)) {
 		p->flow.endpoint = host->id;
 		p->direction = DIRECTION_INGRESS;
 		p->peer = ep->identity;
 		p->rule = d.rule;
+		p->audited = d.audited;
+		p->audit_rule = d.audit_rule;
 	}
 	return verdict;
 }

@@ -36,7 +36,7 @@ INLINE int to_pod(struct __sk_buff *skb, struct packet *p)
 	verdict = flow_pass(config, ep, p, DIRECTION_INGRESS, &peer, flow_find(ep, p, DIRECTION_INGRESS));
 	if (verdict == VERDICT_REPLY)
 		hear(skb, p);
-	if (verdict >= VERDICT_DROPS || !(p->flow_flags & FLOW_SERVICE))
+	if (verdict >= VERDICT_DROPS || !(p->quoted || p->flow_flags & FLOW_SERVICE))
 		return verdict;
 	answer = service_answer(skb, p, NAT_POD_REPLY);
 	return answer >= VERDICT_DROPS ? answer : verdict;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, TCPerror
 from scapy.layers.inet6 import (
     ICMPv6EchoRequest,
     ICMPv6ND_NS,
@@ -416,6 +416,16 @@ def test_a_node_port_on_any_node_is_the_service(node: Packet, address: str, iden
 def test_a_node_port_is_nothing_to_other_addresses(node: Packet) -> None:
     node.service("", 443, [(c.NEIGHBOUR, 8080, c.NODE)])
     assert node.from_pod(syn(WORLD, 443)).frame[IP].dst == WORLD
+
+
+def test_an_error_about_a_packet_to_a_service_speaks_of_the_service(node: Packet) -> None:
+    node.service(c.SERVICE, 80, [(c.REMOTE, 8080, c.OTHER_NODE)])
+    sent = node.from_pod(syn(c.SERVICE, 80), translated=True).frame[IP]
+    error = IP(src=c.OTHER_NODE, dst=POD) / ICMP(type=3, code=4, nexthopmtu=1400) / sent
+    result = node.to_pod(error, translated=True)
+    assert result.verdict is Verdict.REPLY
+    quoted = result.frame[IPerror]
+    assert (quoted.dst, result.frame[TCPerror].dport) == (c.SERVICE, 80)
 
 
 def test_udp_without_a_checksum_stays_without(node: Packet) -> None:

@@ -182,7 +182,7 @@ def test_a_reset_closes_at_once(node: Packet) -> None:
 
 
 def test_a_reset_of_the_peer_may_be_anybodys_and_is_forgotten_with_the_next_packet(node: Packet) -> None:
-    """Whoever knows the ports can send one: what is wrong in its number the pod ignores, and waits for the next word."""
+    """Whoever knows the ports can send one; a pod ignores it if its number is wrong, and waits for the next word."""
     node.from_pod(out(flags="S", sport=4000, dport=443))
     node.to_pod(syn(flags="SA", sport=443, dport=4000))
     since = c.monotonic_ns()

@@ -23,8 +23,8 @@ from netstack.agent.policy.references import Referred, resolve
 from netstack.agent.policy.rules import Spec
 from netstack.agent.policy.tables import Compiler, PolicyTables
 from netstack.agent.routes import Wanted, compile_routes, contradictions
+from netstack.agent.services import Around, ServiceTables
 from netstack.agent.services import Compiler as ServiceCompiler
-from netstack.agent.services import ServiceTables
 from netstack.core.address import ANY, Prefix, is_v4, unpack
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
@@ -156,9 +156,13 @@ def compile_all(
     services = memory.services.compile(
         snapshot.all(Service),
         snapshot.all(EndpointSlice),
-        node_address,
-        place.node,
-        frozenset({*place.pod_cidrs, *(cidr for node in nodes for cidr in node.pod_cidrs)}),
+        Around(
+            node_address,
+            place.node,
+            pods=frozenset({*place.pod_cidrs, *(cidr for node in nodes for cidr in node.pod_cidrs)}),
+            hosts=frozenset({*place.addresses, *place.more_addresses, *(a for node in nodes for a in node.addresses)}),
+            kept=place.kept.ports,
+        ),
         ServiceTables(before.tables["services"], before.tables["slots"], before.tables["backends"]),
         sizes["slots"],
     )

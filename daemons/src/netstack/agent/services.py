@@ -9,7 +9,7 @@ in use must never be overwritten: so the tables that are in force go in, and wha
 `slots` table has a region a key: its first index -> its backend ids, 4 bytes each.
 
 A pod's address is never a Service's, whoever writes so: whatever other nodes send to that pod would go elsewhere, past
-the policies of who sends it.
+the policies of who sends it. A node's may be, but for the ports by which a node is managed (CVE-2020-8554).
 
 Rules: Kubernetes API of Service and EndpointSlice; KEP-1669 for terminating endpoints; scopes as Cilium's.
 """
@@ -35,6 +35,14 @@ from netstack.source.models import Endpoint, EndpointSlice, Service, ServicePort
 NOBODY = layout.Service().pack()
 """A service without backends."""
 ID_BYTES = 4
+NOT_ONE_HOSTS = tuple(
+    map(
+        Prefix.parse,
+        ("0.0.0.0", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255", "::1", "fe80::/10", "ff00::/8"),
+    )
+)
+"""What Kubernetes refuses as an external address (ValidateNonSpecialIP), all multicast, and the broadcast, by which DHCP
+may answer."""
 IGNORED_BY = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
 """Labels with which a Service says that another proxy serves it, or none."""
 
@@ -107,12 +115,27 @@ class Part:
     problems: tuple[BadObject, ...]
 
 
+class Around(NamedTuple):
+    """What decides about a Service beside itself."""
+
+    nodes: Mapping[str, bytes]
+    """Name -> the address of a node by which others know it."""
+    node: str
+    """This one's name."""
+    pods: frozenset[Prefix]
+    """The ranges of all nodes' pods."""
+    hosts: frozenset[bytes]
+    """Every address that is known to be a node's, of this one by whatever device."""
+    kept: frozenset[tuple[int, int]]
+    """(protocol, port) of nodes that no Service may take."""
+
+
 class Compiler:
     """Remembers what it made of what, so that a change costs little. The result depends on its input alone: whoever
     compiles anew gets the same. Objects that did not change should come as the same objects: to see that is cheap."""
 
     def __init__(self) -> None:
-        self._around: tuple[dict[str, bytes], str, frozenset[Prefix]] = {}, "", frozenset()
+        self._around: Around | None = None
         self._parts: dict[Ref, Part] = {}
         self._orders: dict[tuple[Target, ...], tuple[tuple[int, ...], bytes]] = {}
         """Backends -> (their ids, what their slots hold)."""
@@ -123,16 +146,12 @@ class Compiler:
         self,
         services: tuple[Service, ...],
         slices: tuple[EndpointSlice, ...],
-        nodes: Mapping[str, bytes],
-        node: str,
-        pods: frozenset[Prefix],
+        around: Around,
         before: ServiceTables,
         capacity: int = layout.MAPS["slots"].entries,
     ) -> ServiceTables:
-        """`nodes`: name -> address; `node`: this one's name; `pods`: the ranges of all nodes' pods; `before`: what the
-        maps hold now; `capacity`: of `slots`."""
-        around = (dict(nodes), node, pods)
-        given = (services, slices, *around, capacity)
+        """`before`: what the maps hold now; `capacity`: of `slots`."""
+        given = (services, slices, around, capacity)
         if self._last is not None and self._last[0] == given and before.holds(self._last[1]):
             return self._last[1]
         if self._around != around:
@@ -141,7 +160,9 @@ class Compiler:
         for item in slices:
             by_service[item.meta.namespace, item.service].append(item)
         self._parts = {
-            service.meta.ref: self._part(service, by_service.get((service.meta.namespace, service.meta.name), []))
+            service.meta.ref: self._part(
+                service, by_service.get((service.meta.namespace, service.meta.name), []), around
+            )
             for service in services
             if not any(label in service.meta.labels for label in IGNORED_BY)
         }
@@ -149,10 +170,10 @@ class Compiler:
         self._last = (given, tables) if whole else None
         return tables
 
-    def _part(self, service: Service, slices: list[EndpointSlice]) -> Part:
+    def _part(self, service: Service, slices: list[EndpointSlice], around: Around) -> Part:
         of: tuple[Service | EndpointSlice, ...] = (service, *slices)
         known = self._parts.get(service.meta.ref)
-        return known if known is not None and known.of == of else _part(of, service, slices, *self._around)
+        return known if known is not None and known.of == of else _part(of, service, slices, around)
 
     def _tables(self, before: ServiceTables, capacity: int) -> tuple[ServiceTables, bool]:
         """All parts together, and whether there was room for them."""
@@ -214,40 +235,56 @@ def _part(
     of: tuple[Service | EndpointSlice, ...],
     service: Service,
     slices: Iterable[EndpointSlice],
-    nodes: Mapping[str, bytes],
-    node: str,
-    pods: frozenset[Prefix],
+    around: Around,
 ) -> Part:
-    addresses = frozenset(nodes.values())
     frontends: list[Frontend] = []
     backends: dict[Target, Backend] = {}
-    service, problems = _without_others(service, pods)
+    service, problems = _without_others(service, around.pods)
     for index, port in enumerate(service.ports):
         if port.protocol not in ("TCP", "UDP"):
             reason = f"protocol {port.protocol} is not balanced"
             problems.append(BadObject(service.meta.ref, f"spec.ports[{index}]", reason))
             continue
-        choices = {v4: _choose(slices, port, v4, nodes, node) for v4 in (True, False)}
-        frontends += _frontends(service, index, choices, addresses)
+        choices = {v4: _choose(slices, port, v4, around.nodes, around.node) for v4 in (True, False)}
+        made = list(_frontends(service, index, choices, around.hosts))
+        refused = [frontend for frontend in made if _of_a_host(frontend.key, around)]
+        frontends += (frontend for frontend in made if frontend not in refused)
+        for key in {_show(frontend.key): None for frontend in refused}:
+            reason = f"{key} is for the nodes themselves, so it is not served"
+            problems.append(BadObject(service.meta.ref, f"spec.ports[{index}]", reason))
         for target in (target for choice in choices.values() for target in choice.known):
             packed = layout.Backend(target.address, target.node, target.port).pack()
             backends[target] = Backend(f"{target.name} {unpack(target.node)}", packed)
     if service.source_ranges and service.load_balancer_ips:
         reason = "is not enforced yet, so the addresses are refused from outside the cluster"
         problems.append(BadObject(service.meta.ref, "spec.loadBalancerSourceRanges", reason))
-    return Part(of, tuple(frontends), tuple(_stubs(service, addresses)), backends, tuple(problems))
+    return Part(of, tuple(frontends), tuple(_stubs(service, around)), backends, tuple(problems))
+
+
+def _of_a_host(packed: bytes, around: Around) -> bool:
+    """Whether it would take a port by which a node is managed."""
+    key = layout.ServiceKey.unpack(packed)
+    return (key.protocol, key.port) in around.kept and (key.address == ANY or key.address in around.hosts)
 
 
 def _without_others(service: Service, pods: frozenset[Prefix]) -> tuple[Service, list[BadObject]]:
     """The Service with addresses that can be its own. The all-zero one would be a node port, of any number."""
     problems = []
 
+    def wrong(address: bytes) -> str:
+        if address == ANY:
+            return "no address"
+        if any(address in range_ for range_ in NOT_ONE_HOSTS):
+            return "no address of one host"
+        return "an address of pods" if any(address in range_ for range_ in pods) else ""
+
     def own(path: str, addresses: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        refused = [a for a in addresses if a == ANY or any(a in range_ for range_ in pods)]
-        for address in refused:
-            reason = "no address" if address == ANY else "an address of pods"
-            problems.append(BadObject(service.meta.ref, path, f"{unpack(address)} is {reason}, so it is not served"))
-        return tuple(address for address in addresses if address not in refused)
+        reasons = {address: wrong(address) for address in addresses}
+        for address, reason in reasons.items():
+            if reason:
+                text = f"{unpack(address)} is {reason}, so it is not served"
+                problems.append(BadObject(service.meta.ref, path, text))
+        return tuple(address for address in addresses if not reasons[address])
 
     kept = replace(
         service,
@@ -259,9 +296,9 @@ def _without_others(service: Service, pods: frozenset[Prefix]) -> tuple[Service,
 
 
 def _frontends(
-    service: Service, index: int, choices: Mapping[bool, Choice], nodes: frozenset[bytes]
+    service: Service, index: int, choices: Mapping[bool, Choice], hosts: frozenset[bytes]
 ) -> Iterator[Frontend]:
-    """Every entry of one service port. `choices`: for IPv4 and for IPv6; `nodes`: addresses of nodes."""
+    """Every entry of one service port. `choices`: for IPv4 and for IPv6; `hosts`: addresses of nodes."""
     port = service.ports[index]
     protocol = PROTOCOLS[port.protocol]
     name = f"{service.meta.ref.key} {port.name} {port.port}/{port.protocol}"
@@ -281,7 +318,7 @@ def _frontends(
     for address in dict.fromkeys(service.external_ips):
         if address in service.load_balancer_ips:
             continue
-        if address in nodes:  # from inside only a node's own: anything else could be hijacked (CVE-2020-8554)
+        if address in hosts:  # from inside only a node's own: anything else could be hijacked (CVE-2020-8554)
             yield entry(address, port.port, layout.SCOPE_CLUSTER, False)
         yield entry(address, port.port, layout.SCOPE_WORLD, service.external_local)
     if port.node_port:
@@ -319,14 +356,16 @@ def _targets(endpoint: Endpoint, port: int, v4: bool, nodes: Mapping[str, bytes]
             yield Target(address, port, nodes.get(endpoint.node, ANY))
 
 
-def _stubs(service: Service, nodes: frozenset[bytes]) -> Iterator[bytes]:
-    """Entries for the addresses themselves. Never for a node's own address: its SSH would go with it."""
-    inside = [*service.cluster_ips, *service.load_balancer_ips]
-    outside = [*inside, *service.external_ips]
+def _stubs(service: Service, around: Around) -> Iterator[bytes]:
+    """Entries for the addresses themselves. Never for a node's own address: its SSH would go with it. A ClusterIP stays
+    one where a DNS cache has put it on a device of this node."""
+    nodes = around.nodes.values()
+    inside = [address for address in service.cluster_ips if address not in nodes]
+    inside += (address for address in service.load_balancer_ips if address not in around.hosts)
+    outside = [*inside, *(address for address in service.external_ips if address not in around.hosts)]
     for scope, addresses in ((layout.SCOPE_CLUSTER, inside), (layout.SCOPE_WORLD, outside)):
         for address in addresses:
-            if address not in nodes:
-                yield layout.ServiceKey(address, 0, 0, scope).pack()
+            yield layout.ServiceKey(address, 0, 0, scope).pack()
 
 
 class _Regions:

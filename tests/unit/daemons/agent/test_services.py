@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from instruments.cluster import Cluster
 from netstack.agent import numbers
 from netstack.agent.desired import Before, Memory
-from netstack.agent.services import Compiler, ServiceTables
+from netstack.agent.services import Around, Compiler, ServiceTables
 from netstack.core.address import pack, unpack
 from netstack.core.ref import Ref
 from netstack.kernel import layout
@@ -52,10 +52,21 @@ def test_an_address_itself_refuses_every_other_port(cluster: Cluster) -> None:
         assert cluster.table("services").entries[key] == layout.Service().pack()
 
 
-@pytest.mark.parametrize("address", ["10.244.1.5", "10.244.2.9", "::"])
-def test_no_service_takes_a_pods_address_or_the_one_that_means_node_ports(cluster: Cluster, address: str) -> None:
+WRONG = {
+    "10.244.1.5": "an address of pods",
+    "10.244.2.9": "an address of pods",
+    "::": "no address",
+    "127.0.0.1": "no address of one host",
+    "255.255.255.255": "no address of one host",
+    "224.0.0.251": "no address of one host",
+    "169.254.1.1": "no address of one host",
+}
+
+
+@pytest.mark.parametrize("address", WRONG)
+def test_no_service_takes_an_address_that_is_a_pods_or_no_hosts(cluster: Cluster, address: str) -> None:
     """Else whoever may write Services has what other nodes send to a pod, past the policies of who sends it: the
-    cluster's DNS, say."""
+    cluster's DNS, say; or every node's broadcasts, with which its DHCP lease goes."""
     cluster.service("one/web", [A], clusterIP=address, externalIPs=[address, "192.168.86.77"])
     service = cluster.objects[Ref("Service", "one", "web")]
     assert isinstance(service, Service)
@@ -65,11 +76,54 @@ def test_no_service_takes_a_pods_address_or_the_one_that_means_node_ports(cluste
     for raw in cluster.table("services").entries:
         assert layout.ServiceKey.unpack(raw).address != number
     assert cluster.backends("192.168.86.77", 80, scope=WORLD), "its other addresses are served"
-    reason = f"{address} is {'no address' if address == '::' else 'an address of pods'}, so it is not served"
+    reason = f"{address} is {WRONG[address]}, so it is not served"
     fields = ("spec.clusterIPs", "status.loadBalancer.ingress", "spec.externalIPs")
     assert [problem for problem in problems if "not served" in problem] == [
         f"Service one/web: {field}: {reason}" for field in fields
     ]
+
+
+OTHER_DEVICE, SECOND_FAMILY = "192.168.99.4", "fd00::22"
+
+
+@pytest.mark.parametrize("address", ["192.168.86.21", "192.168.86.22", SECOND_FAMILY, OTHER_DEVICE])
+@pytest.mark.parametrize("port", [22, 6443, 10250])
+def test_no_service_takes_the_ports_by_which_nodes_are_managed(address: str, port: int) -> None:
+    """CVE-2020-8554: whoever may write Services would have every SSH session and request to the API server."""
+    cluster = with_more_addresses()
+    cluster.service("one/web", [A], port=port, externalIPs=[address, "192.168.86.77"])
+    problems = cluster.compile().problems
+    for scope in (CLUSTER, WORLD):
+        assert cluster.backends(address, port, scope=scope) is None
+    assert cluster.backends("192.168.86.77", port, scope=WORLD), "nobody's address but the Service's"
+    reason = f"{address} {port}/TCP is for the nodes themselves, so it is not served"
+    assert problems == (f"Service one/web: spec.ports[0]: {reason}",)
+
+
+def test_no_node_port_is_one_by_which_nodes_are_managed(cluster: Cluster) -> None:
+    ports = [{"name": "a", "port": 80, "nodePort": 22}, {"name": "b", "port": 81, "nodePort": 68, "protocol": "UDP"}]
+    cluster.service("one/web", [], type="NodePort", ports=ports)
+    assert len(cluster.compile().problems) == 2
+    assert cluster.backends("", 22) is None and cluster.backends("", 22, scope=WORLD) is None
+
+
+@pytest.mark.parametrize("address", [SECOND_FAMILY, OTHER_DEVICE])
+def test_the_other_ports_of_any_address_of_a_node_stay_its_own(address: str) -> None:
+    cluster = with_more_addresses()
+    cluster.service("one/web", [A], externalIPs=[address])
+    cluster.compile()
+    for scope in (CLUSTER, WORLD):
+        assert layout.ServiceKey(pack(address), 80, 6, scope).pack() in cluster.table("services").entries
+        assert layout.ServiceKey(pack(address), 0, 0, scope).pack() not in cluster.table("services").entries
+
+
+def with_more_addresses() -> Cluster:
+    """n1 has another device, n2 another family."""
+    place = Cluster().place
+    cluster = Cluster(place=replace(place, more_addresses=(pack(OTHER_DEVICE),)))
+    node: Any = cluster.objects[Ref("Node", "", "n2")]
+    cluster.objects[node.meta.ref] = replace(node, addresses=(*node.addresses, pack(SECOND_FAMILY)))
+    return cluster
 
 
 def test_every_kind_of_frontend(cluster: Cluster) -> None:
@@ -322,6 +376,7 @@ def test_a_thousand_services_compile_fast_enough() -> None:
     services, slices = many(1000)
     nodes = {"n1": pack("192.168.86.21")}
     began = time.process_time()
-    tables = Compiler().compile(tuple(services), tuple(slices), nodes, "n1", frozenset(), ServiceTables())
+    around = Around(nodes, "n1", frozenset(), frozenset(nodes.values()), frozenset())
+    tables = Compiler().compile(tuple(services), tuple(slices), around, ServiceTables())
     assert time.process_time() - began < 2.0
     assert len(tables.slots.entries) == 1000

@@ -36,6 +36,12 @@ class Kept:
     api_port: int = 6443
     protected: bool = True
 
+    @property
+    def ports(self) -> frozenset[tuple[int, int]]:
+        """(protocol, port) of a node that no Service may take, whether policies may cut them or not."""
+        tcp = (*self.ssh_ports, self.api_port, KUBELET)
+        return frozenset({*((TCP, port) for port in tcp), *((UDP, client) for client, _ in DHCP)})
+
     def __str__(self) -> str:
         if not self.protected:
             return "lock-out protection is switched off"

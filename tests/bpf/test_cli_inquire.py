@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -165,25 +166,65 @@ def test_the_lan_and_the_node_itself_are_asked_too(node: Home, run: Path) -> Non
     assert found.allowed and [stage.where for stage in found.stages] == ["enters pod one/a"]
 
 
-def test_what_policies_for_nodes_deny_is_not_blamed_on_the_pod(node: Home, run: Path) -> None:
-    key = l.Number(0).pack()
-    with node.map("config") as table:
-        before = table.get(key)
-        assert before is not None
-        table.put(key, replace(l.Config.unpack(before), host=True).pack())
-    with node.map("endpoints") as endpoints:
-        itself = l.Endpoint(l.HOST_ENDPOINT, 0, l.IDENTITY_HOST, l.ENFORCE_INGRESS, bytes(6), bytes(6))
-        endpoints.put(l.AddressKey(pack(NODE)).pack(), itself.pack())
+@contextmanager
+def selected(node: Home, enforce: int) -> Iterator[None]:
+    """Policies for nodes select this one."""
+    with node.map("config") as config:
+        before = config.get(l.Number(0).pack())
+    assert before is not None
+    node.put("config", l.Number(0), replace(l.Config.unpack(before), host=True))
+    itself = l.Endpoint(l.HOST_ENDPOINT, 0, l.IDENTITY_HOST, enforce, bytes(6), bytes(6))
+    node.put("endpoints", l.AddressKey(pack(NODE)), itself)
     try:
-        (found,) = explain(node, run, "pod/b", f"{NODE}:22")
+        yield
     finally:
         node.put("config", l.Number(0), l.Config.unpack(before))
         with node.map("endpoints") as endpoints:
             endpoints.delete(l.AddressKey(pack(NODE)).pack())
+
+
+def test_what_policies_for_nodes_deny_is_not_blamed_on_the_pod(node: Home, run: Path) -> None:
+    with selected(node, l.ENFORCE_INGRESS):
+        (found,) = explain(node, run, "pod/b", f"{NODE}:22")
     (stage,) = found.stages
     assert (stage.where, stage.verdict) == ("enters node n1", Verdict.DEFAULT_DENY)
     assert stage.notes[0] == "CiliumClusterwideNetworkPolicy h selects it"
     assert found.suggestion == {}
+
+
+def test_what_policies_for_nodes_say_of_what_it_sends_is_asked(node: Home, run: Path) -> None:
+    with selected(node, l.ENFORCE_EGRESS):
+        (denied,) = explain(node, run, NODE, "203.0.113.9:443")
+        (inside,) = explain(node, run, NODE, "pod/b:443")
+        (service,) = explain(node, run, NODE, "10.96.0.1:443")
+    (stage,) = denied.stages
+    assert (stage.where, stage.verdict, denied.allowed) == ("leaves node n1", Verdict.DEFAULT_DENY, False)
+    assert inside.allowed and service.stages == ()
+    (found,) = explain(node, run, NODE, "203.0.113.9:443")
+    assert found.allowed and found.stages == ()
+
+
+def test_a_name_that_has_expired_is_none_that_the_pod_knows(node: Home, run: Path) -> None:
+    """It may still be noted, for the connections that it allowed."""
+    selector, to = (3 << 30) + 5, "203.0.113.77"
+    key = l.FqdnKey(11, pack(to)).pack()
+    rule = l.PolicyKey(96, 11, selector, l.DIRECTION_EGRESS, 6, 8443)
+    node.put("policy", rule, l.PolicyRule(ASK, l.ACTION_ALLOW))
+    notes = []
+    try:
+        for seconds, port in ((60, 8444), (-60, 8443)):
+            with node.map("fqdn") as learned:
+                learned.put(key, l.Fqdn.packed({selector: int(time.monotonic()) + seconds}))
+            (found,) = explain(node, run, "pod/a", f"{to}:{port}")
+            notes.append(next(note for note in found.stages[0].notes if note.startswith(RULES["9"])))
+    finally:
+        for name, raw in (("policy", rule.pack()), ("fqdn", key)):
+            with node.map(name) as table:
+                table.delete(raw)
+    assert notes == [
+        f"{RULES['9']} is for this peer, but for TCP 8443",
+        f"{RULES['9']} is for names; the pod has learned {to} for none of them lately",
+    ]
 
 
 def test_another_node_is_asked_with_the_mac_that_the_kernel_knows(node: Home, run: Path) -> None:

@@ -180,7 +180,7 @@ CASES = {
         (
             f"{NAMES} selects it",
             f"{HOUSE} selects it",
-            f"{NAMES}: spec.egress[0] is for names; the pod has learned {BARE} for none of them",
+            f"{NAMES}: spec.egress[0] is for names; the pod has learned {BARE} for none of them lately",
             f"{HOUSE}: spec.egress[0] is for other peers",
         ),
     ),

@@ -41,8 +41,8 @@ NOT_ONE_HOSTS = tuple(
         ("0.0.0.0", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255", "::1", "fe80::/10", "ff00::/8"),
     )
 )
-"""What Kubernetes refuses as an external address (ValidateNonSpecialIP), all multicast, and the broadcast, by which DHCP
-may answer."""
+"""What Kubernetes refuses as an external address (ValidateNonSpecialIP), all multicast, and the broadcast: DHCP
+may answer by it."""
 IGNORED_BY = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
 """Labels with which a Service says that another proxy serves it, or none."""
 

@@ -122,7 +122,7 @@ def considered(
         if number in ports:
             lines.append(f"{name} is for this peer, but for {', '.join(sorted(ports[number]))}")
         elif any(peer >= NAMES_FROM for peer in numbers[number]):  # the others are DNS servers, to learn them
-            lines.append(f"{name} is for names; the pod has learned {unpack(flow.destination)} for none of them")
+            lines.append(f"{name} is for names; the pod has learned {unpack(flow.destination)} for none of them lately")
         else:
             lines.append(f"{name} is for other peers")
     return tuple(sorted(lines))

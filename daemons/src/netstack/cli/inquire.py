@@ -7,6 +7,7 @@ have numbers instead of names.
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,6 +20,7 @@ from netstack.agent.policy.names import BASE as NAMES_FROM
 from netstack.cli.explain import ECHO, Explanation, Party, Stage, considered, suggestion
 from netstack.cli.frames import WITH_PORTS, Flow, destination, first_packet
 from netstack.core.address import ANY, is_v4, pack, unpack
+from netstack.core.protocol import PROTOCOLS
 from netstack.core.unit import RUN, ask
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout
@@ -177,6 +179,8 @@ class Inquiry:
         if source.identity == layout.IDENTITY_HOST:
             may = "policies for nodes judge what leaves by the LAN" if self._config.host else "may send everything"
             notes.append(f"this node itself: {may}; its sockets translate service addresses")
+            if self._config.host and self._by_the_lan(end, flow):
+                stages.append(self._sent_by_the_node(end, flow))
         else:
             stage, onward, came_by = self._leave(source, end, flow)
             stages.append(stage)
@@ -264,6 +268,24 @@ class Inquiry:
             stage = self._stage(where, outcome, source, judged, onward, layout.DIRECTION_EGRESS, notes)
         return stage, onward, device
 
+    def _by_the_lan(self, end: Party, flow: Flow) -> bool:
+        """Whether what this node sends there leaves by the uplink, and as it is."""
+        if end.endpoint or end.identity == layout.IDENTITY_HOST or end.service:
+            return False
+        at = (end.address, ANY) if unpack(end.address) in self._nodes else (end.address,)
+        protocol = PROTOCOLS[flow.protocol]
+        keys = (layout.ServiceKey(address, flow.port, protocol, layout.SCOPE_CLUSTER).pack() for address in at)
+        return all(self._maps["services"].get(key) is None for key in keys)
+
+    def _sent_by_the_node(self, end: Party, flow: Flow) -> Stage:
+        """The egress policies for nodes."""
+        _, mac = self._uplink_macs(self._itself)
+        outcome = self._trial.run(
+            "uplink_egress", first_packet(flow, mac, STRANGER_MAC), device=self._config.uplink, came_by=0
+        )
+        where = f"leaves {self._itself.name}"
+        return self._stage(where, outcome, self._itself, end, flow, layout.DIRECTION_EGRESS, [])
+
     def _refused_by_the_uplink(self, flow: Flow, came_by: int) -> Iterator[Stage]:
         """A word against it, which no policy changes: not everything can be given the node's address."""
         _, mac = self._uplink_macs(self._itself)
@@ -305,8 +327,10 @@ class Inquiry:
                 yield key, layout.PolicyRule.unpack(value)
 
     def _selectors(self, endpoint: int, address: bytes) -> list[int]:
+        """Those that have not expired."""
         raw = self._maps["fqdn"].get(layout.FqdnKey(endpoint, address).pack())
-        return list(layout.Fqdn.read(raw)) if raw else []
+        now_s = time.monotonic()
+        return [number for number, expires_s in layout.Fqdn.read(raw).items() if now_s < expires_s] if raw else []
 
     @staticmethod
     def _cure(stages: list[Stage], source: Party, end: Party, flow: Flow, name: str, meant: Flow) -> dict[str, Any]:

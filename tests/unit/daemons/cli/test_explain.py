@@ -47,7 +47,7 @@ def test_every_rule_says_what_keeps_it_from_matching() -> None:
     assert considered(entries, RULES, (l.IDENTITY_WORLD, l.IDENTITY_ANY), FLOW) == (
         "CiliumNetworkPolicy one/p: spec.egress[0] is for this peer, but for TCP 80, TCP 8000-8007",
         "CiliumNetworkPolicy one/p: spec.egress[1] is for other peers",
-        "rule 10 is for names; the pod has learned 10.0.0.7 for none of them",
+        "rule 10 is for names; the pod has learned 10.0.0.7 for none of them lately",
     )
 
 

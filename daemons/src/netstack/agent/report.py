@@ -154,7 +154,7 @@ def policy(desired: Desired, snapshot: Snapshot, unmanaged: Collection[Unmanaged
 
 def out_of_reach(desired: Desired, snapshot: Snapshot) -> dict[Ref, list[str]]:
     """Policy -> the pods that it selects and that have no network of their own, in which it could be enforced."""
-    pods = [pod for pod in snapshot.all(Pod) if pod.host_network]
+    pods = [pod for pod in snapshot.all(Pod) if pod.host_network and not pod.ended]
     found = selections(desired.accepted.specs, pods, snapshot.all(Namespace))
     return {policy: [ref.key for ref in refs] for policy, refs in found.items()}
 
@@ -215,7 +215,7 @@ def names(
     answer. `dns`: the Services that are the cluster's DNS."""
     servers = [service for ref in dns if (service := snapshot.get(Service, *ref)) is not None]
     by_age = sorted(snapshot.all(Pod), key=lambda pod: pod.meta.created)  # an address that two claim is the newer's
-    pods = {address: pod for pod in by_age if not pod.host_network for address in pod.addresses}
+    pods = {address: pod for pod in by_age if not (pod.host_network or pod.ended) for address in pod.addresses}
     nodes = {address: node for node in snapshot.all(Node) for address in node.addresses}
     return {
         "revision": revision,

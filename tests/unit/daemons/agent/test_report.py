@@ -188,6 +188,29 @@ def test_pods_of_the_nodes_network_are_named_where_a_policy_selects_them() -> No
     assert condition["message"] == "not on pods that use the node's network: one/host"
 
 
+def test_a_pod_that_has_ended_has_no_address_and_nothing_to_enforce() -> None:
+    """A finished Job's object stays, with an address that may be an older pod's by now (a restarted StatefulSet's)."""
+    made = cluster()
+    for name, address, host in (("job", "10.244.1.3", False), ("task", "192.168.86.22", True)):
+        made.put(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": name,
+                    "namespace": "one",
+                    "labels": {"app": "a"},
+                    "creationTimestamp": "2026-11-30T00:00:00Z",
+                },
+                "spec": {"nodeName": "n2", "hostNetwork": host, "containers": []},
+                "status": {"phase": "Succeeded", "podIPs": [{"ip": address}]},
+            }
+        )
+    desired, snapshot = made.compile(), Snapshot(made.objects)
+    assert report.names(desired, snapshot, register(), "1.2")["pods"] == {"10.244.1.3": "one/a"}
+    assert report.out_of_reach(desired, snapshot).get(Ref("CiliumNetworkPolicy", "one", "p"), []) == []
+
+
 def test_pods_that_netstack_did_not_connect_are_named_where_a_policy_selects_them() -> None:
     made, policy = cluster(), Ref("CiliumNetworkPolicy", "one", "p")
     assert made.desired is not None

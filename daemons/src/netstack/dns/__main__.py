@@ -48,7 +48,10 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     recall.copy.load()
     recall.apply(loop.time())
     proxy = Proxy(chosen, session, learned, rules, recall, random_number, unit.spawn)
-    unit.command("status", lambda _: report.status(session, len(learned), len(memory), rules.error, loop.time()))
+    unit.command(
+        "status",
+        lambda _: report.status(session, learned.open(loop.time()), len(memory), rules.error, loop.time()),
+    )
     unit.command("judge", lambda request: report.judge(session, request))
     unit.command(
         "names",
@@ -67,7 +70,7 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
         unit.spawn(recall.listen(Ring(Map.open(maps / "heard"))), "listen")
     except BpfError as error:  # programs of an earlier release
         _log.warning("what pods are told past the proxy stays unknown: %s", error)
-    unit.ready(f"rules of generation {session.rules.generation}, {len(learned)} addresses learned")
+    unit.ready(f"rules of generation {session.rules.generation}, {learned.open(loop.time())} addresses open")
     await unit.stopping.wait()
     unit.status(f"stopping, {session.in_flight} questions under way")
     await proxy.finish(chosen.finish_within_s)

@@ -105,7 +105,12 @@ class Learned:
         self._settled: dict[tuple[object, ...], int] = {}  # credits (but for their time) that the table holds, until
 
     def __len__(self) -> int:
+        """Addresses that the table holds, open or not."""
         return self._of_endpoint.total()
+
+    def open(self, now: float) -> int:
+        """How many addresses are open."""
+        return sum(bool(_live(value, now)) for _, value in self._table.items())
 
     def credit(self, credit: Credit, now: float) -> None:
         """Open all addresses of `credit`. Refused or OSError at the first that cannot be; those before it stay open.

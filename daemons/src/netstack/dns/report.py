@@ -14,7 +14,8 @@ from netstack.dns.session import Reason, Session
 
 
 def status(session: Session, learned: int, heard: int, error: str | None, now: float) -> dict[str, Any]:
-    """`error`: why the rules file on disk is not in force; None if it is."""
+    """`learned`: how many addresses are open; `heard`: how many facts are known past the proxy; `error`: why the rules
+    file on disk is not in force, None if it is."""
     return {
         "generation": session.rules.generation,
         "rules_error": error,

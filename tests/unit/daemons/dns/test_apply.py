@@ -254,6 +254,16 @@ def test_the_sweep_removes_what_has_expired(learned: Learned, table: FakeTable) 
     assert len(learned) == 1
 
 
+def test_what_is_kept_for_silent_connections_is_not_counted_as_open(
+    learned: Learned, table: FakeTable, used: FakeTable
+) -> None:
+    learned.credit(credit(1, addresses=(A, B), until_s=100), now=0)
+    learned.credit(credit(1, addresses=(B,), until_s=500), now=0)
+    used[FqdnKey(12, A).pack()] = Instant(int(10e9)).pack()
+    sweep(learned, frozenset({12}), now=200)
+    assert len(learned) == 2 and learned.open(now=200) == 1
+
+
 def test_an_address_in_use_is_open_until_the_use_ends(learned: Learned, table: FakeTable, used: FakeTable) -> None:
     learned.credit(credit(1, 2), now=0)
     key = FqdnKey(12, A).pack()

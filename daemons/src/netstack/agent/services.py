@@ -239,7 +239,7 @@ def _part(
 ) -> Part:
     frontends: list[Frontend] = []
     backends: dict[Target, Backend] = {}
-    service, problems = _without_others(service, around.pods)
+    service, problems = _without_others(_as_its_type(service), around.pods)
     for index, port in enumerate(service.ports):
         if port.protocol not in ("TCP", "UDP"):
             reason = f"protocol {port.protocol} is not balanced"
@@ -265,6 +265,19 @@ def _of_a_host(packed: bytes, around: Around) -> bool:
     """Whether it would take a port by which a node is managed."""
     key = layout.ServiceKey.unpack(packed)
     return (key.protocol, key.port) in around.kept and (key.address == ANY or key.address in around.hosts)
+
+
+def _as_its_type(service: Service) -> Service:
+    """The Service without what its type does not have, and an earlier type may have left: the API server drops it, a
+    folder of manifests does not. Who makes a Service a ClusterIP wants it off the LAN."""
+    if service.type == "ExternalName":  # a name for the cluster's DNS, nothing more
+        return replace(service, ports=(), external_ips=(), load_balancer_ips=())
+    if service.type == "LoadBalancer":
+        return service
+    if service.type == "NodePort":
+        return replace(service, load_balancer_ips=())
+    ports = tuple(replace(port, node_port=0) for port in service.ports)
+    return replace(service, ports=ports, load_balancer_ips=())
 
 
 def _without_others(service: Service, pods: frozenset[Prefix]) -> tuple[Service, list[BadObject]]:

@@ -70,7 +70,7 @@ def test_no_service_takes_an_address_that_is_a_pods_or_no_hosts(cluster: Cluster
     cluster.service("one/web", [A], clusterIP=address, externalIPs=[address, "192.168.86.77"])
     service = cluster.objects[Ref("Service", "one", "web")]
     assert isinstance(service, Service)
-    cluster.objects[service.meta.ref] = replace(service, load_balancer_ips=(pack(address),))
+    cluster.objects[service.meta.ref] = replace(service, type="LoadBalancer", load_balancer_ips=(pack(address),))
     problems = cluster.compile().problems
     number = pack(address)
     for raw in cluster.table("services").entries:
@@ -152,6 +152,36 @@ def test_every_kind_of_frontend(cluster: Cluster) -> None:
     assert stub not in cluster.table("services").entries, "a node's other ports stay its own"
 
 
+@pytest.mark.parametrize(
+    ("kind", "reached"),
+    [
+        ("LoadBalancer", {"10.96.0.1", "192.168.86.77", "192.168.86.18", ""}),
+        ("NodePort", {"10.96.0.1", "192.168.86.77", ""}),
+        ("ClusterIP", {"10.96.0.1", "192.168.86.77"}),
+        ("ExternalName", set()),
+    ],
+)
+def test_what_an_earlier_type_left_is_not_served(cluster: Cluster, kind: str, reached: set[str]) -> None:
+    cluster.service("one/web", [A])
+    cluster.put(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "web", "namespace": "one"},
+            "spec": {
+                "type": kind,
+                "clusterIP": "10.96.0.1",
+                "externalIPs": ["192.168.86.77"],
+                "ports": [{"port": 80, "nodePort": 30080}],
+            },
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.168.86.18"}]}},
+        }
+    )
+    cluster.compile()
+    keys = [layout.ServiceKey.unpack(raw) for raw in cluster.table("services").entries]
+    assert {unpack(key.address) if any(key.address) else "" for key in keys} == reached
+
+
 def test_headless_and_foreign_services_have_no_entry(cluster: Cluster) -> None:
     cluster.service("one/headless", [A], clusterIP="None")
     cluster.service("one/other", [A], clusterIP="10.96.0.2")
@@ -215,7 +245,12 @@ def test_source_ranges_that_are_not_enforced_shut_the_address(cluster: Cluster) 
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": "web", "namespace": "one"},
-        "spec": {"clusterIP": "10.96.0.1", "loadBalancerSourceRanges": ["10.0.0.0/8"], "ports": [{"port": 80}]},
+        "spec": {
+            "type": "LoadBalancer",
+            "clusterIP": "10.96.0.1",
+            "loadBalancerSourceRanges": ["10.0.0.0/8"],
+            "ports": [{"port": 80}],
+        },
         "status": {"loadBalancer": {"ingress": [{"ip": "192.168.86.18"}]}},
     }
     cluster.service("one/web", [A])

@@ -119,6 +119,7 @@ class Desired:
                     for name, number in sorted(item.names.items())
                 ],
                 **({"alike": sorted(map(list, item.alike))} if item.alike else {}),
+                **({"tried": list(item.tried)} if item.tried else {}),
                 "queries": [
                     {"to": server.identity, "port": server.port, "names": [{n.field: n.text} for n in sorted(names)]}
                     for server, names in sorted(item.queries.items())

@@ -118,7 +118,7 @@ class Learned:
         What the table holds for long enough is not written again: a name that is asked all the time costs the kernel
         one write a second. Nobody else writes the table, and what is removed from it here is forgotten as settled.
         """
-        what, until_s = (*credit[:-2], credit.alike), math.ceil(max(credit.until_s, now + LEAST_S))
+        what, until_s = (*credit[:5], *credit[6:]), math.ceil(max(credit.until_s, now + LEAST_S))
         if self._settled.get(what, 0) >= until_s:
             return
         for address in credit.addresses:
@@ -258,8 +258,10 @@ def _address(text: str) -> bytes:
 
 
 def _merged(live: dict[int, int], credit: Credit) -> dict[int, int]:
-    """Without as many as there are too many, as far as another one is alike, and is open at least as long then. The
-    first to go is who would expire first, an older one before a new one."""
+    """Without as many as there are too many: those on trial, if the credit is not, and then as far as another one is
+    alike, and is open at least as long then. Of these the first to go is who would expire first, an older one first."""
+    spare = [] if credit.on_trial else sorted(live.keys() & credit.tried)
+    live = {selector: at for selector, at in live.items() if selector not in spare[: len(live) - FQDN_SELECTORS]}
     for selector in sorted(live, key=lambda number: (number in credit.selectors, live[number], number)):
         if len(live) <= FQDN_SELECTORS:
             break

@@ -274,13 +274,17 @@ class Proxy:
 
     def _reply(self, reply: Reply, now: float) -> None:
         payload = reply.payload
-        try:
-            for credit in reply.credits:
+        for credit in reply.credits:
+            try:
                 self._learned.credit(credit, now)
-        except (Refused, OSError) as error:
-            self._session.counters[Reason.TABLE_REFUSED] += 1
-            self._say_held_back(reply.client.address, error)
-            payload = reply.otherwise()
+            except (Refused, OSError) as error:
+                if credit.on_trial:
+                    _log.debug("not learned for policies on trial: %s", error)
+                    continue
+                self._session.counters[Reason.TABLE_REFUSED] += 1
+                self._say_held_back(reply.client.address, error)
+                payload = reply.otherwise()
+                break
         self._send(reply.client, payload)
 
     def _say_held_back(self, pod: bytes, error: Exception) -> None:

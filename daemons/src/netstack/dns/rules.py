@@ -5,17 +5,18 @@
      "endpoints": [{"endpoint": 12, "addresses": ["10.244.1.5"], "search": ["cluster.local"],
                     "names":   [{"selector": 3, "matchName": "api.anthropic.com"},
                                 {"selector": 4, "matchPattern": "*.x.io", "lan": true}],
-                    "alike": [[3, 8, 11]],
+                    "alike": [[3, 8, 11]], "tried": [4],
                     "queries": [{"to": 1073741911, "port": 53,
                                  "names": [{"matchName": "api.anthropic.com"}, {"matchPattern": "*.local"}]}]}]}
 
 `queries` may be asked of servers with the identity `to` (as the kernel's table `identities` has it) at that port; 0 is
 any. The addresses of `names` are credited to the selector; those of private networks, and of the networks around the
 node (the file's `lan`: with a provider's IPv6 prefix they are not private), only with the rule's `lan`. Of selectors
-that are `alike` each opens what the others open. What stands before a domain of `search` in a question may be meant as
-well, and counts as if it had been asked for. A pod without an entry may ask nothing. An entry of names or queries that
-has any other field is refused, because what it is not understood to restrict it must not allow; unknown fields
-elsewhere are left to newer versions.
+that are `alike` each opens what the others open. Those that are `tried` are of policies on trial alone: no answer is
+held back, and no other selector kept out, on their account. What stands before a domain of `search` in a question may
+be meant as well, and counts as if it had been asked for. A pod without an entry may ask nothing. An entry of names or
+queries that has any other field is refused, because what it is not understood to restrict it must not allow; unknown
+fields elsewhere are left to newer versions.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Endpoint:
     """Domains that the pod's resolver puts behind the name that a program asks it for."""
     alike: frozenset[frozenset[int]] = frozenset()
     """Selectors that open the same ports."""
+    tried: frozenset[int] = frozenset()
+    """Selectors of policies on trial alone: they open nothing yet."""
 
     def may_ask(self, name: Name, identity: int, port: int) -> bool:
         """Whether the rules let the pod ask a server of this identity, at this port, for `name` or what it means."""
@@ -99,9 +102,9 @@ def parse(text: str) -> Rules:
         queries = _queries(entry, place)
         lan = frozenset(_lan(entry, f"{place}.names"))
         search = tuple(_search(entry, place))
-        endpoint = Endpoint(
-            _number(place, entry, "endpoint"), Matcher(names), queries, names, lan, search, _alike(entry, place)
-        )
+        alike, tried = _alike(entry, place), frozenset(_tried(entry, place))
+        number = _number(place, entry, "endpoint")
+        endpoint = Endpoint(number, Matcher(names), queries, names, lan, search, alike, tried)
         if endpoint.id in ids:
             raise BadConfig(f"{place}.endpoint", f"{endpoint.id} is named twice")
         ids.add(endpoint.id)
@@ -167,6 +170,13 @@ def _alike(entry: Mapping[str, Any], place: str) -> frozenset[frozenset[int]]:
     if not all(type(number) is int for group in listed for number in group):
         raise BadConfig(f"{place}.alike", f"must hold selectors, not {listed!r}")
     return frozenset(map(frozenset, listed))
+
+
+def _tried(entry: Mapping[str, Any], place: str) -> list[int]:
+    listed = entry.get("tried", [])
+    if not isinstance(listed, list) or not all(type(number) is int for number in listed):
+        raise BadConfig(f"{place}.tried", f"must be a list of selectors, not {listed!r}")
+    return listed
 
 
 def _lan(entry: Mapping[str, Any], place: str) -> Iterator[int]:

@@ -125,6 +125,13 @@ class Credit(NamedTuple):
     until_s: float
     alike: frozenset[frozenset[int]] = frozenset()
     """Selectors of the endpoint of which one opens what the others open."""
+    tried: frozenset[int] = frozenset()
+    """Those that only policies on trial want."""
+
+    @property
+    def on_trial(self) -> bool:
+        """Nothing depends on it but what policies on trial would say."""
+        return self.selectors <= self.tried
 
 
 class Forward(NamedTuple):
@@ -140,7 +147,7 @@ class Forward(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """Write `credits`, then send `payload`. If they cannot all be written, send `otherwise()`."""
+    """Write `credits`, then send `payload`; `otherwise()` if one cannot be written that is not on trial."""
 
     client: Client
     payload: bytes
@@ -371,10 +378,11 @@ class Session:
             self._keep_closed(client, name, Reason.ADDRESS_GUARDED, meaning.guarded, now)
             if not inward:
                 self._keep_closed(client, name, Reason.ADDRESS_PRIVATE, meaning.private, now)
-            until_s = now + self.lifetime(meaning.ttl_s)
+            until_s, tried = now + self.lifetime(meaning.ttl_s), endpoint.tried
             found += (
-                Credit(endpoint.id, addresses, chosen, name, client.server, until_s, endpoint.alike)
-                for addresses, chosen in ((meaning.public, selectors), (meaning.private, inward))
+                Credit(endpoint.id, addresses, chosen, name, client.server, until_s, endpoint.alike, tried)
+                for addresses, all_ in ((meaning.public, selectors), (meaning.private, inward))
+                for chosen in (all_ - tried, all_ & tried)
                 if addresses and chosen
             )
         return tuple(found)
@@ -403,7 +411,8 @@ class Session:
             if private:
                 selectors &= endpoint.lan
             if selectors:
-                return Credit(endpoint.id, (address,), selectors, wanted, server, until_s, endpoint.alike)
+                of_all = endpoint.alike, endpoint.tried
+                return Credit(endpoint.id, (address,), selectors, wanted, server, until_s, *of_all)
         return None
 
     def unreachable(self, key: int) -> list[Command]:

@@ -81,6 +81,15 @@ def test_a_ninth_selector_is_refused_and_the_eight_stay(learned: Learned, table:
     assert table.holds() == before
 
 
+def test_selectors_of_policies_on_trial_make_room_for_others(learned: Learned, table: FakeTable) -> None:
+    tried = frozenset(range(1, 9))
+    learned.credit(credit(*tried)._replace(tried=tried), now=0)
+    learned.credit(credit(9)._replace(tried=tried), now=0)
+    assert table.holds()[12, A].keys() == {9, *range(2, 9)}
+    with pytest.raises(Refused):
+        learned.credit(credit(1)._replace(tried=tried), now=0)
+
+
 def test_of_nine_that_are_alike_one_stands_for_another(learned: Learned, table: FakeTable) -> None:
     """Nine names of one rule behind one front end; a tenth, that is not alike, has no room."""
     alike = frozenset({frozenset(range(1, 10))})
@@ -399,6 +408,7 @@ credits_ = st.builds(
     st.just(SERVER),
     st.integers(1, 200),
     alike=st.just(frozenset()),
+    tried=st.just(frozenset()),
 )
 
 

@@ -61,10 +61,14 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Tab
 
 
 async def served(
-    folder: Path, table: Table, talk: Callable[[int], None], early: Callable[[int], None] = lambda port: None
+    folder: Path,
+    table: Table,
+    talk: Callable[[int], None],
+    early: Callable[[int], None] = lambda port: None,
+    tried: tuple[int, ...] = (),
 ) -> Session:
     """Run `early(port of the proxy)`, and in a thread `talk(port)` while a proxy serves; its session afterwards."""
-    write_atomic(folder / "rules.json", rules_text(endpoint(12, POD, {3: "x.io"})))
+    write_atomic(folder / "rules.json", rules_text(endpoint(12, POD, {3: "x.io"}) | {"tried": list(tried)}))
     rules = RulesFile(folder / "rules.json", folder / "copy.json")
     session = Session(DnsSettings(), rules.rules, lambda: 0xABCD, Identities(Table()))
     tasks = []
@@ -131,6 +135,27 @@ def test_an_answer_whose_address_is_not_taken_is_replaced(
 
     session = asyncio.run(served(tmp_path, table, talk))
     assert session.counters[Reason.TABLE_REFUSED] == 1
+
+
+def test_an_answer_does_not_wait_for_what_only_policies_on_trial_want(
+    tmp_path: Path, parts: tuple[Table, socket.socket, socket.socket]
+) -> None:
+    """They deny nothing: the pod may reach the address whether it is learned or not."""
+    table, pod, server = parts
+
+    def refuse() -> None:
+        raise OSError(errno.E2BIG, "the table is full")
+
+    table.on_put = refuse
+
+    def talk(port: int) -> None:
+        pod.sendto(question("x.io"), (ASKED, port))
+        payload, proxy = server.recvfrom(512)
+        server.sendto(answer_to(payload, "x.io. 5 A 192.0.2.1"), proxy)
+        assert pod.recv(512).endswith(b"\xc0\x00\x02\x01")
+
+    session = asyncio.run(served(tmp_path, table, talk, tried=(3,)))
+    assert session.counters[Reason.TABLE_REFUSED] == 0
 
 
 def test_only_the_server_that_was_asked_is_heard(

@@ -83,6 +83,8 @@ def test_selectors_that_lead_into_the_lan_are_known() -> None:
         (file(addresses=["10.0.0"]), "endpoints[0].addresses: '10.0.0' does not appear to be an IPv4 or IPv6 address"),
         (file(alike=[3]), "endpoints[0].alike: must be a list of lists of selectors, not [3]"),
         (file(alike=[["3"]]), "endpoints[0].alike: must hold selectors, not [['3']]"),
+        (file(tried=3), "endpoints[0].tried: must be a list of selectors, not 3"),
+        (file(tried=["3"]), "endpoints[0].tried: must be a list of selectors, not ['3']"),
         (file(names=["x.io"]), "endpoints[0].names[0]: must be an object, not 'x.io'"),
         (file(names=[{"matchName": "x.io"}]), "endpoints[0].names[0].selector: must be a number, not None"),
         (file(names=[{"selector": 0, "matchName": "x"}]), "endpoints[0].names[0].selector: must be between 1 and"),

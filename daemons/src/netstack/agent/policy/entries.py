@@ -67,6 +67,8 @@ class Subject:
     """What all policies together say, if some are on trial."""
     on_trial: tuple[Ref, ...] = ()
     """Those."""
+    tried: tuple[Name, ...] = ()
+    """The names that these alone name."""
 
 
 def subject(peer: Peer, selecting: tuple[Spec, ...], resolver: Resolver, servers: tuple[Server, ...]) -> Subject:
@@ -91,6 +93,7 @@ def subject(peer: Peer, selecting: tuple[Spec, ...], resolver: Resolver, servers
         alike=trial.alike,
         trial=trial.entries,
         on_trial=tuple(sorted({spec.ref for spec in selecting if spec.on_trial})),
+        tried=tuple(sorted({*trial.names}.difference(real.names))),
     )
 
 

@@ -32,6 +32,8 @@ class DnsEndpoint:
     queries: Queries
     alike: tuple[tuple[int, ...], ...] = ()
     """Selectors that open the same ports."""
+    tried: tuple[int, ...] = ()
+    """Selectors of policies on trial alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,8 @@ class Compiler:
     def _dns(self, endpoint: LocalEndpoint, its: Subject) -> DnsEndpoint:
         selectors = {name: self._resolver.selectors[name] for name in its.names}
         alike = tuple(tuple(sorted(selectors[name] for name in group)) for group in its.alike)
-        return DnsEndpoint(endpoint.id, (endpoint.address,), selectors, its.queries, alike)
+        tried = tuple(sorted(selectors[name] for name in its.tried))
+        return DnsEndpoint(endpoint.id, (endpoint.address,), selectors, its.queries, alike, tried)
 
 
 def _selects(spec: Spec, peer: Peer) -> bool:

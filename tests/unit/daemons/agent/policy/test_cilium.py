@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from instruments.cluster import Cluster
-from netstack.agent.policy.accept import read_policy
+from netstack.agent.policy.accept import TRIAL, read_policy
 from netstack.agent.policy.entries import Server
 from netstack.core.address import Prefix, pack
 from netstack.core.errors import BadObject
@@ -126,6 +126,19 @@ def test_the_dns_rules_say_which_names_open_the_same(cluster: Cluster) -> None:
     assert told["alike"] == [sorted((numbers["a.io"], numbers["c.io"]))]
     (read,) = (item for item in parse(text).endpoints.values() if item.id == told["endpoint"])
     assert read.alike == {frozenset((numbers["a.io"], numbers["c.io"]))}
+
+
+def test_the_dns_rules_say_which_names_only_policies_on_trial_name(cluster: Cluster) -> None:
+    for name, names, notes in (("p", ["a.io"], {}), ("t", ["a.io", "b.io"], {TRIAL: "true"})):
+        metadata = {"name": name, "namespace": "default", "annotations": notes}
+        spec = {"endpointSelector": {}, "egress": [{"toFQDNs": [{"matchName": item} for item in names]}]}
+        cluster.put({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": metadata, "spec": spec})
+    text = cluster.compile().dns_rules()
+    told = next(item for item in yaml.safe_load(text)["endpoints"] if len(item["names"]) == 2)
+    numbers = {item["matchName"]: item["selector"] for item in told["names"]}
+    assert told["tried"] == [numbers["b.io"]]
+    (read,) = (item for item in parse(text).endpoints.values() if item.id == told["endpoint"])
+    assert read.tried == {numbers["b.io"]}
 
 
 def test_the_dns_rules_name_the_search_domains_of_each_pod(cluster: Cluster) -> None:

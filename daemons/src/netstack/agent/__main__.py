@@ -21,7 +21,7 @@ from netstack.agent.order import plan
 from netstack.agent.policy.accept import READERS
 from netstack.agent.policy.tables import DnsEndpoint
 from netstack.agent.settings import AgentSettings
-from netstack.agent.unmanaged import Unmanaged, selections, suspects
+from netstack.agent.unmanaged import Unmanaged, restricting, selections, suspects
 from netstack.core.address import Prefix, pack
 from netstack.core.files import write_atomic
 from netstack.core.ref import Ref
@@ -196,8 +196,7 @@ class Agent:
         devices = self.cni.isolation.find(found, self.cni.devices)
         # an address of ours that is nowhere is that of a pod which begins or ends
         pods = {address: pod for address, pod in found.items() if address in devices or address not in self.chosen.pods}
-        enforced = (spec for spec in desired.accepted.specs if not spec.on_trial)
-        selected = selections(enforced, pods.values(), snapshot.all(Namespace))
+        selected = selections(restricting(desired.accepted.specs), pods.values(), snapshot.all(Namespace))
         self.unmanaged = tuple(
             Unmanaged(
                 pod.meta.ref,

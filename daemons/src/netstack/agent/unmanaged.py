@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from netstack.agent.identities import full_labels
-from netstack.agent.policy.rules import Spec
+from netstack.agent.policy.rules import Action, Spec
 from netstack.agent.register import Register
 from netstack.core.address import pack
 from netstack.core.ref import Ref
@@ -57,6 +57,16 @@ def suspects(pods: Iterable[Pod], node: str, register: Register) -> dict[bytes, 
         for address in pod.addresses
         if not any((own, pod.meta.namespace, pod.meta.name) in given for own in pod.addresses)
     }
+
+
+def restricting(specs: Iterable[Spec]) -> tuple[Spec, ...]:
+    """Those that deny anything. The others only allow (enableDefaultDeny: false): they leave nothing open where they
+    are not enforced, so nobody is isolated for them."""
+    return tuple(
+        spec
+        for spec in specs
+        if not spec.on_trial and (spec.default_deny or any(rule.action is not Action.ALLOW for rule in spec.rules))
+    )
 
 
 def selections(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from instruments.cluster import Cluster
+from netstack.agent.policy.accept import TRIAL
 from netstack.agent.register import Register
-from netstack.agent.unmanaged import Unmanaged, selections, suspects
+from netstack.agent.unmanaged import Unmanaged, restricting, selections, suspects
 from netstack.core.address import Prefix, pack, unpack
 from netstack.core.ref import Ref
 from netstack.source.models import Namespace, Pod
@@ -92,3 +93,22 @@ def test_what_is_said() -> None:
     assert str(shut) == f"{begin}, and NetworkPolicy one/deny selects it, so it is isolated{end}"
     names = "NetworkPolicy one/deny, NetworkPolicy one/more"
     assert str(lost) == f"{begin}, and {names} select it, in vain: no device of it was found on the host{end}"
+
+
+def test_who_is_isolated_is_selected_by_a_policy_that_denies_something() -> None:
+    """`netstack explain` writes policies that only allow, to be applied as they are."""
+    open_ = "endpointSelector: {}, enableDefaultDeny: {egress: false}"
+    denies = f"{open_}, egressDeny: [{{toCIDR: [192.0.2.1/32]}}]"
+    asks = "endpointSelector: {}, enableDefaultDeny: {egress: false, ingress: false}, ingress: [{}]"
+    dns = "[{ports: [{port: '53'}], rules: {dns: [{matchName: x.io}]}}]"
+    cluster = Cluster()
+    for name, spec in (("open", open_), ("denies", denies), ("asks", asks), ("shut", "endpointSelector: {}")):
+        cluster.put(POLICY % (name, spec))
+    cluster.put((POLICY % ("asks", asks)).replace("[{toEntities: [world]}]", f"[{{toPorts: {dns}}}]"))
+    cluster.put(
+        (POLICY % ("tried", "endpointSelector: {}")).replace(
+            "namespace: one", f"namespace: one, annotations: {{{TRIAL}: 'true'}}"
+        )
+    )
+    specs = restricting(cluster.compile().accepted.specs)
+    assert [spec.ref.name for spec in specs] == ["asks", "denies", "shut"]

@@ -193,6 +193,21 @@ def test_an_old_pod_that_a_policy_selects_is_isolated_and_no_other(field: Field,
     assert field.passes(shut)
 
 
+def test_an_old_pod_that_a_policy_only_allows_something_goes_on(field: Field) -> None:
+    board, (_, shut) = field.board, field.old["bridged"]
+    spec = {
+        "endpointSelector": {},
+        "enableDefaultDeny": {"egress": False},
+        "egress": [{"toCIDR": ["192.0.2.1/32"]}],
+    }
+    metadata = {"name": "open", "namespace": "default"}
+    board.put("open", {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": metadata, "spec": spec})
+    (told,) = wait_for("the policy", lambda: board.ask("status")["policies"])
+    assert (told["isolated"], told["not_enforced"], field.passes(shut)) == ([], [], True)
+    (board.folder / "manifests" / "open.yaml").unlink()
+    wait_for("nothing of it", lambda: not board.ask("status")["policies"])
+
+
 def test_an_agent_that_starts_isolates_before_it_answers(field: Field) -> None:
     board, (free, shut) = field.board, field.old["bridged"]
     board.stop()

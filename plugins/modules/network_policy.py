@@ -196,6 +196,7 @@ enforced:
 """
 
 import json
+import platform
 import time
 
 from ansible.module_utils.basic import AnsibleModule
@@ -245,7 +246,7 @@ def foresee(module: AnsibleModule, told: dict[str, object]) -> None:
     try:
         _node.ask("agent", {"command": "policy", "policy": told["policy"]})
     except _node.Silent as silent:
-        module.warn(f"{silent}; until it does, this node keeps the rules that it has")
+        module.warn(f"{platform.node()}: {silent}; until it does, this node keeps the rules that it has")
 
 
 def main() -> None:

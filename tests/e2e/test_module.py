@@ -146,7 +146,7 @@ def test_a_node_without_its_agent_is_named_and_enforces_once_it_is_back(
     url = f"http://{peer}:8080/"
     reaches(kitten, url)
     lab.node(mute).run("systemctl stop netstack-agent")
-    would = policy("--check", definition=POLICY, warned="this node keeps the rules that it has")
+    would = policy("--check", definition=POLICY, warned=f"{mute}: netstack-agent does not answer")
     assert [said["changed"] for said in would.values()] == [True] * len(lab.nodes), would
     assert lab.api.get("NetworkPolicy", NAMESPACE, NAME) is None
     reaches(pod, url)

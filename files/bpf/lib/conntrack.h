@@ -227,8 +227,8 @@ INLINE int flow_pass(struct config *config, struct endpoint *ep, struct packet *
 		return verdict == VERDICT_REDIRECTED_DNS && egress ? VERDICT_UNSUPPORTED : VERDICT_REPLY;
 
 	/* In place, bits are only ever added: the kernel may have given this memory to another flow just now. */
-	seen = flow_tcp_flags(p, forward, egress) | (forward || doubtful ? 0 : FLOW_REPLIED) | (p->translated ? FLOW_SERVICE : 0) |
-	       (forward && flow_of_proxy(p, direction, who) ? FLOW_PROXY : 0);
+	seen = flow_tcp_flags(p, forward, egress) | (forward || doubtful ? 0 : FLOW_REPLIED) |
+	       (p->translated ? FLOW_SERVICE : 0) | (forward && flow_of_proxy(p, direction, who) ? FLOW_PROXY : 0);
 	p->flow_flags = flow->flags;
 	if ((flow->flags & seen) != seen)
 		flow->flags |= seen;

@@ -49,8 +49,9 @@ class DnsSettings:
     max_in_flight: int = 1024
     """... of all pods together: each is a socket."""
 
-    max_connections_per_pod: int = 16
-    """TCP connections that one pod may hold open."""
+    max_connections_per_pod: int = 64
+    """TCP connections that one pod may hold open; one more is reset. As many as questions may wait, because those of a
+    restart come all at once."""
 
     tcp_idle_timeout_s: float = 10.0
     """A TCP connection without a question is closed after this long (RFC 7766, section 6.2.3: few seconds)."""

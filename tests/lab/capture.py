@@ -14,8 +14,9 @@ from . import network
 from .cgroups import joined
 from .shell import run, wait_until
 
-# Whole frames, in the file as soon as they have passed; and do not change the user, who could not write there.
-TCPDUMP = ("tcpdump", "-n", "-s", "0", "-U", "--immediate-mode", "-Z", "root")
+# Whole frames, in the file as soon as they have passed; and do not change the user, who could not write there. Of the
+# usual 2 MB each frame takes as much as the largest could: too few have room for a busy machine's pauses.
+TCPDUMP = ("tcpdump", "-n", "-s", "0", "-U", "--immediate-mode", "-B", "32768", "-Z", "root")
 
 PCAP_FILE_HEADER, PCAP_RECORD_HEADER = 24, 16  # bytes; draft-ietf-opsawg-pcap sections 4 and 5
 
@@ -41,7 +42,7 @@ class Capture:
             )
         # tcpdump says so once socket and filter are in place
         wait_until(lambda: "listening on" in self._heard(), f"tcpdump to listen:\n{self._heard()}")
-        captured, received = self._counts()
+        captured, received, _ = self._counts()
         self._unfiltered = received - captured
         return self
 
@@ -58,18 +59,21 @@ class Capture:
 
     def _drained(self) -> bool:
         """Whether all that was received is in the file. What came before the filter was in place counts as received
-        and is thrown away, so it is never captured."""
-        captured, received = self._counts()
+        and is thrown away, so it is never captured. RuntimeError if anything was lost: what is not in the file may then
+        have been there."""
+        captured, received, lost = self._counts()
+        if lost:
+            raise RuntimeError(f"tcpdump had no room for {lost} of {received} packets")
         return captured >= received - self._unfiltered
 
-    def _counts(self) -> tuple[int, int]:
-        """(captured, received by filter), which SIGUSR1 makes tcpdump print."""
-        before = self._heard().count("captured")
+    def _counts(self) -> tuple[int, int, int]:
+        """(captured, received by filter, dropped for want of room), which SIGUSR1 makes tcpdump print."""
+        shown = len(self._heard())
         self._tcpdump.send_signal(signal.SIGUSR1)
-        wait_until(lambda: self._heard().count("captured") > before, "tcpdump's counts")
-        counts = re.findall(r"(\d+) packets? captured\D+(\d+) packets? received by filter", self._heard())
-        captured, received = counts[-1]
-        return int(captured), int(received)
+        said = r"(\d+) packets? captured\D+(\d+) packets? received by filter\D+(\d+) packets? dropped by kernel"
+        wait_until(lambda: re.search(said, self._heard()[shown:]) is not None, "tcpdump's counts")
+        captured, received, lost = re.findall(said, self._heard())[-1]
+        return int(captured), int(received), int(lost)
 
     def lines(self, *options: str) -> list[str]:
         """One line a packet, as tcpdump prints it; `-e` among the options shows MACs."""

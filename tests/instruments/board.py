@@ -270,7 +270,7 @@ class Board:
         return (self.folder / "agent.log").read_text()
 
     def ask(self, command: str, **more: Any) -> Any:
-        return ask("agent", {"command": command, **more}, run=self.folder / "run")
+        return ask("agent", {"command": command, **more}, run=self.folder / "run", timeout_s=30)
 
     # objects and pods ------------------------------------------------------------------------------------------------
 

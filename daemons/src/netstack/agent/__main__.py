@@ -87,7 +87,7 @@ class Agent:
 
     def place(self) -> Place:
         uplink = self.traffic.link(self.chosen.datapath.uplink)
-        lan = self.traffic.networks(uplink.index) if uplink else ()
+        lan = tuple(self.traffic.networks(uplink.index)) if uplink else ()
         if uplink is not None and not self.is_guarded(uplink):
             uplink = None  # the programs of pods then take what it brings in the name of the cluster for forged
         return Place(
@@ -95,7 +95,7 @@ class Agent:
             addresses=(pack(self.chosen.node_address),),
             pod_cidrs=(self.chosen.pods,),
             more_addresses=tuple(self.traffic.taken()),
-            lan=tuple(lan),
+            lan=lan,
             uplink=uplink.index if uplink else 0,
             ranges=(Prefix.parse(self.chosen.cluster_cidr), Prefix.parse(self.chosen.service_cidr)),
             ingress_services=self.chosen.services("ingress_services"),
@@ -191,7 +191,7 @@ class Agent:
         return True
 
     def isolate(self, desired: Desired, snapshot: Snapshot) -> None:
-        """Pods that netstack did not connect, and that policies select, have no network."""
+        """Pods that netstack did not connect, and that policies restrict, have no network."""
         found = suspects(snapshot.all(Pod), self.chosen.node, self.cni.register)
         devices = self.cni.isolation.find(found, self.cni.devices)
         # an address of ours that is nowhere is that of a pod which begins or ends

@@ -115,15 +115,16 @@ def test_nothing_reaches_the_pod_before_its_address_is_in_the_table(
     assert seen_early == [False]
 
 
+def full() -> None:
+    raise OSError(errno.E2BIG, "the table is full")
+
+
 def test_an_answer_whose_address_is_not_taken_is_replaced(
     tmp_path: Path, parts: tuple[Table, socket.socket, socket.socket]
 ) -> None:
     table, pod, server = parts
 
-    def refuse() -> None:
-        raise OSError(errno.E2BIG, "the table is full")
-
-    table.on_put = refuse
+    table.on_put = full
 
     def talk(port: int) -> None:
         pod.sendto(question("x.io"), (ASKED, port))
@@ -143,10 +144,7 @@ def test_an_answer_does_not_wait_for_what_only_policies_on_trial_want(
     """They deny nothing: the pod may reach the address whether it is learned or not."""
     table, pod, server = parts
 
-    def refuse() -> None:
-        raise OSError(errno.E2BIG, "the table is full")
-
-    table.on_put = refuse
+    table.on_put = full
 
     def talk(port: int) -> None:
         pod.sendto(question("x.io"), (ASKED, port))

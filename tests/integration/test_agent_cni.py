@@ -65,6 +65,32 @@ def test_a_pod_is_not_taken_for_the_one_that_had_its_name_before(board: Board) -
     assert board.connect(static, LAN, 8082) == f"hello {NODE}"
 
 
+def test_a_sandbox_whose_pod_is_gone_keeps_its_labels_and_takes_none_of_the_next_of_that_name(board: Board) -> None:
+    """Deleted by force it runs on, while its StatefulSet begins the pod anew, here or elsewhere."""
+    spec = {"podSelector": {"matchLabels": {"app": "shut"}}, "policyTypes": ["Ingress", "Egress"]}
+    metadata = {"name": "deny", "namespace": "default"}
+    board.put(
+        "deny", {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
+    )
+    board.serve(board.lan, 8082)
+    pods = {}
+    for name, uid in (("web-0", "u1"), ("web-1", "u2")):
+        board.pod_object(f"default/{name}", {"app": "open"}, uid=uid)
+        pod = pods[name] = board.sandbox(f"default/{name}")
+        words = f"K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};K8S_POD_UID={uid}"
+        pod.result = board.cni("ADD", pod, CNI_ARGS=words)
+        assert board.connect(pod, LAN, 8082) == f"hello {NODE}"
+        board.pod_object(f"default/{name}", {"app": "shut"}, uid=uid)
+        wait_for("the policy", lambda pod=pod: board.connect(pod, LAN, 8082, 0.1) == "")
+    board.pod_object("default/web-0", {"app": "open"}, uid="u3")
+    (board.folder / "manifests/pod-default-web-1.yaml").unlink()
+    board.add("default/last")  # by now the objects are known
+    for _ in range(2):
+        assert [board.connect(pod, LAN, 8082, 0.3) for pod in pods.values()] == ["", ""]
+        board.stop()
+        board.start()
+
+
 def test_a_full_pod_cidr(tmp_path: Path) -> None:
     with Board(tmp_path, 1, pod_cidr="10.244.1.0/29") as board:
         board.load()

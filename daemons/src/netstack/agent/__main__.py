@@ -141,7 +141,7 @@ class Agent:
         )
         self.isolate(desired, snapshot)
         changes = plan(self.before.tables, desired.tables)
-        if not self.keep(desired) or not self.write(changes, desired):
+        if not self.keep(desired, snapshot) or not self.write(changes, desired):
             return False
         if desired.between:
             log.info("the kernel's tables have no room for old and new rules at once: the old ones went first")
@@ -164,9 +164,10 @@ class Agent:
         self.failure = "; ".join((*desired.overflows.values(), *self.settled()))
         return not desired.overflows.keys() & WHO_MAY
 
-    def keep(self, desired: Desired) -> bool:
+    def keep(self, desired: Desired, snapshot: Snapshot) -> bool:
         """On the disk before it is in force: it must outlive us. False, and said, if the disk refuses."""
         try:
+            self.cni.remember(snapshot)
             self.good.write(desired.accepted.good)
             if self.dns != (desired.policy.dns, desired.lan):
                 # whatever a power cut leaves of it, the next agent writes it anew

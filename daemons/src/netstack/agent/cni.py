@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from netstack.agent.identities import is_pod
 from netstack.agent.isolate import Isolation
 from netstack.agent.register import INGRESS_NAME, Full, Record, Register
 from netstack.agent.settings import AgentSettings
@@ -33,7 +34,6 @@ from netstack.kernel.bpf import BpfError
 from netstack.kernel.netlink import Link, Route
 from netstack.source import Snapshot
 from netstack.source.models import Pod, Service
-from netstack.source.resources import STATIC_UID
 
 TRY_AGAIN, FULL, NO_DATAPATH, NOT_RESERVED = 11, 100, 101, 102
 """CNI error codes: 11 is the specification's; from 100 on a plugin's own."""
@@ -106,7 +106,8 @@ class Cni:
     async def _reserve(self, request: dict[str, Any]) -> dict[str, Any]:
         """{container, interface, device, namespace, pod, uid} -> {id, address, mtu, attached}."""
         container, interface = request["container"], request["interface"]
-        labels, account = await self._wait_for(request["namespace"], request["pod"], request.get("uid", ""), container)
+        uid = request.get("uid", "")
+        labels, account = await self._wait_for(request["namespace"], request["pod"], uid, container)
         record = self.register.find(container, interface)
         if record is None:
             place = (request["device"], request["namespace"], request["pod"])
@@ -117,7 +118,7 @@ class Cni:
                 raise Refused(FULL, "no address is left for the pod", str(full)) from full
             record = self.register.find(container, interface)
             assert record is not None  # noqa: S101 - reserve has put it there
-        record = replace(record, labels=labels, service_account=account)
+        record = replace(record, labels=labels, service_account=account, uid=uid)
         self._commit(self.register.put(record))
         uplink = self._traffic.link(self._settings.datapath.uplink)
         mtu = uplink.mtu if uplink else DEFAULT_MTU
@@ -139,10 +140,9 @@ class Cni:
             raise Refused(TRY_AGAIN, f"Pod {namespace}/{name} is not known on this node yet", details) from None
 
     def _pod(self, namespace: str, name: str, uid: str) -> tuple[dict[str, str], str] | None:
-        """None also for one of the same name that was before it (StatefulSets): its labels may be others. `uid` is ""
-        where the runtime does not tell, the object's where a manifest has none."""
+        """None also for one of the same name that was before it (StatefulSets): its labels may be others."""
         pod = self._snapshot().get(Pod, "Pod", namespace, name)
-        if pod is None or (uid and pod.meta.uid and uid not in (pod.meta.uid, pod.meta.annotations.get(STATIC_UID))):
+        if pod is None or not is_pod(pod, uid):
             return None
         return dict(pod.meta.labels), pod.service_account
 
@@ -203,6 +203,18 @@ class Cni:
         return {}
 
     # upkeep ----------------------------------------------------------------------------------------------------------
+
+    def remember(self, snapshot: Snapshot) -> None:
+        """What objects say of the pods of endpoints: it holds for these when the objects are gone. OSError."""
+        register = self.register
+        for record in register.records:
+            pod = snapshot.get(Pod, "Pod", record.namespace, record.pod)
+            if pod is not None and is_pod(pod, record.uid):
+                labels, account = dict(pod.meta.labels), pod.service_account
+                if (labels, account) != (record.labels, record.service_account):
+                    register = register.put(replace(record, labels=labels, service_account=account))
+        if register is not self.register:
+            self._commit(register)
 
     def release(self, record: Record) -> None:
         """Policy and endpoint go, then the device, then the address is free."""

@@ -27,6 +27,7 @@ from netstack.core.ref import Ref
 from netstack.core.table import Table
 from netstack.kernel import layout
 from netstack.source.models import EndpointSlice, Namespace, Node, Pod
+from netstack.source.resources import STATIC_UID
 
 NAMESPACE = "io.kubernetes.pod.namespace"
 NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
@@ -74,6 +75,8 @@ class LocalEndpoint:
     service_account: str = ""
     ingress: bool = False
     """This is the node's ingress endpoint, not a pod."""
+    uid: str = ""
+    """Of the pod; "" where ADD was not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,12 @@ def full_labels(own: Labels, namespace: str, service_account: str, namespaces: M
     return labels
 
 
+def is_pod(pod: Pod, uid: str) -> bool:
+    """Whether it is the one that a runtime calls `uid`, and none of the same name before or after it. `uid` is "" where
+    the runtime does not tell, the object's where a manifest has none: then the name decides."""
+    return not uid or not pod.meta.uid or uid in (pod.meta.uid, pod.meta.annotations.get(STATIC_UID))
+
+
 def tell(item: EndpointSlice) -> bool:
     """Whether it says who somebody is. Most do not, and change often."""
     return _is_api_server(item) or _is_ingress(item)
@@ -297,6 +306,8 @@ def _local(view: View, members: _Members, namespaces: Mapping[str, Labels]) -> d
     found = {}
     for endpoint in view.endpoints:
         pod = pods.get(endpoint.ref)
+        if pod is not None and not is_pod(pod, endpoint.uid):  # deleted by force, and its name is another's by now
+            pod = None
         own = pod.meta.labels if pod else endpoint.labels
         account = pod.service_account if pod else endpoint.service_account
         if endpoint.ingress:  # as labelled when its Service was last known; until then by its namespace alone

@@ -45,6 +45,8 @@ class Record:
     """Of `device`; 0 until attached."""
     mac: str = ""
     host_mac: str = ""
+    uid: str = ""
+    """The pod's; "" where the runtime did not tell, or an earlier release reserved."""
 
     @property
     def ingress(self) -> bool:
@@ -66,6 +68,7 @@ class Record:
             labels=self.labels,
             service_account=self.service_account,
             ingress=self.ingress,
+            uid=self.uid,
         )
 
 
@@ -87,13 +90,18 @@ class Register:
             return cls(boot)
         try:
             data: dict[str, Any] = json.loads(text)
-            records = tuple(Record(**item) for item in data["records"]) if data["boot"] == boot else ()
+            uids = data.get("uids", {})
+            items = data["records"] if data["boot"] == boot else ()
+            records = tuple(Record(**item, uid=uids.get(str(item["id"]), "")) for item in items)
             return cls(boot, int(data["next_id"]), int(data["last_host"]), records)
         except (TypeError, KeyError) as error:
             raise ValueError(f"is no register of endpoints: {error!r}") from error
 
     def dump(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
+        """Uids beside the records: a release before them, which somebody goes back to, takes no record with one."""
+        data = asdict(self)
+        data["uids"] = {record["id"]: record.pop("uid") for record in data["records"]}
+        return json.dumps(data, indent=1) + "\n"
 
     def find(self, container: str, interface: str) -> Record | None:
         return next((r for r in self.records if (r.container, r.interface) == (container, interface)), None)

@@ -151,6 +151,22 @@ def test_an_endpoint_whose_object_is_gone_keeps_its_labels() -> None:
     assert cluster.desired.identities.of_endpoint[1].labels["app"] == "a"
 
 
+@pytest.mark.parametrize(
+    ("told", "object_has", "label"),
+    [("u1", "u2", "old"), ("u1", "u1", "new"), ("h1", "u2", "new"), ("", "u2", "new"), ("u1", "", "new")],
+)
+def test_an_endpoint_takes_no_label_of_another_pod_with_its_name(told: str, object_has: str, label: str) -> None:
+    """One of a StatefulSet that was deleted by force: its sandbox runs on. A runtime names a static pod by its hash."""
+    cluster = Cluster()
+    cluster.pod("one/a-0", {"app": "old"}, address="10.244.1.7")
+    ref = Ref("Pod", "one", "a-0")
+    cluster.endpoints[ref] = replace(cluster.endpoints[ref], uid=told)
+    its = {"uid": object_has, "annotations": {"kubernetes.io/config.hash": "h1"}}
+    cluster.pod("one/a-0", {"app": "new"}, node="n2", address="10.244.2.7", ports=[("web", "TCP", 80)], **its)
+    peer = cluster.compile().identities.of_endpoint[1]
+    assert (peer.labels["app"], bool(peer.ports)) == (label, label == "new")
+
+
 def test_the_ingress_endpoints_of_all_nodes_bear_their_services_labels() -> None:
     cluster = Cluster()
     cluster.service("ingress-nginx/ingress-nginx-controller", ["10.244.2.2/n2"], selector={"app": "ingress-nginx"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -64,6 +65,17 @@ def test_a_restart_keeps_everything_and_a_reboot_only_the_counters() -> None:
     assert after.records == ()
     assert found(reserve(after, "c"), "c") == (3, "10.244.1.5")
     assert Register.load("", "boot") == Register("boot")
+
+
+def test_a_register_with_uids_is_read_by_the_release_before_them_and_one_without_by_this() -> None:
+    register = reserve(reserve(Register("boot"), "a"), "b")
+    record = register.find("b", "eth0")
+    assert record is not None
+    register = register.put(replace(record, uid="u1"))
+    assert Register.load(register.dump(), "boot") == register
+    written = json.loads(register.dump())
+    assert written.pop("uids") == {"1": "", "2": "u1"} and not any("uid" in item for item in written["records"])
+    assert Register.load(json.dumps(written), "boot") == register.put(record)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"boot": "b", "next_id": 1, "last_host": 2, "records": [{"x": 1}]}'])

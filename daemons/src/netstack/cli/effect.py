@@ -1,7 +1,7 @@
 """`netstack effect`: what a policy would change, for people and programs. Pure; proposal.py reads the node.
 
 Pairs of pods and nodes come from the compiled tables (netstack.agent.effect). Flows are those that the observer has
-seen: each is judged by the tables before and after the change, with the DNS names that pods have learned for its
+seen: each is judged by the tables before and after the change, with the DNS names that this pod has learned for the
 address. Flows that were seen from both of their ends are one.
 """
 
@@ -158,7 +158,7 @@ def flows(
         verdict = Verdict[flow["verdict"]]
         if flow["direction"] in WAYS and flow["protocol"] in PROTOCOLS and (not verdict.dropped or verdict in JUDGED):
             ends = (flow["source"]["address"], flow["destination"]["address"])
-            names = tuple(flow["destination"]["names"])
+            names = tuple(flow["learned"]) if flow["direction"] == "egress" else ()
             key = (*ends, flow["protocol"], flow["destination"]["port"], flow["direction"], flow["entity"], names)
             counts[key] += 1 + flow["repeats"]
     judging = _Judging(before, after, parties, policy)

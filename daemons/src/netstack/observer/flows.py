@@ -45,6 +45,7 @@ def named(event: layout.Event, names: Names, boot: float) -> dict[str, Any]:
         "pod": endpoint.pod if endpoint else "",
         "source": _party(source, event.source_port, pods.get(source, ""), names),
         "destination": _party(destination, event.port, pods.get(destination, ""), names),
+        "learned": [] if names.pod(peer) else list(names.learned(number, peer)),
         "identity": event.peer,
         "entity": kind(event.peer) if event.direction else "",
         "protocol": PROTOCOL_NAMES.get(event.protocol, str(event.protocol) if event.protocol else ""),

@@ -58,7 +58,8 @@ class Names:
         self._rules: dict[int, str] = {}
         self._pods: dict[str, str] = {}
         self._nodes: dict[str, str] = {}
-        self._dns: dict[str, tuple[float, tuple[str, ...]]] = {}
+        self._dns: dict[str, tuple[float, dict[str, set[int]]]] = {}
+        """Address -> (until when, name -> the endpoints that have learned it)."""
 
     def learn(self, told: Mapping[str, Any]) -> None:
         """The agent's answer to `names` (netstack.agent.report.names)."""
@@ -82,10 +83,11 @@ class Names:
 
     def learn_dns(self, asked: Iterable[str], told: Iterable[Mapping[str, Any]], now: float) -> None:
         """The DNS proxy's answer to `names` of these addresses."""
-        found: dict[str, set[str]] = {address: set() for address in asked}
+        found: dict[str, dict[str, set[int]]] = {address: {} for address in asked}
         for item in told:
-            found.setdefault(item["address"], set()).update(name.removesuffix(".") for name in item["names"])
-        self._dns |= {address: (now + DNS_LIFE_S, tuple(sorted(names))) for address, names in found.items()}
+            for name in item["names"]:
+                found.setdefault(item["address"], {}).setdefault(name.removesuffix("."), set()).add(item["endpoint"])
+        self._dns |= {address: (now + DNS_LIFE_S, names) for address, names in found.items()}
 
     def endpoint_at(self, ifindex: int) -> int:
         """The endpoint behind a device; 0 if it is no pod's."""
@@ -105,7 +107,11 @@ class Names:
 
     def dns(self, address: str) -> tuple[str, ...]:
         """Every name that pods of this node have learned for the address."""
-        return self._dns.get(address, (0.0, ()))[1]
+        return tuple(sorted(self._dns[address][1])) if address in self._dns else ()
+
+    def learned(self, endpoint: int, address: str) -> tuple[str, ...]:
+        """The names among these that this endpoint has learned itself: policies know no others."""
+        return tuple(name for name in self.dns(address) if endpoint in self._dns[address][1][name])
 
 
 def _endpoint(pod: str, address: str, told: Mapping[str, Any]) -> Endpoint:

@@ -69,8 +69,8 @@ def test_a_line_counts_what_it_does_not_list() -> None:
     assert text.startswith("opens one/0, one/1, one/2, one/3, one/4, one/5, 3 more -> world: everything")
 
 
-def end(address: str, port: int = 0, names: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {"address": address, "port": port, "pod": "", "node": "", "names": list(names)}
+def end(address: str, port: int = 0) -> dict[str, Any]:
+    return {"address": address, "port": port, "pod": "", "node": "", "names": ["of-another-pod.x.io"]}
 
 
 def seen(source: str, destination: str, port: int = 443, **fields: Any) -> dict[str, Any]:
@@ -79,7 +79,8 @@ def seen(source: str, destination: str, port: int = 443, **fields: Any) -> dict[
         "verdict": "FORWARDED",
         "direction": "egress",
         "source": end(source, 40000),
-        "destination": end(destination, port, fields.pop("names", ())),
+        "destination": end(destination, port),
+        "learned": [],
         "entity": "pod",
         "protocol": "TCP",
         "repeats": 0,
@@ -121,8 +122,8 @@ def test_what_was_denied_opens() -> None:
 def test_names_decide_about_the_world() -> None:
     world = {"entity": "world"}
     events = [
-        seen("one/a", "8.8.8.8", names=("api.x.io",), **world),
-        seen("one/a", "8.8.4.4", names=("deep.api.x.io",), **world),
+        seen("one/a", "8.8.8.8", learned=("api.x.io",), **world),
+        seen("one/a", "8.8.4.4", learned=("deep.api.x.io",), **world),
         seen("one/a", "9.9.9.9", **world),
         seen("one/a", "9.9.9.9", 80, **world),
         seen("8.8.8.8", "one/a", 80, direction="ingress", **world),

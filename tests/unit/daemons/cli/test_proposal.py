@@ -31,6 +31,7 @@ EVENT = {
     "direction": "egress",
     "source": {"address": clusters.ADDRESSES["one/a"], "port": 4000, "names": []},
     "destination": {"address": "8.8.8.8", "port": 443, "names": []},
+    "learned": [],
     "entity": "world",
     "protocol": "TCP",
     "repeats": 0,

@@ -15,6 +15,10 @@ from netstack.observer.names import Names
 POD, PEER, WORLD = "10.244.1.3", "10.244.2.3", "192.0.2.1"
 POLICY, RULE = "CiliumNetworkPolicy shop/p", "CiliumNetworkPolicy shop/p: spec.egress[0]"
 OTHER = "NetworkPolicy shop/ingress-alone"
+LEARNED = [
+    {"endpoint": 11, "address": WORLD, "names": ["api.x.io."]},
+    {"endpoint": 12, "address": WORLD, "names": ["other.x.io."]},
+]
 BOOT = 1_800_000_000.0
 
 
@@ -27,7 +31,7 @@ def names() -> Names:
     pods = {POD: "shop/cart-1", PEER: "db/main"}
     nodes = {"192.168.86.21": "n1"}
     made.learn({"revision": "1", "endpoints": [endpoint], "rules": {"7": RULE}, "pods": pods, "nodes": nodes})
-    made.learn_dns([WORLD], [{"address": WORLD, "names": ["api.x.io."]}], 0)
+    made.learn_dns([WORLD], LEARNED, 0)
     return made
 
 
@@ -62,7 +66,8 @@ def test_an_allowed_flow_names_pod_peer_and_rule(names: Names) -> None:
         "endpoint": 11,
         "pod": "shop/cart-1",
         "source": {"address": POD, "port": 4000, "pod": "shop/cart-1", "node": "", "names": []},
-        "destination": {"address": WORLD, "port": 443, "pod": "", "node": "", "names": ["api.x.io"]},
+        "destination": {"address": WORLD, "port": 443, "pod": "", "node": "", "names": ["api.x.io", "other.x.io"]},
+        "learned": ["api.x.io"],
         "identity": l.IDENTITY_WORLD,
         "entity": "world",
         "protocol": "TCP",

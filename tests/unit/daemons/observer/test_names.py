@@ -56,8 +56,13 @@ def test_dns_is_asked_once_in_a_while_and_not_about_the_cluster() -> None:
     names.learn(told(pods={"10.0.0.9": "one/a"}))
     asked = names.unknown(["10.0.0.9", "192.0.2.1", "192.0.2.2", "192.0.2.1"], now=0)
     assert asked == ["192.0.2.1", "192.0.2.2"]
-    names.learn_dns(asked, [{"address": "192.0.2.1", "names": ["b.x.", "a.x."]}], now=0)
+    told_of = {"address": "192.0.2.1"}
+    names.learn_dns(
+        asked, [told_of | {"endpoint": 2, "names": ["b.x.", "a.x."]}, told_of | {"endpoint": 1, "names": ["b.x."]}], 0
+    )
     assert (names.dns("192.0.2.1"), names.dns("192.0.2.2")) == (("a.x", "b.x"), ())
+    assert [names.learned(endpoint, "192.0.2.1") for endpoint in (0, 1, 2)] == [(), ("b.x",), ("a.x", "b.x")]
+    assert names.learned(1, "192.0.2.2") == names.learned(1, "192.0.2.3") == ()
     assert names.unknown(asked, now=DNS_LIFE_S - 1) == []
     assert names.unknown(asked, now=DNS_LIFE_S + 1) == asked
 

@@ -50,6 +50,8 @@ INLINE int door(struct __sk_buff *skb, struct packet *p, struct endpoint *ep)
 		return VERDICT_SPOOFED;
 	if (!mac_equal(eth.h_dest, ep->host_mac) || addr_many(&p->dst) || addr_link_local(&p->dst))
 		return VERDICT_UNSUPPORTED;	/* the node by its link-local address would be judged as the world */
+	if (addr_gateway(&p->dst))
+		return VERDICT_UNSUPPORTED;	/* the default route would take it to the LAN, in the pod's own name */
 	return CONTINUE;
 }
 

@@ -124,6 +124,13 @@ def test_an_allowed_flow_names_its_rule(node: Home, run: Path) -> None:
     assert (stage.where, stage.rule) == ("leaves pod one/a", RULES[str(ALLOW)])
 
 
+@pytest.mark.parametrize("protocol", ["ICMP", "TCP"])
+def test_nobody_is_at_the_gateways_address(node: Home, run: Path, protocol: str) -> None:
+    (found,) = explain(node, run, "pod/b", "169.254.1.1" if protocol == "ICMP" else "169.254.1.1:80", protocol)
+    assert [stage.verdict for stage in found.stages] == [Verdict.UNSUPPORTED] and not found.allowed
+    assert found.suggestion == {}
+
+
 def test_a_denied_flow_names_its_rule(node: Home, run: Path) -> None:
     (found,) = explain(node, run, A, "192.0.2.66:443")
     (stage,) = found.stages

@@ -230,7 +230,7 @@ def test_a_service_of_pods_is_not_the_nodes(node: Packet) -> None:
 # its own pods
 
 
-@pytest.mark.parametrize("address", [NODE, c.GATEWAY, SECOND])
+@pytest.mark.parametrize("address", [NODE, SECOND])
 def test_its_own_pods_are_judged_by_who_they_are(node: Packet, address: str) -> None:
     assert passes(node.from_pod(tcp(POD, address, 8080)))
     node.guard(IN)

@@ -216,12 +216,14 @@ def test_deny_needs_no_enforcement(node: Packet) -> None:
     assert node.from_pod(syn(port=444)).verdict is Verdict.FORWARDED
 
 
-def test_the_gateway_is_the_host(node: Packet) -> None:
+def test_the_gateway_is_a_next_hop_and_nobody_to_talk_to(node: Packet) -> None:
+    """No node has its address: by the node's routes it would go to the LAN."""
+    for packet in (syn(c.GATEWAY), IP(src=POD, dst=c.GATEWAY) / ICMP(type=8, id=77, seq=1)):
+        assert node.from_pod(packet).verdict is Verdict.UNSUPPORTED
     enforce(node)
     node.rule(l.ACTION_ALLOW, l.IDENTITY_WORLD, None, protocol=None)
-    assert node.from_pod(syn(c.GATEWAY)).verdict is Verdict.DEFAULT_DENY
+    assert node.from_pod(syn(c.NODE)).verdict is Verdict.DEFAULT_DENY
     node.rule(l.ACTION_ALLOW, l.IDENTITY_HOST, None)
-    assert node.from_pod(syn(c.GATEWAY)).verdict is Verdict.FORWARDED
     assert node.from_pod(syn(c.NODE)).verdict is Verdict.FORWARDED
 
 

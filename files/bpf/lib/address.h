@@ -43,6 +43,12 @@ INLINE bool addr_link_local(const struct addr *a)
 	return (a->w[0] & be32(0xffc00000)) == be32(0xfe800000);
 }
 
+/* What pods have as their gateway: a next hop, at which nobody is. */
+INLINE bool addr_gateway(const struct addr *a)
+{
+	return addr_v4(a) && a->w[3] == be32(GATEWAY_V4);
+}
+
 /* `bits` (0 = no network at all) counts as in struct prefix. */
 INLINE bool addr_within(const struct addr *a, const struct addr *net, __u32 bits)
 {

@@ -37,7 +37,7 @@ INLINE bool host_has(struct __sk_buff *skb, struct config *config, struct packet
 	struct bpf_fib_lookup fib = {};
 	int found;
 
-	if (addr_equal(dst, &own->node) || (addr_v4(dst) && dst->w[3] == be32(GATEWAY_V4)))
+	if (addr_equal(dst, &own->node))
 		return true;
 	if (addr_many(dst) || addr_within(dst, &own->pod_net, own->pod_net_bits))
 		return false;

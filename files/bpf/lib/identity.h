@@ -27,7 +27,7 @@ INLINE void identify(const struct addr *addr, struct who *who)
 	who->identity = IDENTITY_WORLD;
 	who->outside = 1;
 	__builtin_memset(&who->node, 0, sizeof(who->node));
-	if (addr_v4(addr) && addr->w[3] == be32(GATEWAY_V4)) {
+	if (addr_gateway(addr)) {
 		who->identity = IDENTITY_HOST;
 		who->outside = 0;
 		return;

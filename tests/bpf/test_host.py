@@ -112,6 +112,20 @@ def test_what_the_node_sends_is_judged_and_what_it_routes_is_not(node: Packet) -
     assert passes(node.to_lan(IPv6(src="fd00::21", dst="fd00::22") / ICMPv6ND_NS(tgt="fd00::22")))
 
 
+def test_the_broadcast_of_a_network_is_judged_as_the_lans_when_sent_and_as_the_nodes_when_heard(node: Packet) -> None:
+    """To the agent it is an address of this node, so that it is that for pods."""
+    node.identity("192.168.86.255/32", l.IDENTITY_HOST, NODE)
+    lan = (2 << 30) + 5
+    node.identity("192.168.86.0/24", lan)
+    sent, heard = (IP(src=src, dst="192.168.86.255") / UDP(sport=9, dport=9) for src in (NODE, CLIENT))
+    node.guard(IN | OUT)
+    let_out(node, l.IDENTITY_HOST, None, None)
+    assert node.to_lan(sent).verdict is node.from_lan(heard).verdict is Verdict.DEFAULT_DENY
+    let_out(node, lan, 9, 17)
+    let_in(node, lan, 9, 17)
+    assert passes(node.to_lan(sent)) and passes(node.from_lan(heard))
+
+
 def test_who_claims_to_be_a_node_must_be_it(node: Packet) -> None:
     node.identity("192.168.86.23/32", l.IDENTITY_REMOTE_NODE, "192.168.86.23")
     packet = tcp("192.168.86.23", NODE, 80)

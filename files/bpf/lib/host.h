@@ -4,8 +4,9 @@
  * under the node's address, its rules and flows under HOST_ENDPOINT.
  *
  * Judged: what comes by the uplink for any address of the node, what the node sends by the uplink, and what its own
- * pods send it. Not judged: multicast and broadcast (DHCP, mDNS, IGMP), neighbour discovery, and the node to its own
- * pods. What has no ports (fragments, other protocols) passes by rules that name none.
+ * pods send it. Not judged: multicast and 255.255.255.255 (DHCP, mDNS, IGMP), neighbour discovery, and the node to its
+ * own pods. A network's own broadcast (192.168.86.255) is judged: as the node's where it arrives, as the LAN's where it
+ * is sent. What has no ports (fragments, other protocols) passes by rules that name none.
  */
 #pragma once
 #include "abi.h"
@@ -103,6 +104,8 @@ INLINE int host_leave(struct __sk_buff *skb, struct config *config, struct packe
 	if (!host || addr_many(&p->dst))
 		return CONTINUE;
 	identify(&p->t.dst, &peer);
+	if (addr_equal(&peer.node, &family(config, p->v6)->node))
+		identify_within(&p->t.dst, 127, &peer);	/* ours, and leaves: the broadcast of a network of ours */
 	return host_pass(skb, config, host, p, DIRECTION_EGRESS, &peer);
 }
 

@@ -19,9 +19,10 @@ struct who {
 	struct addr node;	/* whose it is; :: = outside */
 };
 
-INLINE void identify(const struct addr *addr, struct who *who)
+/* By no entry longer than `bits`. */
+INLINE void identify_within(const struct addr *addr, __u32 bits, struct who *who)
 {
-	struct prefix key = { .bits = 128, .addr = *addr };
+	struct prefix key = { .bits = bits, .addr = *addr };
 	struct identity *known;
 
 	who->identity = IDENTITY_WORLD;
@@ -38,6 +39,11 @@ INLINE void identify(const struct addr *addr, struct who *who)
 	who->identity = known->identity;
 	who->outside = addr_none(&known->node);
 	who->node = known->node;
+}
+
+INLINE void identify(const struct addr *addr, struct who *who)
+{
+	identify_within(addr, 128, who);
 }
 
 INLINE struct family_config *family(struct config *config, bool v6)

@@ -7,7 +7,7 @@ back, and the node out of its cluster. So some flows pass whatever policies say,
     from the node    to API servers; to DHCP servers; the DNS proxy's questions to the cluster's DNS servers
 
 The node reaches its own pods in any case, answers pass with what they answer, and what goes to many (multicast,
-broadcast) and neighbour discovery are not judged at all (files/bpf/lib/host.h).
+255.255.255.255) and neighbour discovery are not judged at all (files/bpf/lib/host.h).
 """
 
 from __future__ import annotations

@@ -465,6 +465,24 @@ def test_a_damaged_cache_file_is_made_anew(node: Home, tmp_path: Path, caplog: p
     assert set(Compiled.from_json(file.read_text()).programs) == set(PROGRAMS)
 
 
+def test_a_new_set_takes_the_place_of_those_that_were_used_longest_ago(node: Home, tmp_path: Path) -> None:
+    current = node.settings
+    release(node, tmp_path, lambda _: None)
+    cache = Path(node.settings.cache)
+    (used,) = cache.iterdir()
+    others = [cache / f"{number:032x}.json" for number in range(loader.KEPT)]
+    for age, file in enumerate([*others, used]):
+        file.touch()
+        os.utime(file, (10_000_000 - age,) * 2)
+    loader.compiled_set(node.settings)
+    not_ours = cache / "notes.json"
+    not_ours.touch()
+    loader.compiled_set(replace(current, cache=str(cache)))
+    left = set(cache.iterdir())
+    assert len(left) == loader.KEPT + 1
+    assert left > {used, not_ours, *others[:-2]} and not left & set(others[-2:])
+
+
 def command(node: Home, config: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """netstack-loader as a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "daemons" / "src")}

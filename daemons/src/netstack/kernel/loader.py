@@ -45,6 +45,9 @@ from netstack.kernel.netlink import Link
 from netstack.kernel.programs import CGROUP, PROGRAMS, Compiled
 
 ALL_MAPS = layout.MAPS | layout.INNER
+KEPT = 16
+"""Compiled sets, of 250 kB each: those that were used last, so that another kernel or the release before needs no
+compiler."""
 log = logging.getLogger("netstack-loader")
 
 
@@ -124,7 +127,10 @@ def compiled_set(wanted: LoaderSettings) -> Compiled:
         compiler = "none"
     path = Path(wanted.cache) / f"{programs.key(wanted.sources, platform.release(), compiler)}.json"
     with suppress(FileNotFoundError, ValueError, KeyError):  # a damaged file is made anew
-        return Compiled.from_json(path.read_text(encoding="utf-8"))
+        compiled = Compiled.from_json(path.read_text(encoding="utf-8"))
+        with suppress(OSError):
+            path.touch()  # used now
+        return compiled
     log.info("compiling %s for kernel %s", wanted.sources, platform.release())
     result = subprocess.run(
         [sys.executable, "-m", "netstack.kernel.compile", str(wanted.sources), str(path)],
@@ -135,7 +141,15 @@ def compiled_set(wanted: LoaderSettings) -> Compiled:
     )
     if result.returncode:
         raise LoaderError(f"the programs do not compile: {_compile_hint()}{result.stderr.strip()}")
-    return Compiled.from_json(path.read_text(encoding="utf-8"))
+    compiled = Compiled.from_json(path.read_text(encoding="utf-8"))
+    with suppress(OSError):  # or the next one finds them
+        for unused in sorted(path.parent.glob(f"{'?' * len(path.stem)}.json"), key=_used, reverse=True)[KEPT:]:
+            unused.unlink()
+    return compiled
+
+
+def _used(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _compile_hint() -> str:

@@ -30,6 +30,17 @@ def test_del_without_an_agent_succeeds_and_is_made_good_later(board: Board) -> N
     wait_for("the audit", lambda: board.ask("status")["endpoints"] == [])
 
 
+def test_a_pod_that_its_runtime_forgot_gives_its_address_back_when_its_namespace_is_gone(tmp_path: Path) -> None:
+    """No DEL ever comes. Its object may still be there."""
+    with Board(tmp_path, 3, pod_cidr="10.244.1.0/29") as board:
+        board.load()
+        board.start()
+        pods = [board.add(f"default/p{number}") for number in range(4)]
+        ip("netns", "del", pods[1].netns)
+        wait_for("the audit", lambda: len(board.ask("status")["endpoints"]) == 3)
+        assert board.add("default/next").address == pods[1].address
+
+
 def test_a_pod_whose_object_is_unknown_waits_and_is_told_so(board: Board) -> None:
     pod = board.sandbox("default/ghost")
     with pytest.raises(CniFailure, match=r"Pod default/ghost is not known on this node yet waited 0.5 s") as failure:

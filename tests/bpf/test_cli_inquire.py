@@ -211,6 +211,21 @@ def test_what_policies_for_nodes_say_of_what_it_sends_is_asked(node: Home, run: 
     assert found.allowed and found.stages == ()
 
 
+def test_the_lans_broadcast_is_not_this_node_to_itself(node: Home, run: Path) -> None:
+    broadcast = "192.168.86.255"
+    key = l.PrefixKey(128, pack(broadcast))
+    node.namespace.ip("addr", "replace", f"{NODE}/24", "dev", "eth0")
+    node.put("identities", key, l.Identity(l.IDENTITY_HOST, 0, pack(NODE)))
+    try:
+        with selected(node, l.ENFORCE_EGRESS):
+            (found,) = explain(node, run, NODE, f"{broadcast}:9", "UDP")
+    finally:
+        with node.map("identities") as identities:
+            identities.delete(key.pack())
+    assert [(stage.where, stage.verdict) for stage in found.stages] == [("leaves node n1", Verdict.DEFAULT_DENY)]
+    assert found.destination.kind == "world"
+
+
 def test_a_name_that_has_expired_is_none_that_the_pod_knows(node: Home, run: Path) -> None:
     """It may still be noted, for the connections that it allowed."""
     selector, to = (3 << 30) + 5, "203.0.113.77"
@@ -237,7 +252,7 @@ def test_a_name_that_has_expired_is_none_that_the_pod_knows(node: Home, run: Pat
 def test_another_node_is_asked_with_the_mac_that_the_kernel_knows(node: Home, run: Path) -> None:
     with node.namespace.entered():
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-    node.namespace.ip("addr", "add", f"{NODE}/24", "dev", "eth0")
+    node.namespace.ip("addr", "replace", f"{NODE}/24", "dev", "eth0")
     (found,) = explain(node, run, OTHER, "pod/a", "ICMP")
     assert [stage.verdict for stage in found.stages] == [Verdict.NO_NEIGHBOUR]
     node.namespace.ip("neigh", "replace", OTHER, "lladdr", "02:00:00:00:00:22", "dev", "eth0")

@@ -121,8 +121,7 @@ class Inquiry:
         return self._at(pack(address), f"pod {full}")
 
     def _at(self, address: bytes, name: str) -> Party:
-        raw = self._maps["identities"].get(layout.PrefixKey(128, address).pack())
-        known = layout.Identity.unpack(raw) if raw else layout.Identity(layout.IDENTITY_WORLD)
+        known = self._identity(address)
         if address == GATEWAY:
             known = layout.Identity(layout.IDENTITY_HOST, 0, self._own(address))
         text, own = unpack(address), self._endpoint(address)
@@ -144,6 +143,18 @@ class Inquiry:
             service=self._maps["services"].get(layout.ServiceKey(address, 0, 0, layout.SCOPE_CLUSTER).pack())
             is not None,
         )
+
+    def _identity(self, address: bytes, bits: int = 128) -> layout.Identity:
+        """By no entry longer than `bits`."""
+        raw = self._maps["identities"].get(layout.PrefixKey(bits, address).pack())
+        return layout.Identity.unpack(raw) if raw else layout.Identity(layout.IDENTITY_WORLD)
+
+    def _is_broadcast(self, address: bytes) -> bool:
+        """Of a network of the LAN: this node's for who sends there from elsewhere, and not for itself (lib/host.h)."""
+        with TrafficControl() as traffic:
+            link = traffic.link(self._settings.uplink)
+            networks = traffic.networks(link.index) if link else ()
+        return any(address == network.nth((1 << 128 - network.bits) - 1) for network in networks)
 
     @cached_property
     def _itself(self) -> Party:
@@ -173,6 +184,8 @@ class Inquiry:
         if is_v4(source.address) != is_v4(end.address):
             raise Unanswerable(f"{unpack(source.address)} and {unpack(end.address)} are of different families")
         flow = Flow(source.address, end.address, port, protocol)
+        if source.identity == end.identity == layout.IDENTITY_HOST and self._is_broadcast(end.address):
+            end = replace(end, identity=self._identity(end.address, 127).identity, node="")
         stages: list[Stage] = []
         notes: list[str] = []
         onward, came_by, reached, beyond = flow, 0, end, ""

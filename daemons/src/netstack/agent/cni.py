@@ -209,7 +209,7 @@ class Cni:
         register = self.register
         for record in register.records:
             pod = snapshot.get(Pod, "Pod", record.namespace, record.pod)
-            if pod is not None and is_pod(pod, record.uid):
+            if pod is not None and is_pod(pod, record.uid) and not record.ingress:
                 labels, account = dict(pod.meta.labels), pod.service_account
                 if (labels, account) != (record.labels, record.service_account):
                     register = register.put(replace(record, labels=labels, service_account=account))

@@ -305,7 +305,7 @@ def _local(view: View, members: _Members, namespaces: Mapping[str, Labels]) -> d
     pods = {pod.meta.ref: pod for pod in view.pods}
     found = {}
     for endpoint in view.endpoints:
-        pod = pods.get(endpoint.ref)
+        pod = pods.get(endpoint.ref) if not endpoint.ingress else None
         if pod is not None and not is_pod(pod, endpoint.uid):  # deleted by force, and its name is another's by now
             pod = None
         own = pod.meta.labels if pod else endpoint.labels

@@ -247,6 +247,7 @@ def test_the_own_ingress_endpoint_is_the_same_identity_as_those_of_other_nodes()
     cluster.objects[ref] = replace(foreign, meta=replace(foreign.meta, labels=managed))
     pod = Ref("Pod", "ingress-nginx", "netstack-ingress")
     cluster.endpoints[pod] = LocalEndpoint(1, pack("10.244.1.2"), pod, 7, bytes(6), bytes(6), ingress=True)
+    cluster.pod("ingress-nginx/netstack-ingress", {"app": "own"}, node="n2", ports=[("web", "TCP", 80)])
     desired = cluster.compile()
     assert entry(cluster, "10.244.1.2").identity == entry(cluster, "10.244.2.2").identity
     assert "ingress" in desired.identities.of_endpoint[1].entities

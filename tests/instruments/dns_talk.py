@@ -1,7 +1,8 @@
 """A DNS conversation through the proxy's Session, without sockets: pods ask, servers answer, in lines of a test.
 
 Free properties, checked at every step:
-* what is forwarded is the pod's message under another id, and its name is one that the rules allow;
+* what is forwarded is the pod's message under another id, and its name is one that the rules allow, unless to that
+  server everything passes;
 * what the pod receives has its own id and its question as it was spelled;
 * credits go to the asker's endpoint, for selectors that the name satisfies, and never expire before the minimum;
 * a question that ended leaves nothing behind.
@@ -36,9 +37,11 @@ def endpoint(
     queries: tuple[str, ...] = (),
     lan: tuple[int, ...] = (),
     search: tuple[str, ...] = (),
+    passes: tuple[str, ...] | None = None,
 ) -> dict[str, object]:
     """An entry of the rules file: selector -> name or pattern. These and `queries` may be asked, of any server. `lan`:
-    selectors that open private addresses too. `search`: the pod's search domains."""
+    selectors that open private addresses too. `search`: the pod's search domains. `passes`: everything is, for only
+    policies on trial have rules, and would let these names be asked."""
     texts = dict.fromkeys([*(names or {}).values(), *queries])
     return {
         "endpoint": number,
@@ -49,6 +52,7 @@ def endpoint(
             for selector, text in (names or {}).items()
         ],
         "queries": [{"to": 0, "port": 0, "names": [_match(text) for text in texts]}],
+        **({} if passes is None else {"passes": [{"to": 0, "port": 0, "names": list(map(_match, passes))}]}),
     }
 
 
@@ -106,10 +110,10 @@ class Talk:
         (command,) = self.session.query(client, payload, self.now)
         if isinstance(command, Forward):
             assert command.payload[2:] == payload[2:]
-            name = tuple(label.lower() for label in dnslib.DNSRecord.parse(payload).q.qname.label)
-            found = self.session.rules.endpoints[client.address]
-            may = found.may_ask(name, self.identify(client.server), client.server_port)
-            assert may, f"{name} was forwarded against the rules"
+            found, place = self.session.rules.endpoints[client.address], (self.identify(client.server), 53)
+            if found.trial(*place) is None:
+                name = tuple(label.lower() for label in dnslib.DNSRecord.parse(payload).q.qname.label)
+                assert found.may_ask(name, *place), f"{name} was forwarded against the rules"
             self._asked[command.key] = Asked(command.key, command.payload, client, payload)
         else:
             self._check_reply(command, payload)

@@ -477,6 +477,31 @@ def test_junk_neither_ends_the_daemon_nor_reaches_the_server(wire: Wire, server:
     assert server.asked == [("tcp", API)]
 
 
+def test_where_only_a_policy_on_trial_brings_questions_updates_and_zone_transfers_pass(
+    wire: Wire, server: Server
+) -> None:
+    wire.rules(rules_text(endpoint(12, POD, queries=("*",), passes=(API,))))
+    server.zone["x.io"] = ("x.io. 5 A 192.0.2.1",)
+    server.zone["large.x.io"] = tuple(f"large.x.io. 5 A 198.18.{number // 256}.{number % 256}" for number in range(300))
+    wire.start()
+    update = question("x.io", "SOA")[:2] + b"\x28\0" + question("x.io", "SOA")[4:]
+    with wire.pod_socket() as udp, wire.pod_socket(socket.SOCK_STREAM) as tcp:
+        udp.connect((SERVER, 53))
+        udp.send(update)
+        answer = udp.recv(512)
+        assert answer[:2] == update[:2] and answer[2] >> 3 == 0b10101
+        udp.send(question("large.x.io"))
+        assert len(addresses(dnslib.DNSRecord.parse(udp.recv(65535)))) == 300
+        tcp.connect((SERVER, 53))
+        tcp.sendall(framed(question("x.io", "AXFR")))
+        assert addresses(dnslib.DNSRecord.parse(receive_framed(tcp))) == ["192.0.2.1"]
+    noted = wire.ask("status")["refused"]
+    assert [item["reason"] for item in noted if item["on_trial"]] == [
+        *("kind of query not allowed", "name not allowed", "answer with too many addresses"),
+        "kind of query not allowed",
+    ]
+
+
 def test_asking_the_proxy_by_its_own_address_does_not_go_round_in_circles(wire: Wire, server: Server) -> None:
     wire.start()
     with wire.pod_socket() as sock:

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 from netstack.agent.fit import Holders, fitting
 from netstack.agent.identities import WORLDS, Census, Identities, LocalEndpoint, View, tell
 from netstack.agent.order import NAMES, Tables, begun
 from netstack.agent.policy.accept import READERS, Accepted, RawSpecs, Readings, accept, on_trial
-from netstack.agent.policy.entries import Server
+from netstack.agent.policy.entries import Queries, Server
 from netstack.agent.policy.host import Kept
 from netstack.agent.policy.names import OWN_NAMESPACE
 from netstack.agent.policy.references import Referred, resolve
@@ -120,15 +121,20 @@ class Desired:
                 ],
                 **({"alike": sorted(map(list, item.alike))} if item.alike else {}),
                 **({"tried": list(item.tried)} if item.tried else {}),
-                "queries": [
-                    {"to": server.identity, "port": server.port, "names": [{n.field: n.text} for n in sorted(names)]}
-                    for server, names in sorted(item.queries.items())
-                ],
+                "queries": _queries(item.queries),
+                **({"passes": _queries(item.passes)} if item.passes else {}),
             }
             for item in self.policy.dns
         ]
         whole = {"generation": self.generation, "lan": list(map(str, self.lan)), "endpoints": endpoints}
         return json.dumps(whole, indent=1) + "\n"
+
+
+def _queries(queries: Queries) -> list[dict[str, Any]]:
+    return [
+        {"to": server.identity, "port": server.port, "names": [{n.field: n.text} for n in sorted(names)]}
+        for server, names in sorted(queries.items())
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ def rows(names: Iterable[Mapping[str, Any]], pods: Pods, wanted: str = "") -> li
 
 
 def refusals(status: Mapping[str, Any], pods: Pods, wanted: str = "") -> list[dict[str, Any]]:
-    """The last questions that were refused, and addresses that stay closed whoever names them; oldest first."""
+    """The last questions that were refused, and addresses that stay closed whoever names them; oldest first. With
+    `on_trial` only policies on trial would refuse them."""
     of_address = {view["address"]: view["pod"] for view in pods.values()}
     found = [
         {**item, "pod": of_address.get(item["pod"], item["pod"]), "name": item["name"].removesuffix(".") or "."}
@@ -65,5 +66,6 @@ def render(rows: Iterable[Mapping[str, Any]], refused: Iterable[Mapping[str, Any
             when = (
                 f"{item['ago_s']} s ago" if item["times"] == 1 else f"{item['times']} times, last {item['ago_s']} s ago"
             )
-            lines.append(f"  {item['pod']}: {item['name']}{place}: {item['reason']} ({when})")
+            trial = "; on trial, so it passed" if item.get("on_trial") else ""
+            lines.append(f"  {item['pod']}: {item['name']}{place}: {item['reason']}{trial} ({when})")
     return "\n".join(lines or ["no pod has learned an address"]) + "\n"

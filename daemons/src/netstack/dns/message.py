@@ -125,12 +125,21 @@ def read_query(payload: bytes) -> Query:
     return Query(flags, name, type_, cls, question, bool(additional), is_lookup)
 
 
+def unread(payload: bytes) -> Query:
+    """Whatever it asks, for who passes it on unread. Malformed if there is no header to know its answer by."""
+    flags, *_ = _header(payload)
+    return Query(flags, (), 0, 0, b"", edns=False, is_lookup=False)
+
+
 def answers(payload: bytes, ident: bytes, query: Query) -> bool:
-    """Whether `payload` claims to answer `query` as sent under `ident`: id, direction, opcode and question."""
-    return (
-        payload.startswith(ident)
-        and len(payload) >= _HEADER.size + len(query.question)
-        and payload[2] & (_QR | _OPCODE) >> 8 == _QR >> 8
+    """Whether `payload` claims to answer `query` as sent under `ident`: id, direction, opcode and, of a look-up, the
+    question (later messages of a zone transfer need none, RFC 5936, section 2.2.1; nor do updates, RFC 2136, 3.8)."""
+    if len(payload) < _HEADER.size or not payload.startswith(ident):
+        return False
+    if payload[2] & (_QR | _OPCODE) >> 8 != (_QR | query.flags & _OPCODE) >> 8:
+        return False
+    return not query.is_lookup or (
+        len(payload) >= _HEADER.size + len(query.question)
         and payload.startswith(_ONE_QUESTION, 4)
         and _spelled_alike(payload[_HEADER.size : _HEADER.size + len(query.question)], query.question)
     )
@@ -312,8 +321,8 @@ def renamed(payload: bytes, ident: bytes, question: bytes) -> bytes:
 
 def reply(query: Query, ident: bytes, rcode: Rcode, why: Explained, words: str) -> bytes:
     """The proxy's own answer without records; an asker who speaks EDNS also gets the reason (RFC 8914)."""
-    flags = _QR | _RA | query.flags & _RD | rcode
-    header = _HEADER.pack(ident, flags, 1, 0, 0, int(query.edns))
+    flags = _QR | _RA | query.flags & (_OPCODE | _RD) | rcode
+    header = _HEADER.pack(ident, flags, int(bool(query.question)), 0, 0, int(query.edns))
     if not query.edns:
         return header + query.question
     option = struct.pack("!HHH", 15, 2 + len(words), why) + words.encode("ascii")

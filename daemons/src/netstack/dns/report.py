@@ -30,6 +30,7 @@ def status(session: Session, learned: int, heard: int, error: str | None, now: f
                 "name": text(item.name),
                 "reason": str(item.reason),
                 **({"address": unpack(item.address)} if item.address else {}),
+                **({"on_trial": True} if item.on_trial else {}),
                 "times": repeats.times,
                 "ago_s": round(now - repeats.last_s),
             }

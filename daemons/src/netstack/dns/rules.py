@@ -7,16 +7,18 @@
                                 {"selector": 4, "matchPattern": "*.x.io", "lan": true}],
                     "alike": [[3, 8, 11]], "tried": [4],
                     "queries": [{"to": 1073741911, "port": 53,
-                                 "names": [{"matchName": "api.anthropic.com"}, {"matchPattern": "*.local"}]}]}]}
+                                 "names": [{"matchName": "api.anthropic.com"}, {"matchPattern": "*.local"}]}],
+                    "passes": [{"to": 1073741911, "port": 53, "names": [{"matchName": "api.anthropic.com"}]}]}]}
 
 `queries` may be asked of servers with the identity `to` (as the kernel's table `identities` has it) at that port; 0 is
 any. The addresses of `names` are credited to the selector; those of private networks, and of the networks around the
 node (the file's `lan`: with a provider's IPv6 prefix they are not private), only with the rule's `lan`. Of selectors
 that are `alike` each opens what the others open. Those that are `tried` are of policies on trial alone: no answer is
-held back, and no other selector kept out, on their account. What stands before a domain of `search` in a question may
-be meant as well, and counts as if it had been asked for. A pod without an entry may ask nothing. An entry of names or
-queries that has any other field is refused, because what it is not understood to restrict it must not allow; unknown
-fields elsewhere are left to newer versions.
+held back, and no other selector kept out, on their account. `passes`: servers of `queries` to which everything passes,
+for only policies on trial bring it here; with what these would let be asked. What stands before a domain of `search` in
+a question may be meant as well, and counts as if it had been asked for. A pod without an entry may ask nothing. An
+entry of names or queries that has any other field is refused, because what it is not understood to restrict it must not
+allow; unknown fields elsewhere are left to newer versions.
 """
 
 from __future__ import annotations
@@ -55,14 +57,23 @@ class Endpoint:
     """Selectors that open the same ports."""
     tried: frozenset[int] = frozenset()
     """Selectors of policies on trial alone: they open nothing yet."""
+    passes: Mapping[Server, Matcher] = field(default_factory=dict)
+    """Servers that only policies on trial keep behind the proxy, and what these would let be asked."""
 
     def may_ask(self, name: Name, identity: int, port: int) -> bool:
         """Whether the rules let the pod ask a server of this identity, at this port, for `name` or what it means."""
-        for place in ((identity, port), (identity, ANY), (ANY, port), (ANY, ANY)):
+        for place in _places(identity, port):
             matcher = self.queries.get(place)
             if matcher is not None and any(map(matcher, self.meant(name))):
                 return True
         return False
+
+    def trial(self, identity: int, port: int) -> Matcher | None:
+        """What policies on trial would let be asked of a server to which everything passes; None for any other."""
+        if not self.passes:
+            return None
+        place = next((place for place in _places(identity, port) if place in self.queries), None)
+        return self.passes.get(place) if place else None
 
     def meant(self, name: Name) -> tuple[Name, ...]:
         """What a program may want whose resolver asks for `name`: that, or what stands before a search domain."""
@@ -74,6 +85,11 @@ class Endpoint:
     def selectors(self, name: Name) -> frozenset[int]:
         """Selectors to which the addresses of `name` are credited, maybe none."""
         return self.matcher(name)
+
+
+def _places(identity: int, port: int) -> tuple[Server, ...]:
+    """Under which a server may be named, the narrowest first."""
+    return (identity, port), (identity, ANY), (ANY, port), (ANY, ANY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +115,12 @@ def parse(text: str) -> Rules:
     ids: set[int] = set()
     for place, entry in _entries(_mapping("(file)", data), "endpoints", "endpoints"):
         names = tuple(_rules(entry, "names", place, selects=True))
-        queries = _queries(entry, place)
+        queries, passes = _queries(entry, "queries", place), _queries(entry, "passes", place)
         lan = frozenset(_lan(entry, f"{place}.names"))
         search = tuple(_search(entry, place))
         alike, tried = _alike(entry, place), frozenset(_tried(entry, place))
         number = _number(place, entry, "endpoint")
-        endpoint = Endpoint(number, Matcher(names), queries, names, lan, search, alike, tried)
+        endpoint = Endpoint(number, Matcher(names), queries, names, lan, search, alike, tried, passes)
         if endpoint.id in ids:
             raise BadConfig(f"{place}.endpoint", f"{endpoint.id} is named twice")
         ids.add(endpoint.id)
@@ -126,9 +142,9 @@ def _networks(data: Mapping[str, Any]) -> Iterator[Prefix]:
             raise BadConfig(f"lan[{number}]", str(error)) from error
 
 
-def _queries(entry: Mapping[str, Any], place: str) -> dict[Server, Matcher]:
+def _queries(entry: Mapping[str, Any], key: str, place: str) -> dict[Server, Matcher]:
     queries: dict[Server, Matcher] = {}
-    for where, group in _entries(entry, "queries", f"{place}.queries"):
+    for where, group in _entries(entry, key, f"{place}.{key}"):
         if group.keys() != {"to", "port", "names"}:
             raise BadConfig(where, f"must hold to, port and names; it holds {', '.join(sorted(group)) or 'nothing'}")
         server = (_number(where, group, "to"), _number(where, group, "port"))

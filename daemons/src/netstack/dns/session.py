@@ -6,6 +6,8 @@ What has to hold, and where:
 
 * A name that the pod's rules do not allow never reaches a server: `query` is the only source of Forward, and forwards
   nothing that `read_query` has not taken apart to the last byte (else refused names travel as payload of allowed ones).
+* Where only policies on trial bring a pod's questions here (Endpoint.passes), whatever can be passed on is, there and
+  back, unread if need be; what would have been refused is remembered as such. What is not understood opens nothing.
 * An answer counts if it comes from the server asked, to the port from which it was asked, with the id and the question
   asked. While a Forward waits, no other question is on its socket, which is connected to the server, on a port that the
   kernel picked at random: the shim's `key` stands for that socket, so source and port are settled before `answer`; id
@@ -33,6 +35,7 @@ from typing import NamedTuple
 
 from netstack.core.address import Prefix
 from netstack.dns.message import (
+    MAX_QUERY,
     Answer,
     Explained,
     Malformed,
@@ -44,6 +47,7 @@ from netstack.dns.message import (
     read_query,
     renamed,
     reply,
+    unread,
 )
 from netstack.dns.names import Name
 from netstack.dns.rules import Endpoint, Rules
@@ -90,6 +94,7 @@ class Reason(StrEnum):
     SERVER_SILENT = "server silent"
     SERVER_UNREACHABLE = "server unreachable"
     TABLE_REFUSED = "address not writable"
+    ON_TRIAL = "passed, for only a policy on trial would refuse it"
 
 
 class Transport(StrEnum):
@@ -182,6 +187,8 @@ class Refusal(NamedTuple):
     name: Name
     reason: Reason
     address: bytes = b""
+    on_trial: bool = False
+    """It would be, by policies on trial."""
 
 
 class Repeats(NamedTuple):
@@ -203,6 +210,8 @@ class _Pending(NamedTuple):
     deadline_s: float
     foreign: int = 0
     """How much else than the answer has come."""
+    answered: bool = False
+    """More may follow: a zone transfer takes several messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,18 +272,23 @@ class Session:
 
     def query(self, client: Client, payload: bytes, now: float) -> list[Command]:
         """A message from a pod."""
+        endpoint, server = self.rules.endpoints.get(client.address), self._identity(client.server)
+        trial = endpoint.trial(server, client.server_port) if endpoint is not None else None
         try:
-            query = (self._query_kept if len(payload) <= KEPT_BYTES else read_query)(identified(payload))
+            query = self._read(payload, client.transport, passes=trial is not None)
         except Malformed as error:
             return [self._drop(Reason.QUERY_MALFORMED, str(error))]
         ident = payload[:2]
-        endpoint = self.rules.endpoints.get(client.address)
         if endpoint is None:
             return [self._refuse(client, query, ident, Reason.POD_UNKNOWN, Explained.PROHIBITED, now)]
-        if not query.is_lookup:
+        if trial is not None:
+            if not query.is_lookup:
+                self._note_trial(client, query, Reason.KIND_NOT_ALLOWED, now)
+            elif not any(map(trial, endpoint.meant(query.name))):
+                self._note_trial(client, query, Reason.NAME_NOT_ALLOWED, now)
+        elif not query.is_lookup:
             return [self._refuse(client, query, ident, Reason.KIND_NOT_ALLOWED, Explained.PROHIBITED, now)]
-        server = self._identity(client.server)
-        if not endpoint.may_ask(query.name, server, client.server_port):
+        elif not endpoint.may_ask(query.name, server, client.server_port):
             return [self._refuse(client, query, ident, Reason.NAME_NOT_ALLOWED, Explained.BLOCKED, now)]
         waiting = self._of_endpoint.get(endpoint.id, 0)
         if waiting >= self._settings.max_in_flight_per_pod:
@@ -290,12 +304,23 @@ class Session:
         source = client.address if IDENTITY_PODS <= server < IDENTITY_PODS_END else None
         return [Forward(self._next_key, client, identified(payload, sent), source)]
 
+    def _read(self, payload: bytes, transport: Transport, *, passes: bool) -> Query:
+        """Malformed if it cannot be told what is asked, or, of what passes, not even whose the answer is."""
+        try:
+            return (self._query_kept if len(payload) <= KEPT_BYTES else read_query)(identified(payload))
+        except Malformed:
+            if not passes or (transport is Transport.UDP and len(payload) > MAX_QUERY):  # cut by who has received it
+                raise
+            return unread(payload)
+
     def judge(self, pod: bytes, name: Name, server: bytes, port: int) -> Reason:
         """What would become of a question for `name`, had we room for it; nothing is sent, counted or remembered."""
         endpoint = self.rules.endpoints.get(pod)
         if endpoint is None:
             return Reason.POD_UNKNOWN
-        return Reason.FORWARDED if endpoint.may_ask(name, self._identity(server), port) else Reason.NAME_NOT_ALLOWED
+        place = self._identity(server), port
+        allowed = endpoint.trial(*place) is not None or endpoint.may_ask(name, *place)
+        return Reason.FORWARDED if allowed else Reason.NAME_NOT_ALLOWED
 
     def _identity(self, server: bytes) -> int:
         found = self._identities.get(server)
@@ -311,21 +336,42 @@ class Session:
         client, query, ident = pending.client, pending.query, pending.ident
         if not answers(payload, pending.sent, query):
             return self._not_its_answer(key, pending)
-        self._forget(key)
         endpoint = self._still_asking(pending)
+        if endpoint is not None and not query.is_lookup and client.transport is Transport.TCP:
+            self._pending[key] = pending._replace(answered=True)
+            return [self._pass_on(pending, payload)]
+        self._forget(key)
         if endpoint is None:
             return [Close(key), self._fail(client, query, ident, Reason.ANSWER_STALE, Explained.PROHIBITED)]
-        try:
-            meaning = (self._meaning_kept if len(payload) <= KEPT_BYTES else self._meaning)(identified(payload))
-        except Malformed:
-            return [Close(key), self._fail(client, query, ident, Reason.ANSWER_MALFORMED, Explained.OTHER)]
-        if meaning.count > self._settings.max_addresses_per_answer:
-            return [Close(key), self._fail(client, query, ident, Reason.ANSWER_TOO_LARGE, Explained.OTHER)]
+        close = Close(key, not pending.foreign)
+        if not query.is_lookup:
+            return [close, self._pass_on(pending, payload)]
+        meaning = self._understood(payload)
+        if isinstance(meaning, Reason):
+            if endpoint.trial(pending.server, client.server_port) is not None:
+                self._note_trial(client, query, meaning, now)
+                return [close, self._pass_on(pending, payload)]
+            return [Close(key), self._fail(client, query, ident, meaning, Explained.OTHER)]
         self.counters[Reason.ANSWERED] += 1
         credits_ = self._credits(client, query, endpoint, meaning, now)
         otherwise = partial(reply, query, ident, Rcode.SERVFAIL, Explained.OTHER, Reason.TABLE_REFUSED)
         restored = renamed(payload, ident, query.question)
-        return [Close(key, not pending.foreign), Reply(client, restored, Reason.ANSWERED, credits_, otherwise)]
+        return [close, Reply(client, restored, Reason.ANSWERED, credits_, otherwise)]
+
+    def _understood(self, payload: bytes) -> _Meaning | Reason:
+        """What an answer means, or why it means nothing."""
+        try:
+            meaning = (self._meaning_kept if len(payload) <= KEPT_BYTES else self._meaning)(identified(payload))
+        except Malformed:
+            return Reason.ANSWER_MALFORMED
+        return Reason.ANSWER_TOO_LARGE if meaning.count > self._settings.max_addresses_per_answer else meaning
+
+    def _pass_on(self, pending: _Pending, payload: bytes) -> Reply:
+        """An answer as the server gave it, of which nothing is learned."""
+        self.counters[Reason.ANSWERED] += 1
+        query, ident = pending.query, pending.ident
+        restored = renamed(payload, ident, query.question) if query.is_lookup else identified(payload, ident)
+        return Reply(pending.client, restored, Reason.ANSWERED)
 
     def _still_asking(self, pending: _Pending) -> Endpoint | None:
         """The endpoint that asked, if the rules of today let it; they are the same for the same object."""
@@ -336,7 +382,12 @@ class Session:
         allowed = (
             endpoint is not None
             and endpoint.id == asked.id
-            and endpoint.may_ask(pending.query.name, pending.server, client.server_port)
+            and (
+                endpoint.trial(pending.server, client.server_port) is not None
+                or (
+                    pending.query.is_lookup and endpoint.may_ask(pending.query.name, pending.server, client.server_port)
+                )
+            )
         )
         return endpoint if allowed else None
 
@@ -375,10 +426,11 @@ class Session:
             if not (selectors := endpoint.selectors(name)):
                 continue
             inward = selectors & endpoint.lan
-            self._keep_closed(client, name, Reason.ADDRESS_GUARDED, meaning.guarded, now)
-            if not inward:
-                self._keep_closed(client, name, Reason.ADDRESS_PRIVATE, meaning.private, now)
             until_s, tried = now + self.lifetime(meaning.ttl_s), endpoint.tried
+            refusal = Refusal(client.address, name, Reason.ADDRESS_GUARDED, on_trial=selectors <= tried)
+            self._keep_closed(refusal, meaning.guarded, now)
+            if not inward:
+                self._keep_closed(refusal._replace(reason=Reason.ADDRESS_PRIVATE), meaning.private, now)
             found += (
                 Credit(endpoint.id, addresses, chosen, name, client.server, until_s, endpoint.alike, tried)
                 for addresses, all_ in ((meaning.public, selectors), (meaning.private, inward))
@@ -387,12 +439,14 @@ class Session:
             )
         return tuple(found)
 
-    def _keep_closed(
-        self, client: Client, name: Name, reason: Reason, addresses: tuple[bytes, ...], now: float
-    ) -> None:
+    def _keep_closed(self, refusal: Refusal, addresses: tuple[bytes, ...], now: float) -> None:
         for address in addresses:
-            self.counters[reason] += 1
-            self._remember(Refusal(client.address, name, reason, address), now)
+            self.counters[refusal.reason] += 1
+            self._remember(refusal._replace(address=address), now)
+
+    def _note_trial(self, client: Client, query: Query, reason: Reason, now: float) -> None:
+        self.counters[Reason.ON_TRIAL] += 1
+        self._remember(Refusal(client.address, query.name, reason, on_trial=True), now)
 
     def _remember(self, refusal: Refusal, now: float) -> None:
         before = self.refused.pop(refusal, None)
@@ -420,6 +474,8 @@ class Session:
         pending = self._forget(key)
         if pending is None:
             return []
+        if pending.answered:
+            return [Close(key)]
         return [
             Close(key),
             self._fail(

@@ -59,4 +59,7 @@ def test_for_people() -> None:
     )
     closed = REFUSED | {"pod": "shop/cart", "name": "x.io", "address": "10.0.0.1", "times": 1}
     assert render([], [closed]).splitlines()[-1] == "  shop/cart: x.io at 10.0.0.1: name not allowed (3 s ago)"
+    assert render([], [closed | {"on_trial": True}]).splitlines()[-1] == (
+        "  shop/cart: x.io at 10.0.0.1: name not allowed; on trial, so it passed (3 s ago)"
+    )
     assert render([], []) == "no pod has learned an address\n"

@@ -61,6 +61,15 @@ def test_fields_of_newer_versions_are_left_to_them_where_they_cannot_widen_anyth
     assert parse(json.dumps(data | {"written": "by someone"})).ids == {12}
 
 
+def test_everything_passes_to_a_server_by_the_narrowest_entry_that_names_it() -> None:
+    data = file(queries=[query(7, 53, "*.x"), query(0, 53, "*")], passes=[query(0, 53, "a")])
+    (found,) = parse(json.dumps(data)).endpoints.values()
+    matcher = found.trial(8, 53)
+    assert matcher is not None and matcher((b"a",)) and not matcher((b"b",))
+    assert found.trial(7, 53) is None, "an enforced policy says what may be asked there"
+    assert found.trial(8, 54) is None, "no entry"
+
+
 LAN: tuple[dict[str, bool], ...] = ({}, {"lan": True}, {"lan": False})
 
 
@@ -113,6 +122,10 @@ def test_selectors_that_lead_into_the_lan_are_known() -> None:
         ),
         (file() | {"lan": "home"}, "lan: must be a list of networks, not 'home'"),
         (file() | {"lan": ["10.0.0.0/8", "10.0.0.1/8"]}, "lan[1]: 10.0.0.1/8 has host bits set"),
+        (
+            file(passes=[{"to": 1, "port": 53}]),
+            "endpoints[0].passes[0]: must hold to, port and names; it holds port, to",
+        ),
         (file(search="home.lan"), "endpoints[0].search: must be a list of domains, not 'home.lan'"),
         (file(search=["home.lan", "a..b"]), "endpoints[0].search[1]: 'a..b' is no matchName: it has an empty label"),
         (file(search=["."]), "endpoints[0].search[0]: must not be the root"),

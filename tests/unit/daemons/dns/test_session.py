@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from instruments.dns_talk import OTHER_POD, POD, SERVER, Talk, answer_to, endpoint, question, rules_text
 from netstack.core.address import pack
-from netstack.dns.message import Rcode
+from netstack.dns.message import MAX_QUERY, Rcode
 from netstack.dns.rules import Rules, parse
 from netstack.dns.session import (
     KEPT_BYTES,
@@ -551,3 +551,128 @@ def test_whatever_happens_every_question_ends_once_and_leaves_nothing(steps: lis
     conversation.session.tick(conversation.now + 100)
     assert conversation.session.in_flight == 0
     assert not conversation.session._of_endpoint
+
+
+# policies on trial
+
+
+def on_trial(**settings: Any) -> Talk:
+    made = endpoint(12, POD, {3: API}, queries=("*",), passes=(API,)) | {"tried": [3]}
+    return Talk(made, settings=DnsSettings(**settings))
+
+
+def header(flags: int, questions: int, *more: int) -> bytes:
+    return struct.pack("!6H", 0x1234, flags, questions, *more, *[0] * (3 - len(more)))
+
+
+NO_LOOKUPS = {
+    "zone transfer": question(API, "AXFR"),
+    "increment": header(0x0100, 1, 0, 1) + question(API, "IXFR")[12:] + b"\xc0\x0c\0\6\0\1" + bytes(28),
+    "CHAOS": question("version.bind", "TXT")[:-1] + b"\3",
+    "update": header(0x2800, 1) + question("x.io", "SOA")[12:],
+    "notify": header(0x2000, 1) + question("x.io", "SOA")[12:],
+    "two questions": header(0x0100, 2) + 2 * question(API)[12:],
+    "no question": header(0x0100, 0),
+    "more behind": question(API) + b"more",
+    "an answer": answer_to(question(API), f"{API}. 5 A 192.0.2.1"),
+    "a name that ends nowhere": header(0x0100, 1) + b"\x3fx",
+}
+
+
+@pytest.mark.parametrize("payload", NO_LOOKUPS.values(), ids=NO_LOOKUPS)
+def test_what_only_a_policy_on_trial_would_refuse_passes_there_and_back(payload: bytes) -> None:
+    conversation = on_trial()
+    command = conversation.say(payload)
+    assert isinstance(command, Forward) and command.payload[2:] == payload[2:]
+    (noted,) = conversation.session.refused
+    assert (noted.reason, noted.on_trial) == (Reason.KIND_NOT_ALLOWED, True)
+    assert conversation.session.counters == {Reason.ON_TRIAL: 1, Reason.FORWARDED: 1}
+    answer = command.payload[:2] + bytes([payload[2] & 0x78 | 0x80, 0]) + bytes(8)
+    other = answer[:2] + bytes([answer[2] ^ 0x10]) + answer[3:]
+    assert isinstance(conversation.session.answer(command.key, other, 1000.0)[0], Drop)
+    close, reply = conversation.session.answer(command.key, answer, 1000.0)
+    assert isinstance(close, Close) and isinstance(reply, Reply)
+    assert (reply.payload, reply.credits) == (payload[:2] + answer[2:], ())
+    assert conversation.session.in_flight == 0
+
+
+def test_what_cannot_be_passed_on_goes_nowhere_on_trial_too() -> None:
+    conversation = on_trial()
+    assert isinstance(conversation.say(b"short"), Drop)
+    cut = question(API) + bytes(MAX_QUERY)
+    assert isinstance(conversation.say(cut), Drop), "by who has received the datagram"
+    assert isinstance(conversation.say(cut, transport=Transport.TCP), Forward)
+    assert isinstance(talk().say(cut, transport=Transport.TCP), Drop)
+
+
+def test_all_messages_of_a_zone_transfer_pass_on_trial() -> None:
+    conversation = on_trial()
+    command = conversation.say(question("x.io", "AXFR"), transport=Transport.TCP)
+    assert isinstance(command, Forward)
+    for message in (answer_to(command.payload, "x.io. 5 A 192.0.2.1"), command.payload[:2] + b"\x84" + bytes(9)):
+        (reply,) = conversation.session.answer(command.key, message, conversation.now)
+        assert isinstance(reply, Reply)
+        assert (reply.payload, reply.credits) == (b"\x12\x34" + message[2:], ())
+    assert conversation.session.unreachable(command.key) == [Close(command.key)], "the server has ended it"
+    assert conversation.session.in_flight == 0
+
+
+def test_an_update_that_nobody_answers_is_answered_without_a_question() -> None:
+    conversation = on_trial()
+    command = conversation.say(NO_LOOKUPS["update"])
+    assert isinstance(command, Forward)
+    _, reply = conversation.session.unreachable(command.key)
+    assert isinstance(reply, Reply)
+    assert reply.payload == struct.pack("!6H", 0x1234, 0xA882, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("name", "noted"), [(API, False), ("evil.example", True)])
+def test_a_name_that_a_policy_on_trial_does_not_name_is_noted_and_asked(name: str, noted: bool) -> None:
+    conversation = on_trial()
+    assert conversation.answered(conversation.ask(name), f"{name}. 5 A 192.0.2.1").reason is Reason.ANSWERED
+    found = [(refusal.reason, refusal.on_trial) for refusal in conversation.session.refused]
+    assert found == ([(Reason.NAME_NOT_ALLOWED, True)] if noted else [])
+    assert conversation.session.judge(pack(POD), (name.encode(),), pack(SERVER), 53) is Reason.FORWARDED
+
+
+def test_a_name_that_no_pattern_can_name_passes_on_trial() -> None:
+    payload = header(0x0100, 1) + b"\x0aMy Printer\4_ipp\0\0\x0c\0\1"
+    assert isinstance(on_trial().say(payload), Forward)
+    assert isinstance(talk().say(payload), Reply)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([f"{API}. 5 A 192.0.2.{number}" for number in range(3)], Reason.ANSWER_TOO_LARGE),
+        ([f"{API}. 5 A 192.0.2.1", "bank.example. 5 A 192.0.2.2"], Reason.ANSWER_MALFORMED),
+    ],
+)
+def test_an_answer_of_which_nothing_is_learned_passes_on_trial(lines: list[str], reason: Reason) -> None:
+    conversation = on_trial(max_addresses_per_answer=2)
+    asked = conversation.ask("Api.Anthropic.com")
+    answer = answer_to(asked.sent.lower(), *lines)
+    reply = conversation.hear(asked, answer)
+    assert isinstance(reply, Reply)
+    assert (reply.payload[12:], reply.credits) == (asked.original[12:] + answer[len(asked.original) :], ())
+    assert [(refusal.reason, refusal.on_trial) for refusal in conversation.session.refused] == [(reason, True)]
+    enforced = talk(max_addresses_per_answer=2)
+    refused = enforced.answered(enforced.ask(API), *lines)
+    assert (rcode(refused.payload), refused.reason) == (Rcode.SERVFAIL, reason)
+
+
+def test_a_trial_that_ends_before_the_answer_passes_no_more() -> None:
+    conversation = on_trial()
+    command = conversation.say(NO_LOOKUPS["CHAOS"])
+    assert isinstance(command, Forward)
+    conversation.session.refresh(parse(rules_text(endpoint(12, POD, {3: API}, queries=("*",)))))
+    answer = command.payload[:2] + b"\x80" + bytes(9)
+    _, reply = conversation.session.answer(command.key, answer, conversation.now)
+    assert isinstance(reply, Reply) and reply.reason is Reason.ANSWER_STALE
+
+
+def test_an_address_that_stays_closed_to_names_on_trial_alone_is_noted_so() -> None:
+    conversation = on_trial()
+    conversation.answered(conversation.ask(API), f"{API}. 5 A 10.0.0.1")
+    (noted,) = conversation.session.refused
+    assert (noted.reason, noted.on_trial) == (Reason.ADDRESS_PRIVATE, True)

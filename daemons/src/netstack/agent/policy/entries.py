@@ -12,7 +12,7 @@ asked there, as any packet may be sent (Cilium's union: a rule without L7 part a
 
 Policies on trial take no part in this. Beside the entries there is a second set, of all policies together, which the
 programs only ask what it would deny. For its names to be learned, DNS goes through the proxy wherever that second set
-says so and the first lets it pass; nothing is refused there.
+says so and the first lets it pass; nothing is refused there, and the proxy notes what would be.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class Subject:
     """Those."""
     tried: tuple[Name, ...] = ()
     """The names that these alone name."""
+    passes: Queries = field(default_factory=dict)
+    """The servers that these alone keep behind the DNS proxy, and what they would let be asked."""
 
 
 def subject(peer: Peer, selecting: tuple[Spec, ...], resolver: Resolver, servers: tuple[Server, ...]) -> Subject:
@@ -94,7 +96,23 @@ def subject(peer: Peer, selecting: tuple[Spec, ...], resolver: Resolver, servers
         trial=trial.entries,
         on_trial=tuple(sorted({spec.ref for spec in selecting if spec.on_trial})),
         tried=tuple(sorted({*trial.names}.difference(real.names))),
+        passes={server: _asked(trial, server) for server in queries if not _redirects(real, server)},
     )
+
+
+def _redirects(real: Subject, server: Server) -> bool:
+    return any(
+        action is Action.REDIRECT_DNS
+        and match.peer in (server.identity, layout.IDENTITY_ANY)
+        and match.port == server.port
+        for match, (action, _) in real.entries.items()
+    )
+
+
+def _asked(trial: Subject, server: Server) -> frozenset[Name]:
+    """What may be asked of a server."""
+    places = (server, replace(server, identity=layout.IDENTITY_ANY))
+    return frozenset().union(*(trial.queries.get(place, frozenset()) for place in places))
 
 
 def _passes(real: Subject, question: Match) -> bool:

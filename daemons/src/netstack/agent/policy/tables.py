@@ -34,6 +34,8 @@ class DnsEndpoint:
     """Selectors that open the same ports."""
     tried: tuple[int, ...] = ()
     """Selectors of policies on trial alone."""
+    passes: Queries = field(default_factory=dict)
+    """Servers that these alone keep behind the proxy, and what they would let be asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,7 @@ class Compiler:
         selectors = {name: self._resolver.selectors[name] for name in its.names}
         alike = tuple(tuple(sorted(selectors[name] for name in group)) for group in its.alike)
         tried = tuple(sorted(selectors[name] for name in its.tried))
-        return DnsEndpoint(endpoint.id, (endpoint.address,), selectors, its.queries, alike, tried)
+        return DnsEndpoint(endpoint.id, (endpoint.address,), selectors, its.queries, alike, tried, its.passes)
 
 
 def _selects(spec: Spec, peer: Peer) -> bool:

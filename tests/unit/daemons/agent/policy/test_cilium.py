@@ -14,6 +14,7 @@ from netstack.agent.policy.entries import Server
 from netstack.core.address import Prefix, pack
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
+from netstack.dns.names import Matcher
 from netstack.dns.rules import parse
 from netstack.kernel import layout
 
@@ -139,6 +140,30 @@ def test_the_dns_rules_say_which_names_only_policies_on_trial_name(cluster: Clus
     assert told["tried"] == [numbers["b.io"]]
     (read,) = (item for item in parse(text).endpoints.values() if item.id == told["endpoint"])
     assert read.tried == {numbers["b.io"]}
+
+
+def test_the_dns_rules_say_where_only_policies_on_trial_bring_questions_to_the_proxy(cluster: Cluster) -> None:
+    """Everything passes there; where an enforced policy asks for the proxy too, it does not."""
+    servers = [cluster.pod(f"kube-system/{name}", {"k8s-app": name}) for name in ("one-dns", "other-dns")]
+
+    def to(name: str, **rules: Any) -> dict[str, Any]:
+        labels = {"k8s-app": name, "io.kubernetes.pod.namespace": "kube-system"}
+        return {"toEndpoints": [{"matchLabels": labels}], "toPorts": [{"ports": [{"port": "53"}], **rules}]}
+
+    def trials(*policies: tuple[str, dict[str, str], list[Any]]) -> list[Matcher | None]:
+        for name, notes, egress in policies:
+            metadata = {"name": name, "namespace": "default", "annotations": notes}
+            spec = {"endpointSelector": {}, "egress": egress}
+            kind = {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy"}
+            cluster.put({**kind, "metadata": metadata, "spec": spec})
+        read = next(item for item in parse(cluster.compile().dns_rules()).endpoints.values() if item.passes)
+        return [read.trial(cluster.identity(server), 53) for server in servers]
+
+    named = {"rules": {"dns": [{"matchName": "b.io"}]}}
+    for matcher in trials(("t", {TRIAL: "true"}, [to("one-dns", **named), to("other-dns", **named)])):
+        assert matcher is not None and matcher((b"b", b"io")) and not matcher((b"a", b"io"))
+    of_enforced, of_trial = trials(("p", {}, [to("one-dns", **named), to("other-dns")]))
+    assert of_enforced is None and of_trial is not None
 
 
 def test_the_dns_rules_name_the_search_domains_of_each_pod(cluster: Cluster) -> None:

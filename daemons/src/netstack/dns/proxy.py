@@ -137,9 +137,10 @@ class Proxy:
     def _deafen(self) -> None:
         for descriptor in self._listeners:
             self._ready.unregister(descriptor)
-        for server in self._servers:
-            server.close()
-        self._listeners, self._servers = {}, []
+        for server in self._servers:  # not closed: what it has just accepted would be reset
+            for sock in server.sockets:
+                self._loop.remove_reader(sock)
+        self._listeners = {}
 
     # ---- UDP ----
 

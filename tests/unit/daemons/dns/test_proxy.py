@@ -68,6 +68,19 @@ async def served(
     tried: tuple[int, ...] = (),
 ) -> Session:
     """Run `early(port of the proxy)`, and in a thread `talk(port)` while a proxy serves; its session afterwards."""
+    proxy, session = made(folder, table, tried)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.setsockopt(socket.IPPROTO_IP, 20, 1)  # IP_RECVORIGDSTADDR
+        listener.setblocking(False)
+        early(listener.getsockname()[1])
+        await proxy.serve([listener])
+        await asyncio.to_thread(talk, listener.getsockname()[1])
+        await proxy.finish(1)
+    return session
+
+
+def made(folder: Path, table: Table, tried: tuple[int, ...] = ()) -> tuple[Proxy, Session]:
     write_atomic(folder / "rules.json", rules_text(endpoint(12, POD, {3: "x.io"}) | {"tried": list(tried)}))
     rules = RulesFile(folder / "rules.json", folder / "copy.json")
     session = Session(DnsSettings(), rules.rules, lambda: 0xABCD, Identities(Table()))
@@ -83,15 +96,27 @@ async def served(
         unpredictable().__next__,
         lambda work, _: tasks.append(asyncio.Task(work)),
     )
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
-        listener.bind(("0.0.0.0", 0))
-        listener.setsockopt(socket.IPPROTO_IP, 20, 1)  # IP_RECVORIGDSTADDR
-        listener.setblocking(False)
-        early(listener.getsockname()[1])
-        await proxy.serve([listener])
-        await asyncio.to_thread(talk, listener.getsockname()[1])
-        await proxy.finish(1)
-    return session
+    return proxy, session
+
+
+def test_a_connection_accepted_in_the_turn_in_which_it_takes_no_more_is_answered(tmp_path: Path) -> None:
+    """It was reset: asyncio drops what is accepted and has no transport yet when its server is closed."""
+
+    async def scene() -> bytes:
+        proxy, _ = made(tmp_path, Table())
+        with socket.create_server((POD, 0)) as listener, socket.socket() as pod:
+            listener.setblocking(False)
+            await proxy.serve([listener])
+            pod.settimeout(5)
+            pod.connect(listener.getsockname())
+            asked = question("evil.example")
+            pod.sendall(len(asked).to_bytes(2) + asked)
+            for _ in range(2):  # it is seen, and accepted
+                await asyncio.sleep(0)
+            await proxy.finish(1)
+            return pod.recv(512)
+
+    assert asyncio.run(scene())[5] & 15 == Rcode.REFUSED
 
 
 def test_nothing_reaches_the_pod_before_its_address_is_in_the_table(

@@ -8,6 +8,7 @@ so it may remove late, and die at any point.
 Expired slots are free, but stay as long as nobody needs them and a connection may exist. A ninth live selector, more
 addresses than a pod, or one name for a pod, may have, and a full table are refused: the answer that needed the slot
 does not leave. Of selectors that are alike, though, which is what nine names of one rule are, one may stand for others.
+What policies on trial alone want is the first to go where there is no room, and never a reason that there is none.
 """
 
 from __future__ import annotations
@@ -94,11 +95,14 @@ class Learned:
     def __init__(self, table: Table, used: Table, max_per_pod: int, max_per_name: int) -> None:
         self.changed = False
         """Names, since the last `dump`."""
+        self.tried: Mapping[int, frozenset[int]] = {}
+        """Endpoint -> its selectors that only policies on trial want."""
         self._table = table
         self._used = used
         self._max_per_pod = max_per_pod
         self._max_per_name = max_per_name
         self._of_endpoint = Counter(FqdnKey.unpack(key).endpoint for key, _ in table.items())
+        self._spare: dict[int, dict[bytes, None]] = {}  # by endpoint: addresses that only policies on trial want
         self._gone_since: dict[int, float] = {}
         self._names: dict[bytes, dict[Name, bytes]] = {}
         self._of_name: Counter[tuple[int, Name]] = Counter()  # addresses in _names
@@ -130,7 +134,8 @@ class Learned:
     def _open(self, credit: Credit, address: bytes, until_s: int, now: float) -> None:
         key = FqdnKey.STRUCT.pack(credit.endpoint, address)
         held = self._table.get(key)
-        if held is None and self._of_endpoint[credit.endpoint] >= self._max_per_pod:
+        full = held is None and self._of_endpoint[credit.endpoint] >= self._max_per_pod
+        if full and not self._give_way(credit, credit.endpoint):
             raise Refused(f"endpoint {credit.endpoint} has learned {self._max_per_pod} addresses, the most it may")
         known, of_name = self._names.get(key, {}), (credit.endpoint, credit.name)
         if credit.name not in known and self._of_name[of_name] >= self._max_per_name:
@@ -143,9 +148,10 @@ class Learned:
         if len(live) > FQDN_SELECTORS:
             raise Refused(f"endpoint {credit.endpoint} needs {len(live)} selectors for one address")
         if (value := Fqdn.packed(live if held is None else _beside(live, held))) != held:
-            self._table.put(key, value)
+            self._put(key, value, credit)
         if held is None:
             self._of_endpoint[credit.endpoint] += 1
+        self._is_spare(key, credit.endpoint)
         names = self._names.setdefault(key, {})
         before = names.pop(credit.name, None)
         names[credit.name] = credit.server
@@ -157,6 +163,38 @@ class Learned:
             oldest = next(iter(names))
             del names[oldest]
             self._forget(credit.endpoint, oldest)
+
+    def _put(self, key: bytes, value: bytes, credit: Credit) -> None:
+        try:
+            self._table.put(key, value)
+        except OSError:  # E2BIG: the table is full
+            if not self._give_way(credit, *self._spare):
+                raise
+            self._table.put(key, value)
+
+    def _give_way(self, credit: Credit, *endpoints: int) -> bool:
+        """Whether an address that only policies on trial want has been removed for the sake of one that is enforced."""
+        for endpoint in () if credit.on_trial else endpoints:
+            while key := next(iter(self._spare.get(endpoint, ())), None):
+                if self._is_spare(key, endpoint):
+                    self._remove(key, endpoint)
+                    return True
+        return False
+
+    def _is_spare(self, key: bytes, endpoint: int) -> bool:
+        """Whether only policies on trial want what this entry holds, by the rules of now; it is noted."""
+        tried = self.tried.get(endpoint)
+        if tried is not None and (held := self._table.get(key)) is not None and Fqdn.read(held).keys() <= tried:
+            self._spare.setdefault(endpoint, {})[key] = None
+            return True
+        self._forget_spare(key, endpoint)
+        return False
+
+    def _forget_spare(self, key: bytes, endpoint: int) -> None:
+        if (keys := self._spare.get(endpoint)) is not None:
+            keys.pop(key, None)
+            if not keys:
+                del self._spare[endpoint]
 
     def sweep(self, endpoints: frozenset[int] | None, now: float, gone_after_s: float) -> Iterator[None]:
         """Remove what has expired and what belongs to endpoints gone for `gone_after_s`; keep open what is in use.
@@ -170,8 +208,10 @@ class Learned:
             expiries = Fqdn.read(value)
             if owner in gone:
                 self._remove(key, owner)
-            elif min(expiries.values(), default=0) <= now + LEAST_S:
-                self._renew(key, owner, now)
+            else:
+                self._is_spare(key, owner)
+                if min(expiries.values(), default=0) <= now + LEAST_S:
+                    self._renew(key, owner, now)
             if number % _BATCH == 0:
                 yield
 
@@ -191,7 +231,8 @@ class Learned:
         live = _live(held, now)
         used = self._used.get(key)
         silent_s = now - Instant.unpack(used).value / 1e9 if used is not None else math.inf
-        if not live and (silent_s >= SILENT_S or self._of_endpoint[owner] * 2 > self._max_per_pod):
+        enforced = self._of_endpoint[owner] - len(self._spare.get(owner, ()))
+        if not live and (silent_s >= SILENT_S or enforced * 2 > self._max_per_pod):
             self._remove(key, owner)
         elif live and silent_s < IN_USE_S:
             until_s = math.ceil(now + IN_USE_S)
@@ -201,6 +242,7 @@ class Learned:
     def _remove(self, key: bytes, owner: int) -> None:
         self._settled.clear()
         self._table.delete(key)
+        self._forget_spare(key, owner)
         for name in self._names.pop(key, ()):
             self._forget(owner, name)
         self._of_endpoint[owner] -= 1

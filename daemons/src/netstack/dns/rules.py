@@ -104,6 +104,11 @@ class Rules:
     def ids(self) -> frozenset[int]:
         return frozenset(endpoint.id for endpoint in self.endpoints.values())
 
+    @property
+    def tried(self) -> dict[int, frozenset[int]]:
+        """Of each endpoint that has some."""
+        return {endpoint.id: endpoint.tried for endpoint in self.endpoints.values() if endpoint.tried}
+
 
 def parse(text: str) -> Rules:
     """The file's text as rules; BadConfig names the field that is wrong."""

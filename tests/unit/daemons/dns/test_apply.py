@@ -90,6 +90,66 @@ def test_selectors_of_policies_on_trial_make_room_for_others(learned: Learned, t
         learned.credit(credit(1)._replace(tried=tried), now=0)
 
 
+def on_trial(*selectors: int, addresses: tuple[bytes, ...], endpoint: int = 12, until_s: float = 100.0) -> Credit:
+    return credit(*selectors, addresses=addresses, endpoint=endpoint, until_s=until_s)._replace(tried=frozenset({1}))
+
+
+MANY = tuple(pack(f"198.51.100.{n}") for n in range(4))
+
+
+def test_addresses_of_names_on_trial_alone_make_room_for_others(learned: Learned, table: FakeTable) -> None:
+    learned.tried = {12: frozenset({1})}
+    learned.credit(on_trial(1, addresses=MANY), now=0)
+    learned.credit(on_trial(1, 2, addresses=MANY[:1]), now=0)
+    learned.credit(on_trial(2, addresses=(A, B, C)), now=0)
+    assert [address for _, address in table.holds()] == [MANY[0], A, B, C]
+    for more in (1, 2):
+        with pytest.raises(Refused, match="endpoint 12 has learned 4 addresses"):
+            learned.credit(on_trial(more, addresses=MANY[1:2]), now=0)
+    assert len(learned) == len(table) == 4
+
+
+def test_what_was_on_trial_and_is_enforced_gives_way_no_more(learned: Learned, table: FakeTable) -> None:
+    learned.tried = {12: frozenset({1})}
+    learned.credit(on_trial(1, addresses=MANY), now=0)
+    learned.tried = {}
+    with pytest.raises(Refused):
+        learned.credit(credit(2), now=0)
+    assert len(table) == 4
+
+
+def test_after_a_restart_it_is_known_which_addresses_are_on_trial(table: FakeTable, used: FakeTable) -> None:
+    Learned(table, used, 4, 4).credit(on_trial(1, addresses=MANY), now=0)
+    learned = Learned(table, used, 4, 4)
+    learned.tried = {12: frozenset({1})}
+    sweep(learned, frozenset({12}), now=0)
+    learned.credit(on_trial(2, addresses=(A,)), now=0)
+    assert (12, A) in table.holds() and len(table) == 4
+
+
+def test_a_table_full_of_names_on_trial_takes_others(learned: Learned, table: FakeTable) -> None:
+    learned.tried = {13: frozenset({1})}
+    learned.credit(on_trial(1, addresses=(A, B), endpoint=13), now=0)
+    table.size = 2
+    with pytest.raises(OSError, match="full"):
+        learned.credit(on_trial(1, addresses=(C,), endpoint=13), now=0)
+    learned.credit(credit(3, addresses=(A, B)), now=0)
+    assert list(table.holds()) == [(12, A), (12, B)]
+    with pytest.raises(OSError, match="full"):
+        learned.credit(credit(3, addresses=(C,)), now=0)
+
+
+def test_names_on_trial_do_not_shorten_how_long_others_stay_for_silent_connections(
+    learned: Learned, table: FakeTable, used: FakeTable
+) -> None:
+    learned.tried = {12: frozenset({1})}
+    learned.credit(credit(3), now=0)
+    learned.credit(on_trial(1, addresses=MANY[:3], until_s=9000), now=0)
+    used.put(FqdnKey.STRUCT.pack(12, A), Instant(10**9).pack())
+    sweep(learned, frozenset({12}), now=200)
+    assert (12, A) in table.holds()
+
+
 def test_of_nine_that_are_alike_one_stands_for_another(learned: Learned, table: FakeTable) -> None:
     """Nine names of one rule behind one front end; a tenth, that is not alike, has no room."""
     alike = frozenset({frozenset(range(1, 10))})

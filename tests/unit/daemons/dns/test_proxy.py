@@ -81,7 +81,7 @@ async def served(
 
 
 def made(folder: Path, table: Table, tried: tuple[int, ...] = ()) -> tuple[Proxy, Session]:
-    write_atomic(folder / "rules.json", rules_text(endpoint(12, POD, {3: "x.io"}) | {"tried": list(tried)}))
+    write_atomic(folder / "rules.json", rules_text(endpoint(12, POD, {3: "x.io", 4: "y.io"}) | {"tried": list(tried)}))
     rules = RulesFile(folder / "rules.json", folder / "copy.json")
     session = Session(DnsSettings(), rules.rules, lambda: 0xABCD, Identities(Table()))
     tasks = []
@@ -179,6 +179,22 @@ def test_an_answer_does_not_wait_for_what_only_policies_on_trial_want(
 
     session = asyncio.run(served(tmp_path, table, talk, tried=(3,)))
     assert session.counters[Reason.TABLE_REFUSED] == 0
+
+
+def test_a_pod_that_has_learned_the_most_by_names_on_trial_learns_others(
+    tmp_path: Path, parts: tuple[Table, socket.socket, socket.socket]
+) -> None:
+    table, pod, server = parts
+
+    def talk(port: int) -> None:
+        for name, count in (("x.io", 9), ("y.io", 2)):
+            pod.sendto(question(name), (ASKED, port))
+            payload, proxy = server.recvfrom(512)
+            server.sendto(answer_to(payload, *(f"{name}. 5 A 192.0.{count}.{n}" for n in range(count))), proxy)
+            assert pod.recv(512)[3] & 15 == Rcode.NOERROR
+        assert len(table) == 9
+
+    asyncio.run(served(tmp_path, table, talk, tried=(3,)))
 
 
 def test_only_the_server_that_was_asked_is_heard(

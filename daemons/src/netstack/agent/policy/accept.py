@@ -13,6 +13,7 @@ Names open addresses of private networks only in a policy that says so, by annot
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -144,15 +145,22 @@ def accept(
         if not isinstance(found, BadObject):
             specs.extend(found)
             kept[ref] = raw
-        elif ref in good:
+        elif stand_in := _stand_in(ref, good):
             refused[ref] = Refusal(found, kept=True)
-            specs.extend(_noted(read_policy(ref, good[ref]), notes))
+            specs.extend(_noted(stand_in, notes))
             kept[ref] = good[ref]
         else:
             instead = _deny(ref, raw)
             refused[ref] = Refusal(found, kept=False, denies=bool(instead))
             specs.extend(_noted(instead, notes))
     return Accepted(tuple(specs), refused, kept)
+
+
+def _stand_in(ref: Ref, good: Mapping[Ref, RawSpecs]) -> list[Spec]:
+    """The last good version; none if another release, for which it was good, left what this one refuses."""
+    with suppress(BadObject):
+        return read_policy(ref, good[ref]) if ref in good else []
+    return []
 
 
 def read_policy(ref: Ref, raw: RawSpecs) -> list[Spec]:

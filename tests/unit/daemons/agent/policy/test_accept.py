@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from instruments.cluster import Cluster
 from instruments.depth import examples
+from netstack.agent.desired import Before
+from netstack.core.ref import Ref
 from netstack.kernel.layout import DIRECTION_EGRESS, PolicyKey
 
 GOOD = "{endpointSelector: {matchLabels: {app: a}}, egress: [{toEntities: [world]}]}"
@@ -51,6 +53,19 @@ def test_the_last_good_version_stays_in_force(cluster: Cluster) -> None:
     assert str(refusal).endswith("; its last good version stays in force")
     cluster.put(policy(GOOD))
     assert not cluster.compile().accepted.refused
+
+
+def test_a_version_that_was_good_for_another_release_stands_in_for_nothing(cluster: Cluster) -> None:
+    """Nor does it stop the agent in front of all other policies."""
+    wrong = policy("{endpointSelector: {matchLabels: {app: a}}, egress: [{toEverybody: []}]}")
+    cluster.put(wrong)
+    cluster.put(policy("{podSelector: {matchLabels: {app: b}}}", kind="NetworkPolicy"))
+    cluster.before = Before(cluster.before.tables, {Ref("CiliumNetworkPolicy", "one", "p"): (wrong["spec"],)})
+    assert directions(cluster, "one/a") == {"egress"}
+    assert directions(cluster, "one/b") == {"ingress"}
+    assert cluster.desired is not None
+    (refusal,) = cluster.desired.accepted.refused.values()
+    assert not refusal.kept and list(cluster.desired.accepted.good) == [Ref("NetworkPolicy", "one", "p")]
 
 
 @pytest.mark.parametrize(

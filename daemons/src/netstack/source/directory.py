@@ -369,8 +369,11 @@ def _documents(name: str, text: str) -> tuple[Documents, list[Broken]]:
     while pending:
         document = pending.pop(0)
         if isinstance(document, Mapping) and document.get("kind") == "List":
-            pending = [*(document.get("items") or []), *pending]
-            continue
+            items = document.get("items") or []
+            if isinstance(items, list):
+                pending = [*items, *pending]
+                continue
+            document = items  # so that it is refused
         try:
             ref = reference(document)
             if ref in documents:

@@ -122,6 +122,16 @@ def test_a_document_without_a_name_does_not_lose_the_others(tmp_path: Path) -> N
     assert "metadata.name: is required" in str(source.snapshot().broken[0])
 
 
+@pytest.mark.parametrize("items", ["5", "true", "abc", "{a: 1}"])
+def test_a_list_that_holds_none_stops_nobody(tmp_path: Path, items: str) -> None:
+    put(tmp_path / "a.yaml", service("a"))
+    put(tmp_path / "b.yaml", f"kind: List\nitems: {items}\n---\n{service('b')}")
+    source = DirectorySource(tmp_path)
+    assert names(source.snapshot()) == {"a": "1", "b": "1"}
+    (broken,) = source.snapshot().broken
+    assert broken.file == "b.yaml"
+
+
 def test_the_first_file_that_defines_an_object_wins(tmp_path: Path) -> None:
     put(tmp_path / "b.yaml", service("a", "10.96.0.2"))
     put(tmp_path / "a.yaml", service("a"))

@@ -312,7 +312,7 @@ def _stamps(root: Path, paths: Iterable[str]) -> dict[str, Stamp | None]:
         if name == path or not name.endswith(SUFFIXES) or name.startswith(".") or "/." in name:
             continue
         try:
-            stat = os.stat(path)
+            stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere is there, unreadable
             found[name] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         except FileNotFoundError:
             found[name] = None

@@ -347,6 +347,29 @@ def test_a_file_that_went_with_its_folder_is_not_deleted(tmp_path: Path) -> None
     assert names(source.snapshot()) == {"a": "1"} and "cannot be read" in str(source.snapshot().broken[0])
 
 
+def test_a_link_that_leads_nowhere_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """What it led to may be on a disk that is not mounted yet."""
+    manifests, disk, keep = tmp_path / "m", tmp_path / "disk", tmp_path / "keep"
+    manifests.mkdir()
+    disk.mkdir()
+    put(disk / "a.yaml", service("a"))
+    (manifests / "a.yaml").symlink_to(disk / "a.yaml")
+    put(manifests / "b.yaml", service("b"))
+    source = DirectorySource(manifests, keep=keep)
+    disk.rename(tmp_path / "away")
+    put(manifests / "b.yaml", service("b", "10.96.0.2"))
+    source.refresh()
+    source.remember()
+    for one in (source, DirectorySource(manifests, keep=keep)):
+        assert names_of(one) == {"a": "1", "b": "2"}
+        (broken,) = one.snapshot().broken
+        assert broken.file == "a.yaml" and broken.kept and "No such file" in str(broken)
+    (tmp_path / "away").rename(disk)
+    assert source.refresh() and source.snapshot().broken == ()
+    (manifests / "a.yaml").unlink()
+    assert source.refresh() and names_of(source) == {"b": "2"}
+
+
 def test_files_that_link_through_a_hidden_one_change_with_it(tmp_path: Path) -> None:
     """As the kubelet writes a ConfigMap's volume."""
 

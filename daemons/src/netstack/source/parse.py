@@ -42,6 +42,8 @@ from netstack.source.selectors import LabelSelector
 PORT = {"low": 1, "high": 65535}
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 TOP = frozenset({"apiVersion", "kind", "metadata", "status"})
+CORE = ("", "extensions")
+"""Groups in which no vendor has a kind of its own: what says so, or says none at all, means the kind that we know."""
 
 
 def _meta(ref: Ref, data: Mapping[str, Any]) -> Meta:
@@ -280,10 +282,14 @@ def _secret(meta: Meta, data: Mapping[str, Any]) -> Secret:
 
 
 def _policy(meta: Meta, data: Mapping[str, Any]) -> Policy:
-    # Whatever stands there is passed on: the compiler judges it, and denies where it cannot.
-    specs = data.get("specs") if isinstance(data.get("specs"), list) else []
+    # Whatever stands there is passed on: the compiler judges it, and denies where it cannot. What stands beside the
+    # specs (an indentation that is missing) belongs to no field of them, so it goes with each, which it makes unusable.
+    specs = data["specs"] if isinstance(data.get("specs"), list) else []
     raw = [data["spec"]] if data.get("spec") is not None else []
-    return Policy(meta, tuple(item if isinstance(item, Mapping) else {"": item} for item in [*raw, *(specs or [])]))
+    known = {*TOP, "spec", *(["specs"] if data.get("specs") is None or data["specs"] is specs else [])}
+    beside = {f"(beside it) {name}": value for name, value in data.items() if name not in known}
+    items = (item if isinstance(item, Mapping) else {"": item} for item in [*raw, *specs])
+    return Policy(meta, tuple({**item, **beside} if beside else item for item in items))
 
 
 def _selectors(fields: Fields, name: str) -> tuple[LabelSelector, ...]:
@@ -401,9 +407,12 @@ def parse(data: Mapping[str, Any]) -> Object | None:
     ref = reference(data)
     kind = KINDS.get(ref.kind)
     version = str(data.get("apiVersion", ""))
-    if kind is None or version.rpartition("/")[0] not in {known.rpartition("/")[0] for known in kind.versions}:
+    group = version.rpartition("/")[0]
+    foreign = group not in {known.rpartition("/")[0] for known in kind.versions} if kind else True
+    if kind is None or (foreign and group not in CORE):
         return None
     if version not in kind.versions:
-        raise BadObject(ref, "apiVersion", f"{version} is not served; known: {', '.join(kind.versions)}")
+        wrong = f"{version} is not served" if version else "is required"
+        raise BadObject(ref, "apiVersion", f"{wrong}; known: {', '.join(kind.versions)}")
     with refused(ref):
         return kind.parse(_meta(ref, data), data)

@@ -189,7 +189,7 @@ def test_what_is_named_and_not_there_is_noted(chosen: AgentSettings) -> None:
     [
         ({"kind": "Service"}, "Service one/p: kind: must be one of NetworkPolicy, CiliumNetworkPolicy, "),
         ({"metadata": {"name": "../p"}}, "NetworkPolicy default/../p: metadata.name: '../p' is no name that Kube"),
-        ({"apiVersion": "v1"}, "NetworkPolicy one/p: apiVersion: must be networking.k8s.io/v1, not 'v1'"),
+        ({"apiVersion": "a.example/v1"}, "NetworkPolicy one/p: apiVersion: must be networking.k8s.io/v1, not 'a.ex"),
         ({"apiVersion": "networking.k8s.io/v2"}, "NetworkPolicy one/p: apiVersion: networking.k8s.io/v2 is not ser"),
         ({"spec": {"podSelector": {}, "ingres": []}}, "NetworkPolicy one/p: spec.ingres: "),
         ({"spec": None}, "NetworkPolicy one/p: spec: is required"),

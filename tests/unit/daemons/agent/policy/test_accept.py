@@ -140,6 +140,17 @@ def test_several_specs_are_one_policy(cluster: Cluster) -> None:
     assert str(refusal.error) == "CiliumNetworkPolicy one/p: specs[1].ingress[0].toPort: unknown field"
 
 
+@pytest.mark.parametrize("more", [{"egressDeny": [{"toEntities": ["world"]}]}, {"specs": {"ingress": [{}]}}])
+def test_what_stands_beside_the_spec_makes_a_policy_unusable(cluster: Cluster, more: dict[str, Any]) -> None:
+    """An indentation is missing. The selector can be read all the same."""
+    cluster.put(policy("{endpointSelector: {matchLabels: {app: a}}, egress: [{toEntities: [all]}]}", **more))
+    assert directions(cluster, "one/a") == {"egress"}
+    assert directions(cluster, "one/b") == set()
+    assert cluster.desired is not None
+    ((refusal,), (name,)) = cluster.desired.accepted.refused.values(), more
+    assert str(refusal.error) == f"CiliumNetworkPolicy one/p: spec.(beside it) {name}: unknown field"
+
+
 def test_a_policy_that_is_gone_is_forgotten(cluster: Cluster) -> None:
     cluster.put(policy(GOOD))
     cluster.compile()

@@ -156,6 +156,9 @@ class KubernetesSource:
             for replica in self._replicas.values():
                 objects.update(replica.objects)
                 broken += replica.broken.values()
+            strangers = self._strangers()
+        for ref in strangers:
+            del objects[ref]
         new = Snapshot(objects, tuple(broken))
         if new == self._snapshot:
             return
@@ -165,6 +168,13 @@ class KubernetesSource:
                 log.error("%s", item)
         if new.broken != before.broken:
             self._listener(new.broken)
+
+    def _strangers(self) -> list[Ref]:
+        """The pods whose Namespace is not known."""
+        if "Namespace" not in {replica.want.kind for replica in self._replicas.values()}:
+            return []
+        known = {ref.name for replica in self._of("Namespace") for ref in replica.objects}
+        return [ref for replica in self._of("Pod") for ref in replica.objects if ref.namespace not in known]
 
     def _wake(self) -> None:
         """From a reflector's thread."""

@@ -12,7 +12,7 @@ from instruments.source_probe import Watched, wait_for
 from netstack.core.ref import Ref
 from netstack.source import kubernetes
 from netstack.source.kubernetes import KubernetesSource
-from netstack.source.models import Service
+from netstack.source.models import Namespace, Service
 from netstack.source.resources import Want
 
 BOTH = [Want("Service"), Want("Namespace")]
@@ -36,6 +36,25 @@ def test_no_snapshot_before_every_kind_is_known(tmp_path: Path) -> None:
             assert not report["ready"] and not report["connected"] and report["stale_since"]
             server.forbidden.clear()
             source.shows("a", "kube-system")
+
+
+def test_a_pod_is_known_when_its_namespace_is(tmp_path: Path) -> None:
+    """A policy may go by the namespace's labels, or by those that it has not."""
+    wants = [Want("Pod"), Want("Namespace")]
+    with ApiServer(tmp_path / "server") as server:
+        server.put(namespace("old"))
+        with Watched(server.kubeconfig, tmp_path / "good", wants) as source:
+            source.shows("kube-system", "old"), source.connected()
+            server.put(pod("stranger", namespace="new"))
+            server.put(pod("friend", namespace="old"))
+            source.shows("friend", "kube-system", "old")
+            server.put(namespace("new"))
+            source.shows("friend", "kube-system", "new", "old", "stranger")
+        for snapshot in source.snapshots:
+            assert {ref.namespace for ref in snapshot.objects} <= {
+                "",
+                *(item.meta.name for item in snapshot.all(Namespace)),
+            }
 
 
 def test_a_start_without_the_api_server_goes_on_from_what_was_known(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from netstack.agent.policy.rules import PROTOCOLS, Port
@@ -9,8 +10,8 @@ from netstack.core.protocol import ICMP, ICMPV6
 from netstack.source.fields import Fields
 
 NAME_LENGTH = 15
-"""RFC 6335 section 5.1: a port's name has 1 to 15 characters."""
-
+NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
+"""RFC 6335 section 5.1: a port's name has 1 to 15 characters, among them a letter; `8000-9000` is none."""
 
 ICMP_TYPES = {
     "IPv4": {
@@ -47,6 +48,8 @@ def read_port(fields: Fields, default_protocol: str, *, zero: bool) -> Port:
             fields.fail("endPort", "cannot be given with a port's name")
         if len(raw) > NAME_LENGTH:
             fields.fail("port", f"{raw!r} is longer than a port's name may be ({NAME_LENGTH})")
+        if not NAME.fullmatch(raw):
+            fields.fail("port", f"{raw!r} is neither a port's number nor its name; a range's end is endPort")
         return Port(protocol, name=raw.lower())
     first = int(raw)
     if not (0 if zero else 1) <= first <= 65535:

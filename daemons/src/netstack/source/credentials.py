@@ -32,6 +32,8 @@ REFUSED = {
 }
 INSECURE = "a node that cannot tell the API server from an impostor would take its policies from anyone"
 Stamp = tuple[int, int, int]
+Stamps = dict[Path, Stamp]
+"""Of files as they were before they were read: what is written meanwhile is read the next time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Credentials:
         self._environ = environ
         self._lock = threading.Lock()
         self._access: Access | None = None
-        self._stamps: dict[Path, Stamp] = {}
+        self._stamps: Stamps = {}
 
     def access(self) -> Access:
         """What is valid now. BadConfig if there is no whole set and never was."""
@@ -65,8 +67,7 @@ class Credentials:
             if self._access is not None and stamps == self._stamps:
                 return self._access
             try:
-                self._access, files = self._load()
-                self._stamps = {path: _stamp(path) for path in files}
+                self._access, self._stamps = self._load()
             except BadConfig:
                 if self._access is None:
                     raise
@@ -77,21 +78,23 @@ class Credentials:
         with self._lock:
             self._stamps = dict.fromkeys(self._stamps, (0, 0, 0))
 
-    def _load(self) -> tuple[Access, set[Path]]:
+    def _load(self) -> tuple[Access, Stamps]:
         return _kubeconfig(Path(self._kubeconfig)) if self._kubeconfig else _in_cluster(self._account, self._environ)
 
 
-def _in_cluster(account: Path, environ: Mapping[str, str]) -> tuple[Access, set[Path]]:
+def _in_cluster(account: Path, environ: Mapping[str, str]) -> tuple[Access, Stamps]:
     host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not host or not port.isdigit():
         raise BadConfig("kubeconfig", "is empty, but KUBERNETES_SERVICE_HOST and _PORT do not name an API server")
-    token, authority = account / "token", account / "ca.crt"
-    context = _context("kubeconfig", _text("ca.crt", authority))
-    return Access(host, int(port), "", host, context, _text("token", token).strip()), {token, authority}
+    stamps: Stamps = {}
+    context = _context("ca.crt", _text("ca.crt", account / "ca.crt", stamps))
+    token = _token("token", _text("token", account / "token", stamps))
+    return Access(host, int(port), "", host, context, token), stamps
 
 
-def _kubeconfig(path: Path) -> tuple[Access, set[Path]]:
+def _kubeconfig(path: Path) -> tuple[Access, Stamps]:
     """client-go's `Config` (clientcmd/api/v1): the current context's cluster and user."""
+    stamps: Stamps = {path: _stamp(path)}
     cluster, user = _chosen(path)
     for name, reason in REFUSED.items():
         if any(user.get(key) for key in user if key == name or (name == "impersonate" and key.startswith("as"))):
@@ -100,27 +103,34 @@ def _kubeconfig(path: Path) -> tuple[Access, set[Path]]:
         raise BadConfig("cluster.insecure-skip-tls-verify", INSECURE)
     if cluster.get("proxy-url"):
         raise BadConfig("cluster.proxy-url", "is not served")
-    url = urlsplit(str(cluster.get("server", "")))
-    if url.scheme != "https" or not url.hostname:
-        raise BadConfig("cluster.server", f"must be https://host:port, not {cluster.get('server')!r}")
-    files: set[Path] = {path}
-    authority = _material(path, cluster, "certificate-authority", files)
-    certificate = _material(path, user, "client-certificate", files)
-    key = _material(path, user, "client-key", files)
-    context = _context("cluster.certificate-authority", authority or None)
+    host, port, prefix = _server(cluster.get("server"))
+    authority = _material(path, cluster, "certificate-authority", stamps)
+    certificate = _material(path, user, "client-certificate", stamps)
+    key = _material(path, user, "client-key", stamps)
+    context = _context("cluster.certificate-authority", authority)
     if bool(certificate) != bool(key):
         raise BadConfig("user.client-certificate", "needs client-key, and the other way round")
-    if certificate:
+    if certificate and key:
         _identify(context, certificate, key)
-    token = str(user.get("token") or "")
+    token = _token("user.token", str(user["token"])) if user.get("token") else ""
     if user.get("tokenFile"):
-        token_path = path.parent / str(user["tokenFile"])
-        token = _text("user.tokenFile", token_path).strip()
-        files.add(token_path)
+        token = _token("user.tokenFile", _text("user.tokenFile", path.parent / str(user["tokenFile"]), stamps))
     if not token and not certificate:
         raise BadConfig("user", "has neither a client certificate nor a token")
-    server_name = str(cluster.get("tls-server-name") or url.hostname)
-    return Access(url.hostname, url.port or 443, url.path.rstrip("/"), server_name, context, token), files
+    server_name = str(cluster.get("tls-server-name") or host)
+    return Access(host, port, prefix, server_name, context, token), stamps
+
+
+def _server(given: Any) -> tuple[str, int, str]:
+    """Host, port and prefix of a cluster's URL."""
+    try:
+        url = urlsplit(str(given))
+        host, port = url.hostname, url.port or 443
+    except ValueError:  # a port that is none, half an address in brackets
+        host = None
+    if not host or url.scheme != "https":
+        raise BadConfig("cluster.server", f"must be https://host:port, not {given!r}")
+    return host, port, url.path.rstrip("/")
 
 
 def _chosen(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -139,27 +149,34 @@ def _chosen(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _named(config: Mapping[str, Any], many: str, one: str, name: Any) -> dict[str, Any]:
-    for item in config.get(many) or ():
+    items = config.get(many)
+    for item in items if isinstance(items, list) else ():
         if isinstance(item, dict) and item.get("name") == name and isinstance(item.get(one), dict):
             return dict(item[one])
     raise BadConfig(many, f"there is no {one} {name!r}")
 
 
-def _material(path: Path, section: Mapping[str, Any], name: str, files: set[Path]) -> str:
-    """PEM text that stands inline (`<name>-data`, which wins) or in a file beside the kubeconfig; "" if neither."""
+def _material(path: Path, section: Mapping[str, Any], name: str, stamps: Stamps) -> str | None:
+    """PEM text that stands inline (`<name>-data`, which wins) or in a file beside the kubeconfig; None if neither."""
     if section.get(f"{name}-data"):
+        folded = "".join(str(section[f"{name}-data"]).split())  # as base64(1) writes it
         try:
-            return base64.b64decode(str(section[f"{name}-data"]), validate=True).decode("ascii")
+            return base64.b64decode(folded, validate=True).decode("ascii")
         except (binascii.Error, UnicodeDecodeError) as error:
             raise BadConfig(f"{name}-data", "is not base64 of PEM text") from error
-    if not section.get(name):
-        return ""
-    file = path.parent / str(section[name])
-    files.add(file)
-    return _text(name, file)
+    return _text(name, path.parent / str(section[name]), stamps) if section.get(name) else None
 
 
-def _text(name: str, path: Path) -> str:
+def _token(field: str, text: str) -> str:
+    """It goes into a header, and what cannot go there must not end up in an error message."""
+    token = text.strip()
+    if not token or " " in token or not (token.isascii() and token.isprintable()):
+        raise BadConfig(field, "is not one line of ASCII text")
+    return token
+
+
+def _text(name: str, path: Path, stamps: Stamps) -> str:
+    stamps[path] = _stamp(path)
     try:
         return path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
@@ -168,6 +185,8 @@ def _text(name: str, path: Path) -> str:
 
 def _context(field: str, authority: str | None) -> ssl.SSLContext:
     """TLS that trusts this authority alone, or the system's where the kubeconfig names none."""
+    if authority == "":  # half written; for create_default_context it would be none
+        raise BadConfig(field, "is empty")
     try:
         context = ssl.create_default_context(cadata=authority)
     except ssl.SSLError as error:
@@ -213,7 +232,7 @@ def flatten(path: Path) -> dict[str, Any]:
     _kubeconfig(path)  # refuses what a node could not use
     for section, names in ((cluster, ("certificate-authority",)), (user, ("client-certificate", "client-key"))):
         for name in names:
-            text = _material(path, section, name, set())
+            text = _material(path, section, name, {})
             if text:
                 section[f"{name}-data"] = base64.b64encode(text.encode()).decode()
             section.pop(name, None)

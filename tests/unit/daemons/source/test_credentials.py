@@ -77,9 +77,12 @@ def test_inline_material_tokens_and_a_prefix(config: Kubeconfig) -> None:
         ("user", {"client-key": "gone"}, "client-key: "),
         ("cluster", {"insecure-skip-tls-verify": True}, "cluster.insecure-skip-tls-verify: a node that cannot tell"),
         ("cluster", {"server": "http://10.0.0.1"}, "cluster.server: must be https://host:port"),
+        ("cluster", {"server": "https://10.0.0.1:66443"}, "cluster.server: must be https://host:port"),
+        ("cluster", {"server": "https://[fd00::1"}, "cluster.server: must be https://host:port"),
         ("cluster", {"proxy-url": "http://p"}, "cluster.proxy-url: is not served"),
         ("cluster", {"certificate-authority-data": "%"}, "certificate-authority-data: is not base64"),
         ("cluster", {"certificate-authority-data": "YQ=="}, "cluster.certificate-authority: is no certificate auth"),
+        ("user", {"token": "one\ntwo"}, "user.token: is not one line of ASCII text"),
     ],
 )
 def test_what_a_node_could_not_use_is_refused_with_its_reason(
@@ -93,6 +96,9 @@ def test_a_user_without_credentials_and_a_context_without_a_cluster(config: Kube
     config.user = {}
     assert config.refusal() == "user: has neither a client certificate nor a token"
     config.path.write_text("current-context: x\n")
+    with pytest.raises(BadConfig, match="there is no context 'x'"):
+        Credentials(str(config.path)).access()
+    config.path.write_text("current-context: x\ncontexts: 1\n")
     with pytest.raises(BadConfig, match="there is no context 'x'"):
         Credentials(str(config.path)).access()
     with pytest.raises(BadConfig, match="No such file"):
@@ -114,6 +120,45 @@ def test_files_are_read_again_when_one_changes_and_a_half_rotation_keeps_the_old
     assert credentials.access() is not second
 
 
+def test_what_changes_while_it_is_read_is_read_again(config: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = config.path.parent / "token"
+    token.write_text("one")
+    config.user["tokenFile"] = "token"
+    credentials = config.write()
+    read = Path.read_text
+
+    def overtaken(path: Path, **how: str) -> str:
+        text = read(path, **how)
+        if path == token and text == "one":
+            token.write_text("another")
+        return text
+
+    monkeypatch.setattr(Path, "read_text", overtaken)
+    assert [credentials.access().token for _ in range(2)] == ["one", "another"]
+
+
+def test_a_file_that_is_just_being_written_is_neither_no_authority_nor_no_token(config: Kubeconfig) -> None:
+    token = config.path.parent / "token"
+    token.write_text("one")
+    config.user = {"tokenFile": "token"}
+    credentials = config.write()
+    first = credentials.access()
+    for path in (config.authority.certificate, token):
+        good = path.read_text()
+        path.write_text("")
+        assert credentials.access() is first, path
+        assert "is empty" in config.refusal() or "is not one line" in config.refusal()
+        path.write_text(good)
+    assert credentials.access() is not first
+
+
+def test_material_may_be_folded(config: Kubeconfig) -> None:
+    config.cluster["certificate-authority-data"] = base64.encodebytes(
+        config.authority.certificate.read_bytes()
+    ).decode()
+    assert config.write().access().host == "10.0.0.1"
+
+
 def test_a_token_file_is_followed(config: Kubeconfig, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("one\n")
     config.user = {"tokenFile": "token"}
@@ -131,6 +176,9 @@ def test_the_files_of_a_service_account(tmp_path: Path) -> None:
     assert (access.host, access.port, access.token) == ("10.96.0.1", 443, "t")
     with pytest.raises(BadConfig, match="do not name an API server"):
         Credentials("", account=tmp_path, environ={}).access()
+    authority.certificate.write_text("")
+    with pytest.raises(BadConfig, match=r"ca\.crt: is empty"):
+        Credentials("", account=tmp_path, environ=environ).access()
     os.unlink(authority.certificate)
     with pytest.raises(BadConfig, match=r"ca\.crt: "):
         Credentials("", account=tmp_path, environ=environ).access()

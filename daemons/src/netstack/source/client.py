@@ -21,10 +21,10 @@ from netstack.source.credentials import Access, Credentials
 CONNECT_S = 10.0
 ANSWER_S = 30.0
 """Longest silence within one answer, seconds."""
-BODY_MAX = 64 << 20
-"""Longest answer that is read, bytes. A page of 250 pods is under 5 MB."""
-LINE_MAX = 8 << 20
-"""Longest event of a watch, bytes. etcd holds objects of up to 1.5 MB."""
+BODY_MAX = 16 << 20
+"""Longest answer that is read, bytes: what a daemon can take in within its memory. A page of 250 pods is under 5 MB."""
+LINE_MAX = BODY_MAX
+"""Longest event of a watch, bytes. etcd holds objects of up to 1.5 MB, and a "<" in it is six characters of JSON."""
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
@@ -50,6 +50,10 @@ class Unreachable(ApiFailure):
 
 class Garbage(ApiFailure):
     """An answer that the API does not give."""
+
+
+class TooLarge(Garbage):
+    """An answer that is longer than what is read."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -132,7 +136,7 @@ class Client:
             response = self._request(method, path, query or {}, body, content_type)
             data = response.read(BODY_MAX)
             if len(data) == BODY_MAX:
-                raise Garbage(f"the answer has {BODY_MAX} bytes or more")
+                raise TooLarge(f"the answer has {BODY_MAX} bytes or more")
             if response.length:
                 raise Unreachable("the connection was cut within an answer")
             self._judge(response, data)

@@ -24,7 +24,7 @@ from time import monotonic
 from typing import Any
 
 from netstack.source.backoff import Backoff, Draw
-from netstack.source.client import ApiFailure, Client, Garbage, Refused, Unreachable
+from netstack.source.client import ApiFailure, Client, Garbage, Refused, TooLarge, Unreachable
 from netstack.source.credentials import Credentials
 from netstack.source.replica import Listing, Replica
 
@@ -216,9 +216,26 @@ class Reflector:
         return self._history is not None and now.continues(History(self._history.uid, int(self._version)))
 
     def _list(self) -> None:
-        history = self._ask_history()
-        listing, version = Listing(), ""
-        query = {"limit": str(PAGE), **self.replica.want.selectors}
+        history, limit = self._ask_history(), PAGE
+        while True:
+            try:
+                listing, version = self._list_in_pages(limit)
+                break
+            except TooLarge:  # whoever may make objects makes them as large as the API server takes them
+                if limit == 1:
+                    raise
+                limit //= 2
+        self._confirm(self.replica.missing(listing))
+        with self._lock:
+            changed = self.replica.replace(listing)
+        self._version, self._history = version, history
+        if changed or self.replica.unsaved:
+            self._changed()
+
+    def _list_in_pages(self, limit: int) -> tuple[Listing, str]:
+        """All objects and their version, so many at a time."""
+        listing = Listing()
+        query = {"limit": str(limit), **self.replica.want.selectors}
         while True:
             answer = self._get(self._path, query)
             items = answer.get("items", ())
@@ -228,14 +245,8 @@ class Reflector:
             self.replica.page(items or (), listing)
             token = answer["metadata"].get("continue")
             if not token:
-                break
+                return listing, version
             query["continue"] = token
-        self._confirm(self.replica.missing(listing))
-        with self._lock:
-            changed = self.replica.replace(listing)
-        self._version, self._history = version, history
-        if changed or self.replica.unsaved:
-            self._changed()
 
     def _watch(self) -> None:
         timeout_s, began = int(self._draw(*WATCH_S)), monotonic()

@@ -9,6 +9,7 @@ import pytest
 from instruments.api_objects import namespace, pod, policy, service
 from instruments.apiserver import ApiServer, Request
 from instruments.source_probe import Watched, wait_for
+from netstack.source import client
 from netstack.source.backoff import Backoff
 from netstack.source.client import Refused
 from netstack.source.credentials import Credentials
@@ -45,6 +46,21 @@ def test_a_list_comes_in_pages_and_counts_when_it_is_whole(server: ApiServer, tm
         source.shows(*names)
     assert lists(server) == 3
     assert [len(snapshot.objects) for snapshot in source.snapshots] == [600]
+
+
+def test_large_objects_come_in_smaller_pages(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "BODY_MAX", 100_000)
+    names = [f"s{i:02}" for i in range(60)]
+    for name in names:
+        large = service(name)
+        large["metadata"]["annotations"] = {"note": "x" * 10_000}
+        server.put(large)
+    with watched(server, tmp_path, "Service") as source:
+        source.shows(*names), source.connected()
+        assert source.source.report()["problems"] == []
+    assert [len(snapshot.objects) for snapshot in source.snapshots] == [60]
 
 
 def test_a_cut_connection_resumes_where_it_was_and_lists_nothing(server: ApiServer, tmp_path: Path) -> None:

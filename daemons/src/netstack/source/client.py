@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from netstack.core.errors import BadConfig
+from netstack.source import depth
 from netstack.source.credentials import Access, Credentials
 
 CONNECT_S = 10.0
@@ -213,7 +214,7 @@ class Client:
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        decoded = json.loads(data)
+        decoded = depth.load(data)
     except ValueError as error:
         raise Garbage(f"the answer is not JSON: {data[:60]!r}") from error
     if not isinstance(decoded, dict):

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
+from netstack.source import depth
 from netstack.source.backoff import Backoff, Draw
 from netstack.source.client import ApiFailure, Client, Garbage, Refused, TooLarge, Unreachable
 from netstack.source.credentials import Credentials
@@ -281,7 +281,7 @@ class Reflector:
 
     def _event(self, line: bytes) -> None:
         try:
-            event = json.loads(line)
+            event = depth.load(line)
             kind, item = event["type"], event["object"]
             if kind == "ERROR":
                 raise Refused(int(item.get("code", 500)), str(item.get("message", "")))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
 from netstack.source.client import Garbage
+from netstack.source.depth import shallow
 from netstack.source.models import Object
 from netstack.source.parse import parse, reference
 from netstack.source.resources import Want
@@ -117,7 +118,7 @@ class Replica:
                 into.unsaved[ref] = json.dumps(document, separators=(",", ":")).encode()
         if self.want.status:
             status = {name: value for name, value in (raw.get("status") or {}).items() if value not in EMPTY}
-            into.statuses[ref] = str(raw["metadata"].get("resourceVersion", "")), status
+            into.statuses[ref] = str(raw["metadata"].get("resourceVersion", "")), shallow(status)
         return ref
 
     def _trim(self, ref: Ref, raw: Any) -> dict[str, Any]:

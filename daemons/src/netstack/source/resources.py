@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from sys import intern
 from typing import Any
 
+from netstack.source.depth import shallow
+
 Raw = Mapping[str, Any]
 ALL = ("",)
 """Every annotation."""
@@ -106,7 +108,7 @@ def _parts(**parts: Any) -> dict[str, Any]:
 
 
 def _whole(raw: Raw) -> dict[str, Any]:
-    return {name: raw[name] for name in ("spec", "specs") if name in raw}
+    return {name: shallow(raw[name]) for name in ("spec", "specs") if name in raw}
 
 
 def _nothing(raw: Raw) -> dict[str, Any]:

@@ -1,18 +1,22 @@
 """Each test sees a source through its snapshots; what the server was asked is counted there."""
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from instruments.api_objects import namespace, pod, policy, service
 from instruments.apiserver import ApiServer, Request
 from instruments.source_probe import Watched, wait_for
+from netstack.agent.policy.accept import accept
 from netstack.source import client
 from netstack.source.backoff import Backoff
 from netstack.source.client import Refused
 from netstack.source.credentials import Credentials
+from netstack.source.models import Policy
 from netstack.source.reflector import GONE_S, History, Reflector
 from netstack.source.replica import Replica
 from netstack.source.resources import Want
@@ -61,6 +65,31 @@ def test_large_objects_come_in_smaller_pages(
         source.shows(*names), source.connected()
         assert source.source.report()["problems"] == []
     assert [len(snapshot.objects) for snapshot in source.snapshots] == [60]
+
+
+def test_an_object_deeper_than_python_goes_keeps_nobody_from_the_others(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = policy("deep")
+    deep["spec"]["ingress"] = ["DEEP"]
+
+    def dumps(value: object) -> str:
+        return json.dumps(value).replace('"DEEP"', "[" * 5_000 + "]" * 5_000)
+
+    monkeypatch.setattr("instruments.apiserver.json", SimpleNamespace(dumps=dumps, loads=json.loads))
+    server.put(deep)
+    with watched(server, tmp_path, "CiliumNetworkPolicy") as source:
+        source.shows("deep"), source.connected()  # in a list
+        server.put({**deep, "spec": {**deep["spec"], "description": "again"}})  # and in an event
+        server.put(policy("p"))
+        source.shows("deep", "p"), source.connected()
+        assert source.source.report()["problems"] == []
+    refused = accept(source.source.snapshot().all(Policy), {}).refused
+    assert [str(found) for found in refused.values()] == [
+        f"CiliumNetworkPolicy ns/deep: spec.ingress[0]: must be a mapping, not the list {'[' * 60!r}"
+        "; the pods that it selects deny instead"
+    ]
+    assert lists(server, "CiliumNetworkPolicy") == 1
 
 
 def test_a_cut_connection_resumes_where_it_was_and_lists_nothing(server: ApiServer, tmp_path: Path) -> None:

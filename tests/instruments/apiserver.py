@@ -59,7 +59,7 @@ class Request:
 
 Fault = int | str | None
 """An HTTP status; or "garbage", "cut" (within the answer or an event), "hang" (no answer until released), "drop" (no
-answer, connection closed), "slow" (a pause before each answer)."""
+answer, connection closed), "slow" (a pause before each answer), "error" (a watch's event of type ERROR)."""
 
 
 @dataclass(slots=True)
@@ -384,6 +384,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         end, bookmark = time.monotonic() + float(request.query["timeoutSeconds"]), time.monotonic() + api.bookmark_s
+        if fault == "error":
+            self._chunk({"type": "ERROR", "object": {"kind": "Status", "code": 500, "message": "as scripted"}})
+            self._bytes(b"")
+            return
         position = bisect.bisect_right(api.events, since, key=lambda event: event.version)
         while time.monotonic() < end:
             with api.news:

@@ -1,8 +1,9 @@
 """Keeps one kind's replica up to date: list, then watch from there, for as long as it takes. A thread of its own.
 
 * A list counts when its last page has come. Until then, and after any failure, the replica stays as it is.
-* A watch resumes from the last version seen (bookmarks move it on where nothing else does). `410 Gone` or an answer
-  that is not the API's ends in a new list, which is compared: what did not change causes nothing.
+* A watch resumes from the last version seen (bookmarks move it on where nothing else does). `410 Gone`, an event of
+  type ERROR or an answer that is not the API's ends in a new list, which is compared: what did not change causes
+  nothing.
 * A version means something in one history only. Before a watch resumes, the server is asked for the uid of
   kube-system and its present version: another uid, or a version that has gone back, is another history (a wiped or
   restored etcd), in which a watch from our version would wait in silence. Then everything is listed again.
@@ -284,6 +285,7 @@ class Reflector:
             event = depth.load(line)
             kind, item = event["type"], event["object"]
             if kind == "ERROR":
+                self._version = ""  # what cannot be told from here on may well be listed
                 raise Refused(int(item.get("code", 500)), str(item.get("message", "")))
             version = item["metadata"]["resourceVersion"]
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -131,6 +131,21 @@ def test_410_lists_anew_and_what_did_not_change_gives_no_snapshot(server: ApiSer
     assert len(source.snapshots) == 2
 
 
+def test_a_watch_that_meets_an_error_from_its_version_on_lists_anew(server: ApiServer, tmp_path: Path) -> None:
+    server.put(service("a"))
+    with watched(server, tmp_path, "Service") as source:
+        source.shows("a"), source.connected()
+        broken = server.version + 1
+        server.fault = lambda request: (
+            "error" if request.watch and int(request.query["resourceVersion"]) < broken else None
+        )
+        server.cut()
+        wait_for(lambda: "500 Internal Server Error: as scripted" in source.problem("Service"))
+        server.put(service("b"))
+        source.shows("a", "b"), source.connected()
+        assert source.source.report()["problems"] == []
+
+
 def test_another_history_is_noticed_even_where_versions_look_right(server: ApiServer, tmp_path: Path) -> None:
     server.put(service("a"))
     with watched(server, tmp_path, "Service") as source:

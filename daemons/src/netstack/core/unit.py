@@ -180,6 +180,8 @@ def listen(
         sock.sendall(json.dumps(request).encode() + b"\n")
         with sock.makefile("rb") as answers:
             for line in answers:
+                if not line.endswith(b"\n"):
+                    raise ConnectionResetError(f"{name} ended within its answer")
                 answer = json.loads(line)
                 if "error" in answer:
                     raise RuntimeError(answer["error"])

@@ -2,6 +2,7 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,23 @@ def test_a_command_is_answered_and_errors_keep_their_words(tmp_path: Path) -> No
     assert answers[:2] == [{"services": 3}, "no such pod a/b"]
     assert answers[2].startswith("unknown command 'nope'; known are pod, status")
     assert not (tmp_path / "sample.sock").exists()
+
+
+def test_half_an_answer_is_none(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "sample.sock"))
+        server.listen()
+
+        def die_within_the_answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(1 << 10)
+                connection.sendall(b'{"ok": {"ready"')
+
+        thread = threading.Thread(target=die_within_the_answer)
+        thread.start()
+        with pytest.raises(ConnectionResetError, match="sample ended within its answer"):
+            ask("sample", {"command": "status"}, run=tmp_path)
+        thread.join()
 
 
 def test_text_that_is_no_request_gets_an_answer(tmp_path: Path) -> None:

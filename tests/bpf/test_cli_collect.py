@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -33,6 +37,14 @@ def node(tmp_path: Path) -> Iterator[Home]:
             yield made
     finally:
         namespace.close()
+
+
+def test_who_may_not_look_is_told_so() -> None:
+    command = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "netstack.cli", "status")
+    path = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    run = subprocess.run(command, env=path, capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and run.stdout == ""
+    assert re.fullmatch(r"query the cgroup for .*: Operation not permitted \(errno 1\)\n", run.stderr)
 
 
 def look(node: Home, tmp_path: Path) -> Facts:

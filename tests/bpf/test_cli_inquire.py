@@ -350,9 +350,11 @@ def test_destinations(text: str, expected: tuple[str, int]) -> None:
     assert parse_destination(text) == expected
 
 
-@pytest.mark.parametrize("text", [":443", "x:70000", "x:http"])
+@pytest.mark.parametrize(
+    "text", [":443", "x:70000", "x:http", "x:", "[fd00::7]:70000", "[fd00::7", "[]:1", "[fd00::7]1"]
+)
 def test_what_is_no_destination(text: str) -> None:
-    with pytest.raises(ValueError, match=r"port that is none|invalid literal"):
+    with pytest.raises(ValueError, match="has no host, or a port that is none"):
         parse_destination(text)
 
 

@@ -86,6 +86,9 @@ def main() -> None:
         code = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+    except OSError as error:  # the kernel's: who is not root may not look
+        print(error, file=sys.stderr)
+        code = 2
     sys.exit(code)
 
 
@@ -138,8 +141,8 @@ def _observe(arguments: argparse.Namespace) -> int:
     request = {"command": "flows", "filter": wanted, "last": arguments.last, "follow": arguments.follow}
     if arguments.since is not None:
         request["since_s"] = arguments.since
+    reasons = Reasons(Path(load_settings(CONFIG / "agent.yaml").pins) / "maps")
     try:
-        reasons = Reasons(Path(load_settings(CONFIG / "agent.yaml").pins) / "maps")
         for flow in _told(request):
             why = reasons.of(flow)
             text = json.dumps({**flow, "why": why}) if arguments.json else observe.line(flow, why)

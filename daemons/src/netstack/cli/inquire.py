@@ -7,6 +7,7 @@ have numbers instead of names.
 from __future__ import annotations
 
 import ipaddress
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -385,13 +386,9 @@ def _denying(view: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 def parse_destination(text: str) -> tuple[str, int]:
     """`10.0.0.7:443`, `[fd00::7]:443`, `pod/ns/name:80`, `api.example.com:443`; without a port, 0. ValueError."""
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        return host, int(rest.removeprefix(":") or 0)
-    if text.count(":") > 1:
+    if not text.startswith("[") and text.count(":") > 1:
         return text, 0
-    host, _, port = text.partition(":")
-    number = int(port or 0)
-    if not host or not 0 <= number <= 65535:
+    parts = re.fullmatch(r"(?:\[([^]]+)\]|([^:[]+))(?::([0-9]+))?", text)
+    if parts is None or int(parts[3] or 0) > 65535:
         raise ValueError(f"{text!r} has no host, or a port that is none")
-    return host, number
+    return parts[1] or parts[2], int(parts[3] or 0)

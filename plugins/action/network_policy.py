@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import date
 from typing import Any
 
 import yaml
 from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.module_utils.common.validation import check_type_dict
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible_collections.kubelab.netstack.plugins.module_utils import _policy
@@ -38,7 +40,7 @@ class ActionModule(ActionBase):
         if told.get("failed"):
             return told
         # Plain values: those of Ansible carry tags that no serializer outside of it knows.
-        definition = json.loads(json.dumps(arguments["definition"]))
+        definition = json.loads(json.dumps(check_type_dict(arguments["definition"]), default=_plain))
         try:
             change = _api.ensure(
                 _api.connect(kubeconfig), definition, present=arguments.get("state", "present") == "present",
@@ -63,6 +65,11 @@ class ActionModule(ActionBase):
             return self._loader.load_from_file(self._find_needle("files", src))
         except AnsibleError as wrong:
             raise AnsibleActionFail(f"src: {wrong}") from wrong
+
+
+def _plain(value: Any) -> str:
+    """What JSON does not have, as the module gets it: YAML's dates, and what a vault holds."""
+    return str(value.isoformat() if isinstance(value, date) else value)
 
 
 def _text(stored: _api.Object | None) -> str:

@@ -52,6 +52,7 @@ class Change:
 def connect(kubeconfig: str) -> Request:
     """Raises ApiError if the package is missing or the file is no good."""
     try:
+        import yaml
         from kubernetes import config
         from kubernetes.client.rest import ApiException
         from kubernetes.dynamic import DynamicClient
@@ -61,8 +62,10 @@ def connect(kubeconfig: str) -> Request:
 
     try:
         client = config.new_client_from_config(config_file=kubeconfig, persist_config=False)
-    except (config.ConfigException, OSError, ValueError) as wrong:
-        raise ApiError(f"{kubeconfig}: {wrong}") from wrong
+    except (config.ConfigException, OSError, ValueError, TypeError, LookupError, yaml.YAMLError) as wrong:
+        raise ApiError(f"{kubeconfig}: {' '.join(str(wrong).split())}") from wrong
+    if not all(value.isprintable() for value in client.configuration.api_key.values()):
+        raise ApiError(f"{kubeconfig}: the user's token is not one line")  # http.client's refusal would show it
     # The paths are known: nothing has to be discovered.
     dynamic = DynamicClient(client, discoverer=lambda *_unused: None)
 
@@ -76,9 +79,20 @@ def connect(kubeconfig: str) -> Request:
             raise ApiError(f"{method} {path}: {_message(refused)}", refused.status or 0) from refused
         except HTTPError as wrong:
             raise ApiError(f"{client.configuration.host} cannot be reached: {wrong}") from wrong
-        return dict(json.loads(answer.data))
+        return _object(f"{method} {path}", answer.data)
 
     return request
+
+
+def _object(call: str, data: bytes) -> dict[str, Any]:
+    """Raises ApiError for what no API server says: a proxy may, or a router."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("metadata"), dict):
+        raise ApiError(f"{call}: the answer is not an API server's: {data[:60]!r}")
+    return found
 
 
 def _message(refused: Any) -> str:
@@ -99,7 +113,7 @@ def ensure(request: Request, definition: Object, *, present: bool, dry_run: bool
         try:
             return _ensure(request, folder, now, definition, present, dry_run)
         except ApiError as refused:
-            if refused.code not in ((409,) if present else (404, 409)):  # somebody else was faster: look again
+            if refused.code != 409 and (refused.code != 404 or now is None):  # somebody else was faster: look again
                 raise
     raise ApiError(f"{folder}/{metadata['name']}: others change it all the time")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -70,6 +72,20 @@ def test_with_one_the_object_changes_between_two_calls(monkeypatch: pytest.Monke
     assert play.api == [("/k", False, False)]
     assert (said["changed"], said["enforced"]) == (True, {"state": "enforced"})
     assert said["diff"]["after"].endswith("# denies a -> b\n")
+
+
+@pytest.mark.parametrize(
+    "written", [{"at": date(2026, 1, 2)}, {"at": datetime(2026, 1, 2, tzinfo=UTC)}, {"at": "2026-01-02"}]
+)
+def test_a_date_is_text_to_the_server_too(monkeypatch: pytest.MonkeyPatch, written: dict[str, Any]) -> None:
+    noted = {**POLICY, "metadata": {"name": "p", "annotations": written}}
+    said = Play(monkeypatch, definition=noted, kubeconfig="/k").run()
+    assert "at: '2026-01-02" in said["diff"]["after"]
+
+
+def test_a_definition_may_be_the_text_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = Play(monkeypatch, definition=json.dumps(POLICY), kubeconfig="/k").run()
+    assert said["diff"]["after"].startswith("kind: NetworkPolicy\n")
 
 
 @pytest.mark.parametrize(("check", "wait"), [(True, True), (False, "no")])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,9 @@ def test_two_hosts_at_once_make_one_change() -> None:
     assert _api.ensure(server, POLICY, present=True, dry_run=False).changed is False
     server.meanwhile = [lambda: _api.ensure(server, POLICY, present=False, dry_run=False) and None]
     assert _api.ensure(server, POLICY, present=False, dry_run=False).changed is False
+    _api.ensure(server, POLICY, present=True, dry_run=False)
+    server.meanwhile = [server.objects.clear]
+    assert _api.ensure(server, POLICY | {"spec": {}}, present=True, dry_run=False).before is None
     server.objects[f"{PATH}/p"] = {}
 
     def contest() -> None:
@@ -142,6 +148,61 @@ def test_a_kubeconfig_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     pytest.importorskip("kubernetes")
     with pytest.raises(_api.ApiError, match=f"{tmp_path}/none: "):
         _api.connect(str(tmp_path / "none"))
+    for text in ("a: [", "[]", "contexts: 1\ncurrent-context: x\n"):
+        (tmp_path / "none").write_text(text)
+        with pytest.raises(_api.ApiError, match=f"{tmp_path}/none: "):
+            _api.connect(str(tmp_path / "none"))
     monkeypatch.setitem(sys.modules, "kubernetes", None)
     with pytest.raises(_api.ApiError, match="the Python package kubernetes on the controller"):
         _api.connect(str(tmp_path / "none"))
+
+
+class Portal(BaseHTTPRequestHandler):
+    """Says the same whatever it is asked."""
+
+    said = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.said)))
+        self.end_headers()
+        self.wfile.write(self.said)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def portal(tmp_path: Path) -> Iterator[Callable[[str], _api.Request]]:
+    """How to connect to it with a token."""
+    pytest.importorskip("kubernetes")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Portal) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+
+        def connect(token: str) -> _api.Request:
+            config = {
+                "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_address[1]}"}}],
+                "users": [{"name": "u", "user": {"token": token}}],
+                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+                "current-context": "x",
+            }
+            (tmp_path / "kubeconfig").write_text(json.dumps(config))
+            return _api.connect(str(tmp_path / "kubeconfig"))
+
+        yield connect
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("said", [b"<html>log in</html>", b"[]", b"null", b"{}", b'{"metadata": null}'])
+def test_who_is_no_api_server_is_said_so(portal: Callable[[str], _api.Request], said: bytes) -> None:
+    Portal.said = said
+    with pytest.raises(_api.ApiError, match=f"get {PATH}/p: the answer is not an API server's"):
+        _api.ensure(portal("t"), POLICY, present=True, dry_run=False)
+
+
+def test_a_token_that_cannot_be_sent_is_not_shown(portal: Callable[[str], _api.Request]) -> None:
+    with pytest.raises(_api.ApiError) as caught:
+        _api.ensure(portal("hushed\nhushed"), POLICY, present=True, dry_run=False)
+    assert str(caught.value).endswith("kubeconfig: the user's token is not one line")

@@ -20,6 +20,8 @@ import tempfile
 from dataclasses import dataclass
 
 FOLDER, FILE, LINK, ABSENT = "folder", "file", "link", "absent"
+OTHER = "pipe, socket or device"
+"""Never wanted, and nothing that could be read to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ def look(path: str, *, read: bool = True) -> Seen:
     facts = stat.S_IMODE(here.st_mode), here.st_uid, here.st_gid
     if stat.S_ISDIR(here.st_mode):
         return Seen(FOLDER, b"", "", *facts)
+    if not stat.S_ISREG(here.st_mode):
+        return Seen(OTHER, b"", "", *facts)
     if not read:
         return Seen(FILE, b"", "", *facts)
     with open(path, "rb") as file:
@@ -134,10 +138,12 @@ def write(entry: Entry) -> None:
 
 
 def remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
+    """It may have gone meanwhile, with its folder or by who shares that."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
 
 
 def shown(entry: Entry, seen: Seen) -> dict[str, str]:

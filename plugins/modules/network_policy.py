@@ -214,14 +214,13 @@ def propose(module: AnsibleModule) -> dict[str, object]:
 
 
 def write(module: AnsibleModule, told: dict[str, object]) -> None:
-    """Make the object's file what it shall be. Where nodes share their folder, another may have been faster."""
+    """Make the object's file what it shall be."""
     kind = _files.FILE if told["after"] else _files.ABSENT
     entry = _files.Entry(kind, str(told["file"]), str(told["after"]).encode(), mode=0o644)
     try:
         _files.make(entry)
     except OSError as wrong:
-        if kind == _files.FILE or not isinstance(wrong, FileNotFoundError):
-            module.fail_json(msg=f"{told['file']}: {wrong}", policy=told["policy"])
+        module.fail_json(msg=f"{told['file']}: {wrong}", policy=told["policy"])
 
 
 def wait(module: AnsibleModule, told: dict[str, object], result: dict[str, object]) -> dict[str, object] | None:

@@ -94,6 +94,8 @@ from ansible_collections.kubelab.netstack.plugins.module_utils import _units
 
 
 def look(module: AnsibleModule, names: list[str]) -> dict[str, _units.Seen]:
+    if not names:  # systemctl would speak of systemd itself
+        return {}
     asked = [f"--property={name}" for name in _units.PROPERTIES]
     out = module.run_command(["systemctl", "show", *asked, "--", *names], check_rc=True)[1]
     return _units.parse(names, out)

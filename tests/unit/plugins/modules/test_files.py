@@ -61,6 +61,20 @@ def test_a_refused_content_leaves_everything_as_it_is(run: Run, tmp_path: Path) 
     assert run(files, files=[file(good, "right"), file(bad, "also right")])["paths"] == [str(good), str(bad)]
 
 
+def test_what_goes_with_its_folder_goes_once(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/a").touch()
+    paths = [str(tmp_path / name) for name in ("etc", "etc/a", "etc")]
+    assert run(files, absent=paths)["changed"] is True
+    assert os.listdir(tmp_path) == [] and run(files, absent=paths)["changed"] is False
+
+
+def test_a_pipe_is_no_file_that_could_be_read(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    assert run(files, files=[{"path": str(tmp_path / "a"), "content": "x"}])["changed"] is True
+    assert (tmp_path / "a").read_text() == "x"
+
+
 def test_check_mode_takes_a_command_that_is_not_there_as_installed_before(run: Run, tmp_path: Path) -> None:
     file = {"path": str(tmp_path / "a"), "content": "x", "validate": f"{tmp_path}/nothing %s"}
     assert run(files, files=[file], _ansible_check_mode=True)["changed"] is True

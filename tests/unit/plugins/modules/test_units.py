@@ -99,3 +99,8 @@ def test_what_was_pending_is_settled_when_all_is_well(run: Run, systemd: Path) -
     for _again in range(2):
         assert "failed" not in run(units, units=[{"name": "a.service"}], settles=str(note))
         assert not note.exists()
+
+
+def test_no_unit_is_nothing_to_do(run: Run, systemd: Path) -> None:
+    said = run(units, units=[])
+    assert (said["changed"], said["steps"]) == (False, [])

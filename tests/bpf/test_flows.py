@@ -93,7 +93,8 @@ def test_the_lans_flood_of_a_service_leaves_what_pods_asked_alone(node: Packet) 
 
 def test_a_pod_that_takes_every_port_towards_a_server_leaves_its_neighbour_some(node: Packet) -> None:
     frame = Ether(src=c.NODE_MAC, dst=c.CLIENT_MAC) / IP(src=POD, dst=SERVER) / TCP(sport=1, dport=443, flags="S")
-    became = flood(node, "uplink_egress", from_ports(bytes(frame), range(1024, 65536)), node.uplink, node.pod)
+    every = range(1024, 1024 + 2 * l.MASQUERADE_SHARED)
+    became = flood(node, "uplink_egress", from_ports(bytes(frame), every), node.uplink, node.pod)
     assert became[Verdict.MASQUERADED] > l.MASQUERADE_SHARED and became[Verdict.NO_PORT] > 0
     frame[IP].src = NEIGHBOUR
     some = range(4000, 4000 + l.MASQUERADE_OWN // 2)

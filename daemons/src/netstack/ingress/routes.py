@@ -6,6 +6,9 @@
   known host keeps all its paths: what matches none of them is answered by its default, not by another host's rule.
 * Exact is equality. Prefix, and ImplementationSpecific with it, goes by path element: /foo covers /foo, /foo/ and
   /foo/x, not /foobar. Exact goes before Prefix, the longer Prefix before the shorter.
+* A regular expression is not served. One that an Ingress guards goes, as in ingress-nginx, before the shorter paths of
+  its namespace that may be what it matches, whichever is older: they are closed, for it cannot be asked which request
+  is meant. Paths of other namespaces lead to Services that it does not guard.
 * No endpoints, or no such Service: 503. No match: the default backend, or 404.
 
 Every route carries the id of what caused it: namespace/name/rule/path of the Ingress.
@@ -40,6 +43,8 @@ EXPRESSION = re.compile(r"[(\[*+?{|\\^$]")
 """Where ingress-nginx may read a path as a regular expression, the first character that is none of its text."""
 WHOLE_ELEMENT = re.compile(r"\$|\(/\|\$\)(\(\.\*\))?|\(/\.\*\)\??")
 """The ends of such an expression before which a path element is complete, as people write them."""
+READ_AS_EXPRESSIONS = re.compile(r"nginx\.ingress\.kubernetes\.io/(use-regex|rewrite-target)")
+"""Annotations by one of which ingress-nginx reads all paths of an Ingress's hosts so."""
 MAX_KEY = 1024
 """Longest host and path of one route, characters."""
 
@@ -168,6 +173,18 @@ def guarded_path(path: str) -> str:
     return before if WHOLE_ELEMENT.fullmatch(path, match.start()) else before[: before.rfind("/") + 1] or "/"
 
 
+class _Guard(NamedTuple):
+    """A regular expression that an Ingress guards, at the elements before it."""
+
+    owner: Ref
+    text: str
+    path: str
+
+    def hides(self, path: str) -> bool:
+        """Whether ingress-nginx, which takes the longer text first, may ask this one before `path`."""
+        return len(path) < len(self.text) and f"{path}/".startswith(f"{self.path}/")
+
+
 class _Path(NamedTuple):
     """One path of an Ingress on its way to a route; `at` is the field of its backend."""
 
@@ -192,6 +209,8 @@ class _Compiler:
     problems: dict[Ref, list[Problem]] = field(default_factory=dict)
     options: dict[Ref, tuple[Options, bool]] = field(default_factory=dict)
     """What each Ingress asks for, and whether its paths are closed."""
+    guards: dict[tuple[str, str], list[_Guard]] = field(default_factory=dict)
+    """Namespace and host -> the expressions that are guarded there."""
     slices: dict[tuple[str, str], list[EndpointSlice]] = field(default_factory=dict)
     tls: dict[str, tuple[str, KeyPair] | None] = field(default_factory=dict)
     """Host with TLS -> (Secret, key pair), or None where the default certificate stands in."""
@@ -203,6 +222,7 @@ class _Compiler:
         for ingress in ingresses:
             self._options(ingress)
             self._certificates(ingress)
+        self._guards(ingresses)
         for ingress in ingresses:
             self._enter(ingress, self._paths(ingress))
         for ingress in ingresses:  # after all paths: a written / goes before anybody's default backend
@@ -230,11 +250,32 @@ class _Compiler:
             Problem("Accepted", "UnsupportedAnnotation", refusal.field, refusal.reason) for refusal in refusals
         ]
 
+    def _guards(self, ingresses: Iterable[Ingress]) -> None:
+        read = {
+            rule.host.lower()
+            for ingress in ingresses
+            if any(map(READ_AS_EXPRESSIONS.fullmatch, ingress.meta.annotations))
+            for rule in ingress.rules
+        }
+        for ingress in ingresses:
+            ref = ingress.meta.ref
+            _, closed = self.options[ref]
+            for rule in ingress.rules if closed else ():
+                for item in rule.paths:
+                    if (host := rule.host.lower()) in read and (cut := guarded_path(item.path)) != item.path:
+                        guard = _Guard(ref, item.path, normal_path(cut, exact=False))
+                        self.guards.setdefault((ref.namespace, host), []).append(guard)
+
     def _enter(self, ingress: Ingress, paths: Iterable[_Path]) -> None:
         chosen, closed = self.options[ingress.meta.ref]
         for id_, at, host, path, exact, service, port in paths:
             backend = self._backend(ingress, service, port, at)
-            route = self._route(id_, host, path, exact, backend, chosen, closed)
+            guards = () if closed else self.guards.get((ingress.meta.namespace, host), ())
+            guard = next((guard for guard in guards if guard.hides(path)), None)
+            if guard is not None:
+                message = f"{host or 'every host'}{path or '/'} is closed: {guard.owner.key} guards {guard.text[:80]!r}"
+                self._problem(ingress, "Accepted", "Conflicted", at, message)
+            route = self._route(id_, host, path, exact, backend, chosen, closed or guard is not None)
             winner = self.routes.setdefault(route.match, route)
             if replace(winner, id=id_) != route:
                 message = f"{host or 'every host'}{path or '/'} is served by {winner.id.rsplit('/', 2)[0]} already"

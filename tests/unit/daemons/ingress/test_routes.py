@@ -223,6 +223,54 @@ def test_a_guarded_regular_expression_is_closed_from_where_it_begins(
     }
 
 
+GUARD = {"auth-url": "http://auth.lab", "use-regex": "true"}
+
+
+@pytest.mark.parametrize("created", ["2026-01-01T00:00:00Z", "2026-03-01T00:00:00Z"])
+def test_a_guarded_regular_expression_goes_before_shorter_paths_that_it_may_match(created: str) -> None:
+    """As in ingress-nginx, whichever is older; what is longer is asked first there, and stays open."""
+    longer = "/app/admin/of-the-whole-site"
+    places = [("ha.lab", path, "one") for path in ("/", "/app", "/app/admin", "/apple", longer)]
+    cluster = Cluster(
+        APPS,
+        ingress("open", *places, ("ha.lab", "/app/x", "Exact", "one"), created=created),
+        ingress(
+            "guarded",
+            ("ha.lab", "/app/(admin|x)(.*)", "ImplementationSpecific", "one"),
+            annotations=GUARD,
+            created="2026-02-01T00:00:00Z",
+        ),
+    )
+    closed, open_ = ("/app", "/app/y", "/app/admin", "/app/admin/x", "/app/x"), ("/", "/y", "/apple", longer)
+    assert {asked: cluster.answer("ha.lab", asked) for asked in (*closed, *open_)} == {
+        **dict.fromkeys(closed, 503),
+        **dict.fromkeys(open_, ONE),
+    }
+    message = "ha.lab/app is closed: default/guarded guards '/app/(admin|x)(.*)'"
+    assert Problem("Accepted", "Conflicted", "spec.rules[1].http.paths[0].backend", message) in cluster.problems("open")
+
+
+def test_a_guarded_regular_expression_closes_nothing_of_others_hosts_or_namespaces() -> None:
+    cluster = Cluster(
+        APPS,
+        *app("two", "other", "10.244.1.9"),
+        ingress("open", ("ha.lab", "/app", "two"), ("tv.lab", "/app", "two"), namespace="other", created="2026"),
+        ingress("open", ("tv.lab", "/app/x", "one"), created="2026-01-01T00:00:00Z"),
+        ingress("guarded", ("ha.lab", "/app/(.*)", "ImplementationSpecific", "one"), annotations=GUARD),
+    )
+    assert cluster.answer("ha.lab", "/app/x") == "other/two:80"
+    assert cluster.answer("tv.lab", "/app/x") == ONE
+
+
+def test_a_guarded_path_of_odd_characters_is_none_where_nobody_reads_expressions() -> None:
+    cluster = Cluster(
+        APPS,
+        ingress("open", ("ha.lab", "/", "one"), created="2026-01-01T00:00:00Z"),
+        ingress("guarded", ("ha.lab", "/c++", "one"), annotations={"auth-url": "http://auth.lab"}),
+    )
+    assert cluster.answer("ha.lab", "/") == ONE
+
+
 def test_the_same_rule_twice_is_no_conflict() -> None:
     cluster = Cluster(APPS, ingress("site", ("ha.lab", "/a", "one"), ("ha.lab", "/a/", "one")))
     assert cluster.problems("site") == []

@@ -340,7 +340,7 @@ struct vip {
 #define PROXY_V6_LAST	0x00000053	/* ... and its last; zeros between */
 #define PROXY_PORT	53		/* on UDP and TCP */
 #define PROXY_MARK	0x53000000	/* "to the proxy": ip rule fwmark 0x53000000/0xff000000 */
-#define PROXY_OWN_MARK	0x35000000	/* of the proxy's TCP listener, and so of what that accepts */
+#define PROXY_OWN_MARK	0x35000000	/* of the proxy's sockets (netstack-dns.socket), and so of what they accept */
 
 #define MASQUERADE_FIRST 49152	/* source ports for pods; the node's own end at 49151 */
 #define MASQUERADE_SHARED 8192	/* any pod's; behind them those of one pod each: */

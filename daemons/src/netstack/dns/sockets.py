@@ -7,7 +7,8 @@ that one datagram. An accepted TCP connection has the asked address and port as 
 which the program tells it from one that another server of this node has accepted at that address. SO_REUSEPORT stays
 off: before Linux 6.6 bpf_sk_assign refuses sockets that have it.
 
-systemd keeps the sockets (netstack-dns.socket), so that questions which arrive during a restart wait in them.
+systemd keeps the sockets (netstack-dns.socket), so that questions which arrive during a restart wait in them. It gives
+them the mark as well: what a listener has accepted before it had one is reset.
 """
 
 from __future__ import annotations
@@ -174,6 +175,7 @@ def opened(*addresses: str) -> list[socket.socket]:
         sock = socket.socket(family, kind)
         names = _FAMILIES[family]
         sock.setsockopt(names.level, names.transparent, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, PROXY_OWN_MARK)
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, PORT))
@@ -188,14 +190,11 @@ def _prepared(sock: socket.socket) -> socket.socket:
     names = _FAMILIES[socket.AddressFamily(sock.family)]
     if not sock.getsockopt(names.level, names.transparent):
         raise OSError(f"socket at {sock.getsockname()[0]} is not transparent (Transparent=yes in netstack-dns.socket)")
-    with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN it stays as it is
-        if sock.type == socket.SOCK_DGRAM:
-            sock.setsockopt(names.level, names.original, 1)
-            sock.setsockopt(
-                socket.SOL_SOCKET, _SO_RCVBUFFORCE, DATAGRAMS_WAITING * _DATAGRAM // 2
-            )  # the kernel doubles it
-        else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, PROXY_OWN_MARK)
+    if sock.type == socket.SOCK_DGRAM:
+        sock.setsockopt(names.level, names.original, 1)
+        with contextlib.suppress(PermissionError):  # without CAP_NET_ADMIN it stays as it is
+            size = DATAGRAMS_WAITING * _DATAGRAM // 2  # the kernel doubles it
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
     sock.setblocking(False)
     return sock
 

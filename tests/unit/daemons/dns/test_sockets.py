@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
 from netstack.core.address import pack
 from netstack.dns import sockets
 from netstack.dns.session import Client, Transport
+from netstack.kernel.layout import PROXY_OWN_MARK
 
 
 def test_the_original_destination_is_read_from_either_family() -> None:
@@ -27,6 +30,12 @@ def test_descriptors_meant_for_another_process_are_not_taken(monkeypatch: pytest
     assert sockets.inherited() == []
     monkeypatch.setenv("LISTEN_PID", str(os.getpid() + 1))
     assert sockets.inherited() == []
+
+
+def test_the_service_manager_marks_the_sockets_for_the_programs() -> None:
+    unit = Path(__file__).parents[4] / "roles/dns/templates/netstack-dns.socket.j2"
+    (mark,) = re.findall("^Mark=(.*)$", unit.read_text(), re.MULTILINE)
+    assert int(mark, 0) == PROXY_OWN_MARK
 
 
 def test_a_server_without_a_route_is_an_error_at_once() -> None:

@@ -222,8 +222,14 @@ class World:
         return isolates, any(self._applies(policy, rule, side, packet, denies=False) for rule in allow), denies
 
     def _lacks(self, policy: Raw, required: list[Raw] | None, peer: str) -> bool:
-        """A pod that does not meet a requirement is denied, whatever else allows it."""
+        """A pod that does not meet a requirement is denied, whatever else allows it; one not known yet too."""
+        if self._unknown(peer):
+            return bool(required)
         return peer in self.pods and not all(self._is_endpoint(policy, item, peer) for item in required or [])
+
+    def _unknown(self, peer: str) -> bool:
+        """Perhaps it is a pod whose object has not come yet: what denies any pod denies it."""
+        return "unmanaged" in self._kinds(peer)
 
     def _applies(self, policy: Raw, rule: Raw, side: str, packet: Packet, *, denies: bool) -> bool:
         groups, icmps = rule.get("toPorts") or [], rule.get("icmps")
@@ -242,6 +248,8 @@ class World:
 
     def _cilium_peer(self, policy: Raw, field: str, items: list[Any], peer: str, denies: bool) -> bool:
         match field:
+            case "Endpoints" | "Services" if denies and items and self._unknown(peer):
+                return True
             case "Endpoints":
                 return peer in self.pods and any(self._is_endpoint(policy, item, peer) for item in items)
             case "Entities":

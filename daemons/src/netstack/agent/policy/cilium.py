@@ -128,8 +128,11 @@ def _rule(ref: Ref, fields: Fields, direction: Direction, action: Action) -> Ite
         authentication.close()
     if f"{prefix}Requires" in fields:
         lacking = _endpoints(fields, f"{prefix}Requires").selectors
-        yield Rule(RuleRef(ref, fields.at(f"{prefix}Requires")), direction, Action.DENY, Peers(lacking=lacking))
+        place = RuleRef(ref, fields.at(f"{prefix}Requires"))
+        yield Rule(place, direction, Action.DENY, _or_unknown(Peers(lacking=lacking)))
     peers = _peers(fields, prefix, direction, action)
+    if peers is not None and action is Action.DENY:
+        peers = _or_unknown(peers)
     groups = list(fields.children("toPorts"))
     ports = [port for group in groups if "rules" not in group for port in _ports(group)]
     icmps = list(fields.children("icmps"))
@@ -164,6 +167,14 @@ def _peers(fields: Fields, prefix: str, direction: Direction, action: Action) ->
     if len(given) > 1:
         fields.fail(given[1], f"cannot be combined with {given[0]} in one rule")
     return readers[given[0]](fields, given[0]) if given else None
+
+
+def _or_unknown(denied: Peers) -> Peers:
+    """Who denies pods denies who has a pod's address and is not known: a pod sends its first packets before all nodes
+    have its object, and what else would let it through (the entity `cluster`, a rule without peers) does not ask."""
+    if not (denied.selectors or denied.lacking or denied.services):
+        return denied
+    return replace(denied, entities=denied.entities | {"unmanaged"})
 
 
 def _endpoints(fields: Fields, name: str) -> Peers:

@@ -450,6 +450,29 @@ def test_the_host_reaches_its_own_pods_and_other_nodes_do_not(cluster: Cluster) 
     assert cluster.verdict("192.168.86.22", "default/web", 80) == "DEFAULT_DENY"
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "egress: [{toEntities: [cluster]}], egressDeny: [{toEndpoints: [{matchLabels: {app: vault}}]}]",
+        "egress: [{toEntities: [cluster]}, {toRequires: [{matchLabels: {app: web}}]}]",
+        "egress: [{toEntities: [all]}], egressDeny: [{toServices: [{k8sService: {serviceName: vault}}]}]",
+    ],
+)
+def test_a_pod_that_is_not_known_yet_is_denied_by_who_denies_pods(cluster: Cluster, rule: str) -> None:
+    """Its node has made it, its object is on the way."""
+    cluster.put(policy(f"{{endpointSelector: {{matchLabels: {{app: openclaw}}}}, {rule}}}"))
+    cluster.service("default/vault", [], selector={"app": "vault"})
+    for labels in ({"app": "vault"}, {"app": "web"}):
+        cluster.compile()
+        assert cluster.one_way("default/openclaw", "egress", "10.244.2.77", 80) == "denied"
+        assert cluster.one_way("default/openclaw", "egress", "default/web", 80) == "allowed"
+        cluster.pod("default/new", labels, node="n2", address="10.244.2.77")
+        cluster.compile()
+        verdict = "allowed" if labels == {"app": "web"} else "denied"
+        assert cluster.one_way("default/openclaw", "egress", "default/new", 80) == verdict
+        cluster.remove("Pod", "default/new")
+
+
 def test_a_deny_inside_an_allow_and_an_allow_inside_a_deny(cluster: Cluster) -> None:
     cluster.put(
         policy(

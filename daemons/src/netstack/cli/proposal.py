@@ -18,7 +18,8 @@ import yaml
 from netstack.agent.desired import Memory, Place
 from netstack.agent.effect import State, of_change, parties
 from netstack.agent.good import GoodPolicies
-from netstack.agent.policy.accept import READERS, read_policy
+from netstack.agent.policy import accept
+from netstack.agent.policy.accept import READERS
 from netstack.agent.policy.digest import digest
 from netstack.agent.settings import AgentSettings
 from netstack.cli.effect import Flow, Pairs, Told, flows, grouped
@@ -98,7 +99,7 @@ def read(document: Any, *, absent: bool) -> tuple[Ref, Policy | None]:
     policy = parse(document)
     if not isinstance(policy, Policy):
         raise BadObject(ref, "apiVersion", f"must be {KINDS[ref.kind].versions[0]}, not {document.get('apiVersion')!r}")
-    read_policy(ref, policy.specs)
+    accept.read(policy)
     return ref, policy
 
 

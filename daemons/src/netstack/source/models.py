@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netstack.core.address import Prefix, Range
+from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
 from netstack.source.selectors import LabelSelector
 
@@ -183,7 +184,10 @@ class Policy:
     """
 
     meta: Meta
+    """Labels and annotations as far as they can be read."""
     specs: tuple[Mapping[str, Any], ...]
+    wrong: BadObject | None = None
+    """Why `meta` is not whole; such a policy is refused too."""
 
 
 @dataclass(frozen=True, slots=True)

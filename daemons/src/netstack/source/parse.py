@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from netstack.core.address import Range
@@ -52,6 +52,17 @@ def _meta(ref: Ref, data: Mapping[str, Any]) -> Meta:
     return Meta(
         ref, fields.mapping("labels"), fields.mapping("annotations"), str(created or ""), str(fields.raw("uid") or "")
     )
+
+
+def _head(ref: Ref, data: Mapping[str, Any]) -> Meta:
+    """Of labels and annotations those that can be read."""
+
+    def texts(name: str) -> dict[str, str]:
+        found = data["metadata"].get(name)
+        items = found.items() if isinstance(found, Mapping) else ()
+        return {key: value for key, value in items if isinstance(key, str) and isinstance(value, str)}
+
+    return Meta(ref, texts("labels"), texts("annotations"))
 
 
 def _top(meta: Meta, data: Mapping[str, Any]) -> Fields:
@@ -415,4 +426,10 @@ def parse(data: Mapping[str, Any]) -> Object | None:
         wrong = f"{version} is not served" if version else "is required"
         raise BadObject(ref, "apiVersion", f"{wrong}; known: {', '.join(kind.versions)}")
     with refused(ref):
-        return kind.parse(_meta(ref, data), data)
+        try:
+            meta = _meta(ref, data)
+        except BadObject as error:
+            if kind.model is not Policy:
+                raise
+            return replace(_policy(_head(ref, data), data), wrong=error.with_traceback(None))
+        return kind.parse(meta, data)

@@ -125,9 +125,9 @@ def test_a_policy_that_the_source_cannot_read_denies_its_namespace() -> None:
     cluster.pod("two/b")
     cluster.put(
         {
-            "apiVersion": "cilium.io/v2",
+            "apiVersion": "cilium.io/v9",
             "kind": "CiliumNetworkPolicy",
-            "metadata": {"name": "p", "namespace": "one", "labels": {"x": 1}},
+            "metadata": {"name": "p", "namespace": "one"},
             "spec": {"endpointSelector": {"matchLabels": {"app": "z"}}},
         }
     )
@@ -136,6 +136,6 @@ def test_a_policy_that_the_source_cannot_read_denies_its_namespace() -> None:
     assert cluster.one_way("two/b", "egress", "8.8.8.8", 80) == "allowed"
     (refusal,) = desired.accepted.refused.values()
     assert str(refusal) == (
-        "CiliumNetworkPolicy one/p: metadata.labels.x: must be a string, not the int '1'; "
+        "CiliumNetworkPolicy one/p: apiVersion: cilium.io/v9 is not served; known: cilium.io/v2; "
         "the pods that it selects deny instead"
     )

@@ -144,8 +144,7 @@ def test_the_last_good_version_of_a_broken_policy_counts(chosen: AgentSettings) 
 
 
 def test_taking_an_unreadable_policy_away_opens_what_it_denied(chosen: AgentSettings) -> None:
-    metadata = POLICY["metadata"] | {"labels": "none"}
-    (chosen.manifests / FILE).write_text(yaml.safe_dump(POLICY | {"metadata": metadata}))
+    (chosen.manifests / FILE).write_text(yaml.safe_dump(POLICY | {"apiVersion": "networking.k8s.io/v9"}))
     told = ask(POLICY, chosen, absent=True)
     assert {pairs.opens for pairs in told.pairs} == {True}
     assert {"one/a", "two/b", "world"} <= {name for pairs in told.pairs for name in pairs.sources}
@@ -191,6 +190,7 @@ def test_what_is_named_and_not_there_is_noted(chosen: AgentSettings) -> None:
         ({"metadata": {"name": "../p"}}, "NetworkPolicy default/../p: metadata.name: '../p' is no name that Kube"),
         ({"apiVersion": "a.example/v1"}, "NetworkPolicy one/p: apiVersion: must be networking.k8s.io/v1, not 'a.ex"),
         ({"apiVersion": "networking.k8s.io/v2"}, "NetworkPolicy one/p: apiVersion: networking.k8s.io/v2 is not ser"),
+        ({"metadata": {"name": "p", "labels": "none"}}, "NetworkPolicy default/p: metadata.labels: must be a mapping"),
         ({"spec": {"podSelector": {}, "ingres": []}}, "NetworkPolicy one/p: spec.ingres: "),
         ({"spec": None}, "NetworkPolicy one/p: spec: is required"),
         ({"metadata": {}}, "NetworkPolicy (without a name): metadata.name: is required"),

@@ -115,13 +115,17 @@ class Readings:
 
 def _reading(policy: Policy, tried: bool, before: Reading | None) -> Reading:
     notes = _notes(policy.meta, tried)
-    if before is not None and before.notes == notes and same_text(before.policy.specs, policy.specs):
+    if before is not None and before.notes == notes and _same(before.policy, policy):
         return Reading(policy, tried, notes, before.found)
     try:
-        found: tuple[Spec, ...] | BadObject = tuple(_noted(read_policy(policy.meta.ref, policy.specs), notes))
+        found: tuple[Spec, ...] | BadObject = tuple(_noted(read(policy), notes))
     except BadObject as error:
         found = error.with_traceback(None)  # it is kept, and its frames need not be
     return Reading(policy, tried, notes, found)
+
+
+def _same(one: Policy, other: Policy) -> bool:
+    return one.wrong == other.wrong and same_text(one.specs, other.specs)
 
 
 def accept(
@@ -161,6 +165,13 @@ def _stand_in(ref: Ref, good: Mapping[Ref, RawSpecs]) -> list[Spec]:
     with suppress(BadObject):
         return read_policy(ref, good[ref]) if ref in good else []
     return []
+
+
+def read(policy: Policy) -> list[Spec]:
+    """As `read_policy`."""
+    if policy.wrong is not None:
+        raise policy.wrong
+    return read_policy(policy.meta.ref, policy.specs)
 
 
 def read_policy(ref: Ref, raw: RawSpecs) -> list[Spec]:

@@ -151,6 +151,24 @@ def test_what_stands_beside_the_spec_makes_a_policy_unusable(cluster: Cluster, m
     assert str(refusal.error) == f"CiliumNetworkPolicy one/p: spec.(beside it) {name}: unknown field"
 
 
+@pytest.mark.parametrize("part", ["annotations", "labels"])
+def test_a_policy_whose_head_is_wrong_denies_what_it_selects(cluster: Cluster, part: str) -> None:
+    """`audit: true` without quotes, say: the selector can be read all the same."""
+    document = policy("{endpointSelector: {matchLabels: {app: a}}, egress: [{toEntities: [all]}]}")
+    wrong = document | {"metadata": document["metadata"] | {part: {"netstack.kubelab.io/audit": True}}}
+    cluster.put(wrong)
+    assert directions(cluster, "one/a") == {"egress"}
+    assert directions(cluster, "one/b") == set()
+    assert cluster.desired is not None
+    (refusal,) = cluster.desired.accepted.refused.values()
+    reason = f"metadata.{part}.netstack.kubelab.io/audit: must be a string, not the bool 'True'"
+    assert str(refusal.error) == f"CiliumNetworkPolicy one/p: {reason}" and not refusal.kept
+    cluster.put(document)
+    assert directions(cluster, "one/a") == set()
+    cluster.put(wrong)
+    assert directions(cluster, "one/a") == set(), "the last good version"
+
+
 def test_a_policy_that_is_gone_is_forgotten(cluster: Cluster) -> None:
     cluster.put(policy(GOOD))
     cluster.compile()

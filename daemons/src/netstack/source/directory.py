@@ -222,7 +222,12 @@ class DirectorySource:
             broken = [wrong for wrong in broken if owners.get(wrong.error.ref, wrong.file) == wrong.file]
             broken += _defined_twice(files, owners)
         self._parsed = parsed
-        return Snapshot({ref: item.model for ref, item in parsed.items() if item.model is not None}, tuple(broken))
+        objects = {ref: item.model for ref, item in parsed.items() if item.model is not None}
+        # without its namespace's labels policies would take a pod for another, and leave it open
+        lost = {wrong.error.ref.name for wrong in broken if wrong.error.ref.kind == "Namespace" and not wrong.kept}
+        for ref in [ref for ref in objects if ref.kind == "Pod" and ref.namespace in lost] if lost else ():
+            del objects[ref]
+        return Snapshot(objects, tuple(broken))
 
     def _parse(self, name: str, file: File) -> tuple[dict[Ref, Parsed], list[Broken]]:
         """What is in force of a file, the last good version where one is refused; and what is refused."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from instruments.depth import examples
 from netstack.source.directory import DirectorySource
-from netstack.source.models import IPAddressPool, Service
+from netstack.source.models import IPAddressPool, Pod, Service
 from netstack.source.snapshot import Snapshot
 
 SERVICE = """
@@ -267,6 +267,21 @@ def test_what_is_refused_stays_so_whatever_else_changes(tmp_path: Path) -> None:
     assert names(source.snapshot()) == {"b": "1", "c": "1"}
     (broken,) = source.snapshot().broken
     assert not broken.kept and "10.96.0.300" in str(broken)
+
+
+def test_the_pods_of_a_namespace_that_was_never_read_are_not_known(tmp_path: Path) -> None:
+    """A policy may select them by its labels."""
+    head = "apiVersion: v1\nkind: {}\nmetadata: {{name: {}, {}}}\n"
+    for name in "ab":
+        put(tmp_path / f"pod-{name}.yaml", head.format("Pod", name, f"namespace: {name}"))
+    put(tmp_path / "b.yaml", head.format("Namespace", "b", "labels: {agents: true}"))
+    source = DirectorySource(tmp_path)
+    assert [pod.meta.name for pod in source.snapshot().all(Pod)] == ["a"], "nobody has to write one"
+    put(tmp_path / "b.yaml", head.format("Namespace", "b", "labels: {agents: 'true'}"))
+    assert source.refresh()
+    put(tmp_path / "b.yaml", head.format("Namespace", "b", "labels: {agents: true}"))
+    assert source.refresh()
+    assert [pod.meta.name for pod in source.snapshot().all(Pod)] == ["a", "b"], "its last good version counts"
 
 
 def test_an_upside_down_pool_leaves_the_pool_that_was(tmp_path: Path) -> None:

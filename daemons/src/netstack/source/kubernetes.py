@@ -60,8 +60,6 @@ class KubernetesSource:
         """Held while the folder is written: by the keeper, or by who wants it now."""
         self._keeper = threading.Thread(target=self._keep, name="last good", daemon=True)
         self._unkept: Problem | None = None
-        self._spoilt: set[str] = set()
-        """Wants whose folder was found damaged."""
         self._snapshot = Snapshot()
         self._listener: Listener = lambda broken: None
         with contextlib.suppress(OSError):
@@ -231,18 +229,25 @@ class KubernetesSource:
         failure = ""
         for key, replica in self._replicas.items():
             with self._lock:
+                if replica.unkept:
+                    continue
                 unsaved, replica.unsaved = replica.unsaved, {}
-            if key in self._spoilt or not replica.known or not (unsaved or not self._lastgood.complete(key)):
-                continue
+                anew, replica.anew = replica.anew, False
             try:
-                self._lastgood.save(key, unsaved)
+                if anew:
+                    self._lastgood.clear(key)
+                elif not self._lastgood.complete(key):
+                    raise ValueError("it has vanished")
+                if anew or unsaved:
+                    self._lastgood.save(key, unsaved)
             except OSError as error:
                 failure = f"{replica.want}: {error}"
                 with self._lock:
-                    replica.unsaved = {**unsaved, **replica.unsaved}
-            except ValueError as error:  # not ours to mend: the next process lists everything anew
-                log.error("the last-known-good folder of %s is damaged and given up: %s", replica.want, error)
-                self._spoilt.add(key)
+                    replica.unsaved, replica.anew = {**unsaved, **replica.unsaved}, anew or replica.anew
+            except ValueError as error:
+                failure = f"{replica.want}: {error}, and is made anew"
+                with self._lock:
+                    replica.unkept = True
                 with contextlib.suppress(OSError):
                     self._lastgood.clear(key)
         return failure

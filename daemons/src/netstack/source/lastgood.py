@@ -48,7 +48,7 @@ class LastGood:
         """Know nothing of a kind, not even what is absent."""
         folder = self._folder(kind)
         (folder / COMPLETE).unlink(missing_ok=True)
-        for path in folder.glob("*.json"):
+        for path in folder.glob("*"):  # what a killed process was just writing as well
             path.unlink(missing_ok=True)
 
     def clear_others(self, kinds: Collection[str]) -> None:

@@ -139,7 +139,7 @@ class Reflector:
         while not self._stop.is_set():
             began = monotonic()
             try:
-                if not self._version:
+                if not self._version or self.replica.unkept:
                     self._list()
                 elif not self._regular and not self._same_history():
                     self._version = ""
@@ -192,7 +192,7 @@ class Reflector:
             log.warning("%s: %s", self.replica.want, reason)
         if missing:
             with self._lock:
-                self.replica.known = True
+                self.replica.none()
         self._changed()
 
     # the API -------------------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class Reflector:
 
     def _list_in_pages(self, limit: int) -> tuple[Listing, str]:
         """All objects and their version, so many at a time."""
-        listing = Listing()
+        listing = Listing(everything=self.replica.unkept)
         query = {"limit": str(limit), **self.replica.want.selectors}
         while True:
             answer = self._get(self._path, query)
@@ -260,7 +260,7 @@ class Reflector:
         }
         self.requests += 1
         for line in self._client.lines(self._path, query, SILENCE_S):
-            if self._stop.is_set():
+            if self._stop.is_set() or self.replica.unkept:
                 return
             if line:
                 self._event(line)

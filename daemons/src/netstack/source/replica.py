@@ -38,6 +38,8 @@ class Listing:
     broken: dict[Ref, Broken] = field(default_factory=dict)
     statuses: dict[Ref, Said] = field(default_factory=dict)
     unsaved: Unsaved = field(default_factory=dict)
+    everything: bool = False
+    """`unsaved` has all objects, those too that say nothing new."""
 
 
 @dataclass(slots=True)
@@ -50,6 +52,10 @@ class Replica:
     unsaved: Unsaved = field(default_factory=dict)
     known: bool = False
     """Listed, or in force from the last-known-good folder: an absent object is absent."""
+    unkept: bool = True
+    """There is no folder that `unsaved` follows on: the next whole list has to make one."""
+    anew: bool = False
+    """`unsaved` is everything that there is."""
 
     def load(self, documents: Iterable[Mapping[str, Any]]) -> None:
         """What an earlier process knew."""
@@ -58,7 +64,7 @@ class Replica:
             model = parse(document)
             if model is not None:
                 self.objects[ref] = model
-        self.known = True
+        self.known, self.unkept = True, False
 
     def put(self, raw: Any) -> bool:
         """An ADDED or MODIFIED object. True if a snapshot is due."""
@@ -97,8 +103,15 @@ class Replica:
         self.unsaved.update(listing.unsaved)
         self.unsaved.update(dict.fromkeys(self.objects.keys() - listing.objects.keys()))
         self.objects, self.broken, self.statuses = listing.objects, listing.broken, listing.statuses
+        if listing.everything:
+            self.unkept, self.anew = False, True
         self.known = True
         return changed
+
+    def none(self) -> None:
+        """The API server has no such kind, and nothing of it was ever known."""
+        if not self.known:
+            self.known, self.unkept, self.anew = True, False, True
 
     def _read(self, raw: Any, into: Listing) -> Ref:
         """Parse one object into a listing; the version in force where it is wrong or says nothing new."""
@@ -114,7 +127,7 @@ class Replica:
             return ref
         if model is not None:
             into.objects[ref] = old if old is not None and model == old else model
-            if into.objects[ref] is not old:
+            if into.objects[ref] is not old or into.everything:
                 into.unsaved[ref] = json.dumps(document, separators=(",", ":")).encode()
         if self.want.status:
             status = {name: value for name, value in (raw.get("status") or {}).items() if value not in EMPTY}

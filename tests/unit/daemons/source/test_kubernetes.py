@@ -130,6 +130,31 @@ def test_a_damaged_folder_is_given_up_not_half_believed(tmp_path: Path) -> None:
         assert len(KubernetesSource("none", [Want("Service")], keep).snapshot().objects) == 100
 
 
+@pytest.mark.parametrize("part", [False, True])
+def test_a_folder_that_vanishes_or_is_damaged_under_us_is_made_anew(tmp_path: Path, part: bool) -> None:
+    keep, wants = tmp_path / "good", [Want("Service")]
+
+    def kept() -> set[str]:
+        return {ref.name for ref in KubernetesSource("none", wants, keep).snapshot().objects}
+
+    with ApiServer(tmp_path / "server") as server:
+        names = {f"s{i}" for i in range(200)}
+        for name in names:
+            server.put(service(name))
+        with Watched(server.kubeconfig, keep, wants) as source:
+            wait_for(lambda: kept() == names)
+            source.connected()
+            for path in keep.rglob("*.json"):
+                path.write_text("{") if part else path.unlink()
+            if not part:
+                (keep / "service" / ".complete").unlink()
+            server.put(service("new"))
+            wait_for(lambda: kept() == names | {"new"}, "a whole copy")
+            source.connected()
+            wait_for(lambda: source.source.report()["problems"] == [])
+            assert len(source.snapshots) == 2, "nothing else had changed"
+
+
 def test_a_burst_is_one_snapshot_and_a_status_nobody_reads_none(tmp_path: Path) -> None:
     wants = [Want("Pod"), Want("Secret", fields="type=kubernetes.io/tls")]
     with ApiServer(tmp_path / "server") as server, Watched(server.kubeconfig, tmp_path / "good", wants) as source:

@@ -45,6 +45,7 @@ def test_what_is_not_wanted_any_more_is_not_kept(tmp_path: Path) -> None:
     good = LastGood(tmp_path)
     for want in ("secret", "secret.home.tls", "service"):
         good.save(want, changes(service("a")))
+    (tmp_path / "secret" / ".00.json.x7").write_text("what a process was writing when it was killed")
     good.clear_others(["service", "secret.home.tls", "secret.web"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.home.tls", "service"]
     assert names(good, "secret.home.tls") == ["a"]

@@ -79,6 +79,8 @@ class ApiServer:
     terminating: set[str] = field(default_factory=set)
     """Kinds whose definition is being deleted."""
     forbidden: set[str] = field(default_factory=set)
+    message: str = "as scripted"
+    """Of what is refused."""
     retry_after: int = 1
     slow_s: float = 0.1
     requests: list[Request] = field(default_factory=list)
@@ -266,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "garbage" and not request.watch:
             self._raw(200, GARBAGE)
         elif isinstance(fault, int):
-            self._error(fault)
+            self._error(fault, api.message)
         elif not self._known():
             self._error(401)
         elif kind in api.forbidden:

@@ -49,6 +49,8 @@ HOLD_S = (2.0, 600.0)
 """Shortest and longest pause before the same text is written to the same object again."""
 ASK_S = 20.0
 """Of a kind that the server refuses, one object is tried again so often, for all of them."""
+ENDING = "because it is being terminated"
+"""In the API server's words for a namespace that takes nothing new (403), maybe for long."""
 BEHIND_S = 10.0
 """A watch shows what was written within this time."""
 log = logging.getLogger("status")
@@ -266,6 +268,8 @@ class StatusApi:
         code = failure.code if isinstance(failure, Refused) else 0
         if code == 404 and ref.kind not in MADE:
             return  # the object has gone meanwhile
+        if code == 403 and ENDING in str(failure):
+            return  # it goes, and says nothing of other namespaces
         pause_s = self._backoff.pause_s(failure.retry_after_s)
         if code != 409:  # 409: somebody was faster; the watch is about to show what
             old = self._problems.get(ref.kind)

@@ -307,6 +307,18 @@ def test_what_was_mended_or_has_gone_is_not_told(
     assert told(server) == []
 
 
+def test_a_namespace_that_is_going_is_no_right_that_lacks(server: ApiServer, writer: Writer) -> None:
+    server.message = "unable to create new content in namespace going because it is being terminated"
+    server.fault = lambda request: 403 if request.method == "POST" and "/going/" in request.path else None
+    for namespace in ("going", "ns"):
+        server.put({**policy("p"), "metadata": {"name": "p", "namespace": namespace}})
+    writer.api.put(Ref("CiliumNetworkPolicy", "going", "p"), refused())
+    wait_for(lambda: server.count(method="POST", kind="Event") == 1)
+    writer.api.put(Ref("CiliumNetworkPolicy", "ns", "p"), refused())
+    wait_for(lambda: told(server) == ["spec: is wrong"])
+    assert writer.api.report() == [] and not writer.api._refused
+
+
 def test_who_may_not_tell_says_so(server: ApiServer, writer: Writer) -> None:
     server.forbidden.add("Event")
     server.put(policy("p"))

@@ -93,7 +93,7 @@ def _text(path: str) -> str:
         if path.endswith(".gz"):
             with gzip.open(path, "rt") as packed:
                 return packed.read()
-        with open(path) as plain:
+        with open(path, errors="replace") as plain:
             return plain.read()
     except OSError:
         return ""
@@ -179,19 +179,28 @@ def read_modules(root: str, release: str, names: list[str]) -> dict[str, str]:
     builtin = listed(_text(folder + "/modules.builtin"))
     available = listed(_text(folder + "/modules.dep"))
     states = (("loaded", loaded), ("builtin", builtin), ("available", available))
-    return {name: next((state for state, those in states if name in those), "absent") for name in names}
+    return {
+        name: next((state for state, those in states if name.replace("-", "_") in those), "absent") for name in names
+    }
 
 
 def read_sysctls(root: str, names: list[str]) -> dict[str, dict[str, object]]:
     """name -> {value: text or None when this kernel or network namespace has no such key, writable: bool}."""
     found: dict[str, dict[str, object]] = {}
     for name in names:
-        path = f"{root}/proc/sys/{name.replace('.', '/')}"
+        path = f"{root}/proc/sys/{_sysctl_path(name)}"
         present = os.path.exists(path)
         value = " ".join(_text(path).split()) if present else None
         # access(2) answers EROFS for a file on a read-only mount, also to root.
         found[name] = {"value": value, "writable": present and os.access(path, os.W_OK)}
     return found
+
+
+def _sysctl_path(name: str) -> str:
+    """As sysctl.d(5) reads a name: which of . and / comes first separates, and the other one is a dot, as in
+    net.ipv4.conf.eth0/100.rp_filter for the device eth0.100."""
+    dotted = re.match(r"[^/]*\.", name) is not None
+    return name.translate(str.maketrans("./", "/.")) if dotted else name
 
 
 def _need(feature: str, reason: str, remedy: str, package: str | None = None) -> dict[str, str | None]:

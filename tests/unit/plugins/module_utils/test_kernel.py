@@ -137,10 +137,11 @@ def test_modules_are_loaded_built_in_available_or_absent(tmp_path: Path) -> None
     write(tmp_path, "/proc/modules", "veth 36864 0 - Live 0x0\n")
     write(tmp_path, f"/lib/modules/{RELEASE}/modules.builtin", "kernel/net/sched/sch_ingress.ko\n")
     write(tmp_path, f"/lib/modules/{RELEASE}/modules.dep", "kernel/net/sched/cls-bpf.ko.xz: kernel/x.ko\n")
-    names = ["veth", "sch_ingress", "cls_bpf", "wireguard"]
+    names = ["veth", "sch_ingress", "sch-ingress", "cls_bpf", "wireguard"]
     assert _kernel.read_modules(str(tmp_path), RELEASE, names) == {
         "veth": "loaded",
         "sch_ingress": "builtin",
+        "sch-ingress": "builtin",
         "cls_bpf": "available",
         "wireguard": "absent",
     }
@@ -153,6 +154,19 @@ def test_sysctls_that_are_not_there_have_no_value(tmp_path: Path) -> None:
         "net.ipv4.ip_local_port_range": {"value": "32768 49151", "writable": True},
         "net.core.bpf_jit_enable": {"value": None, "writable": False},
     }
+
+
+def test_a_dot_in_the_name_of_a_device_is_a_slash_in_that_of_its_sysctl(tmp_path: Path) -> None:
+    write(tmp_path, "/proc/sys/net/ipv4/conf/eth0.100/rp_filter", "2\n")
+    names = ["net.ipv4.conf.eth0/100.rp_filter", "net/ipv4/conf/eth0.100/rp_filter"]
+    assert [seen["value"] for seen in _kernel.read_sysctls(str(tmp_path), names).values()] == ["2", "2"]
+
+
+def test_text_of_another_encoding_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    write(tmp_path, "/etc/armbian-release", "")
+    (tmp_path / "etc/armbian-release").write_bytes(b"BOARD=a\nVENDOR=\xc9t\xe9\nBRANCH=b\n")
+    board = _kernel.read_armbian(str(tmp_path))
+    assert board is not None and (board.board, board.branch) == ("a", "b")
 
 
 def test_facts_are_plain_data_with_what_is_missing() -> None:

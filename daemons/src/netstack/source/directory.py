@@ -19,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -316,11 +317,13 @@ def _stamps(root: Path, paths: Iterable[str]) -> dict[str, Stamp | None]:
         name = path.removeprefix(start)
         if name == path or not name.endswith(SUFFIXES) or name.startswith(".") or "/." in name:
             continue
+        found[name] = None
         try:
-            stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere is there, unreadable
-            found[name] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            seen = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere is there, unreadable
         except FileNotFoundError:
-            found[name] = None
+            continue
+        if stat.S_ISREG(seen.st_mode) or stat.S_ISLNK(seen.st_mode):  # who opens a pipe waits for its writer
+            found[name] = (seen.st_mtime_ns, seen.st_size, seen.st_ino)
     return found
 
 

@@ -56,6 +56,18 @@ def test_documents_lists_and_json_are_read_and_dot_files_are_not(tmp_path: Path)
     assert not source.refresh()
 
 
+def test_what_is_no_file_keeps_nobody_from_the_others(tmp_path: Path) -> None:
+    put(tmp_path / "a.yaml", service("a"))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "nowhere.yaml").symlink_to("gone")
+    source = DirectorySource(tmp_path)
+    assert names_of(source) == {"a": "1"}
+    assert sorted(wrong.file for wrong in source.snapshot().broken) == ["loop.yaml", "nowhere.yaml"]
+    put(tmp_path / "b.yaml", service("b"))
+    assert source.refresh() and names_of(source) == {"a": "1", "b": "1"}
+
+
 def test_a_broken_file_keeps_its_last_good_objects_and_is_named(tmp_path: Path) -> None:
     put(tmp_path / "a.yaml", service("a"))
     source = DirectorySource(tmp_path)

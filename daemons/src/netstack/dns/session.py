@@ -403,6 +403,8 @@ class Session:
     def _meaning(self, payload: bytes) -> _Meaning:
         answer = read_answer(payload)
         addresses, ttl_s = followed(answer)
+        if len(addresses) > self._settings.max_addresses_per_answer:
+            return _Meaning(answer.rcode, len(addresses), (), (), (), ttl_s)
         public: list[bytes] = []
         private: list[bytes] = []
         guarded: list[bytes] = []

@@ -192,8 +192,35 @@ def test_a_ladder_of_pointers_is_not_climbed() -> None:
     rungs = [0x0C, *range(first, first + 2 * 70, 2)]
     ladder = b"".join(struct.pack("!H", 0xC000 | rung) for rung in rungs)
     a = record(struct.pack("!H", 0xC000 | rungs[-1]), 1, b"\1\2\3\4")
-    with pytest.raises(Malformed, match="more than 64 parts"):
+    with pytest.raises(Malformed, match="more than 10 parts"):
         read_answer(message(records=record(b"\0", 16, ladder) + a, counts=(2, 0, 0)))
+
+
+LONG = b"\1a" * 126 + b"\0"
+CHEAP, DEAR = b"\xc0\x0c", struct.pack("!H", 0xC000 | 14)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "count"),
+    [
+        (1, b"\1\2\3\4", MAX_RECORDS),
+        (5, DEAR, 200),
+        (65, b"\0\1\0" + b"\0\x09\0\0" * 25, MAX_RECORDS),
+        (65, b"\0\1\0\0\4" + (64000).to_bytes(2) + bytes(64000), 1),
+    ],
+    ids=["owners", "aliases", "parameters", "hints"],
+)
+def test_an_answer_that_would_take_long_to_read_is_malformed(kind: int, data: bytes, count: int) -> None:
+    """A pod with a server of its own would else keep the answers of all others waiting: 8 KB took 50 ms."""
+    records = record(CHEAP, kind, data) * count
+    with pytest.raises(Malformed, match="more names and data than anybody needs"):
+        read_answer(message(LONG, records, (count, 0, 0)))
+
+
+def test_as_many_addresses_as_may_be_are_read_of_a_long_name() -> None:
+    name = b"\x08longname" * 27 + b"\0"
+    records = b"".join(record(CHEAP, 28, number.to_bytes(16)) for number in range(256))
+    assert len(read_answer(message(name, records, (256, 0, 0))).records) == 256
 
 
 @given(st.binary(max_size=80))

@@ -143,11 +143,18 @@ def answers(payload: bytes, ident: bytes, query: Query) -> bool:
         return False
     if payload[2] & (_QR | _OPCODE) >> 8 != (_QR | query.flags & _OPCODE) >> 8:
         return False
-    return not query.is_lookup or (
-        len(payload) >= _HEADER.size + len(query.question)
-        and payload.startswith(_ONE_QUESTION, 4)
-        and _spelled_alike(payload[_HEADER.size : _HEADER.size + len(query.question)], query.question)
-    )
+    if not query.is_lookup:
+        return True
+    if not payload.startswith(_ONE_QUESTION, 4):
+        return is_bare_error(payload)
+    return _spelled_alike(payload[_HEADER.size : _HEADER.size + len(query.question)], query.question)
+
+
+def is_bare_error(payload: bytes) -> bool:
+    """Whether it says that something is wrong and nothing else, the question neither: what servers that know no EDNS
+    answer to it (RFC 6891, section 7), on which the asker does without."""
+    flags, *counts = _header(payload)
+    return not any(counts[:3]) and flags & _RCODE not in (Rcode.NOERROR, Rcode.NXDOMAIN)
 
 
 def _spelled_alike(one: bytes, other: bytes) -> bool:
@@ -325,7 +332,9 @@ def identified(payload: bytes, ident: bytes = b"\0\0") -> bytes:
 
 
 def renamed(payload: bytes, ident: bytes, question: bytes) -> bytes:
-    """`payload` under another id, its question (of the same length) in another spelling."""
+    """`payload` under another id, its question (of the same length), if there is one, in another spelling."""
+    if not payload.startswith(_ONE_QUESTION, 4):
+        return identified(payload, ident)
     return ident + payload[2 : _HEADER.size] + question + payload[_HEADER.size + len(question) :]
 
 

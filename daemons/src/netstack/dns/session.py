@@ -43,6 +43,7 @@ from netstack.dns.message import (
     Rcode,
     answers,
     identified,
+    is_bare_error,
     read_answer,
     read_query,
     renamed,
@@ -344,7 +345,7 @@ class Session:
         if endpoint is None:
             return [Close(key), self._fail(client, query, ident, Reason.ANSWER_STALE, Explained.PROHIBITED)]
         close = Close(key, not pending.foreign)
-        if not query.is_lookup:
+        if not query.is_lookup or is_bare_error(payload):
             return [close, self._pass_on(pending, payload)]
         meaning = self._understood(payload)
         if isinstance(meaning, Reason):

@@ -553,6 +553,28 @@ def test_whatever_happens_every_question_ends_once_and_leaves_nothing(steps: lis
     assert not conversation.session._of_endpoint
 
 
+@pytest.mark.parametrize("rcode_", [1, Rcode.SERVFAIL, 4, Rcode.REFUSED])
+def test_an_error_without_a_question_is_told(rcode_: int) -> None:
+    """Who hears FORMERR asks again without EDNS; it was dropped, and the pod waited for its time-out."""
+    conversation = talk()
+    command = conversation.say(question(API, edns=True))
+    assert isinstance(command, Forward)
+    bare = struct.pack("!6H", 0, 0x8180 | rcode_, 0, 0, 0, 0)[2:]
+    close, reply = conversation.session.answer(command.key, command.payload[:2] + bare, conversation.now)
+    assert isinstance(close, Close) and isinstance(reply, Reply)
+    assert (reply.payload, reply.credits) == (b"\x12\x34" + bare, ())
+
+
+@pytest.mark.parametrize(
+    ("rcode_", "counts"), [(Rcode.NOERROR, [0, 0]), (Rcode.NXDOMAIN, [0, 0]), (1, [1, 0]), (1, [0, 1])]
+)
+def test_nothing_else_without_its_question_is_an_answer(rcode_: int, counts: list[int]) -> None:
+    conversation = talk()
+    asked = conversation.ask(API)
+    payload = struct.pack("!6H", 0, 0x8180 | rcode_, 0, *counts, 0)[2:] + b"\0" + bytes(14)
+    assert conversation.hear(asked, asked.sent[:2] + payload) == Drop(Reason.ANSWER_FOREIGN)
+
+
 # policies on trial
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from netstack.dns.names import Name, text
+from netstack.dns.names import KEPT_LABELS, Name, text
 from netstack.dns.session import Credit
 from netstack.kernel.layout import FQDN_SELECTORS, IDENTITY_WORLD, Fqdn, FqdnKey, Identity, Instant, PrefixKey
 
@@ -42,8 +42,8 @@ judged again by other rules, they say by which name it was allowed."""
 _BATCH = 256
 """Entries looked at between two chances for messages to be served: under 1 ms."""
 
-SETTLED = 4096
-"""Credits remembered as written."""
+SETTLED, SETTLED_PARTS = 4096, 32
+"""Credits remembered as written, of no more addresses and labels together: 8 MB, whatever is asked and answered."""
 
 COPIED = 8192
 """Addresses of which names are copied, the last learned: 2 MB, and a third of a second of a restart."""
@@ -81,7 +81,8 @@ class Refused(Exception):
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One learned address for people. `names` are the last eight that led to it, with the server that last said so;
-    none if they are not known any more."""
+    none if they are not known any more, or too many: of each pod twice as many are kept as it may have addresses, and
+    none of more labels than KEPT_LABELS (12 MB, if it asks for ever new ones)."""
 
     endpoint: int
     address: bytes
@@ -106,6 +107,7 @@ class Learned:
         self._gone_since: dict[int, float] = {}
         self._names: dict[bytes, dict[Name, bytes]] = {}
         self._of_name: Counter[tuple[int, Name]] = Counter()  # addresses in _names
+        self._named: Counter[int] = Counter()  # names in _names, by endpoint
         self._settled: dict[tuple[object, ...], int] = {}  # credits (but for their time) that the table holds, until
 
     def __len__(self) -> int:
@@ -129,7 +131,8 @@ class Learned:
             self._open(credit, address, until_s, now)
         if len(self._settled) == SETTLED:
             self._settled.clear()
-        self._settled[what] = until_s
+        if len(credit.addresses) + len(credit.name) <= SETTLED_PARTS:
+            self._settled[what] = until_s
 
     def _open(self, credit: Credit, address: bytes, until_s: int, now: float) -> None:
         key = FqdnKey.STRUCT.pack(credit.endpoint, address)
@@ -152,17 +155,26 @@ class Learned:
         if held is None:
             self._of_endpoint[credit.endpoint] += 1
         self._is_spare(key, credit.endpoint)
+        self._name(key, credit)
+
+    def _name(self, key: bytes, credit: Credit) -> None:
+        """Note which name led to an address."""
+        endpoint, name = credit.endpoint, credit.name
         names = self._names.setdefault(key, {})
-        before = names.pop(credit.name, None)
-        names[credit.name] = credit.server
+        before = names.pop(name, None)
         if before is None:
-            self._of_name[of_name] += 1
+            most = self._named[endpoint] >= 2 * self._max_per_pod
+            if len(name) > KEPT_LABELS or (most and not names):
+                return
+            if most or len(names) == FQDN_SELECTORS:
+                oldest = next(iter(names))
+                del names[oldest]
+                self._forget(endpoint, oldest)
+            self._of_name[endpoint, name] += 1
+            self._named[endpoint] += 1
+        names[name] = credit.server
         if before != credit.server:
             self.changed = True
-        if len(names) > FQDN_SELECTORS:
-            oldest = next(iter(names))
-            del names[oldest]
-            self._forget(credit.endpoint, oldest)
 
     def _put(self, key: bytes, value: bytes, credit: Credit) -> None:
         try:
@@ -251,6 +263,9 @@ class Learned:
 
     def _forget(self, endpoint: int, name: Name) -> None:
         """One address that it led to."""
+        self._named[endpoint] -= 1
+        if not self._named[endpoint]:
+            del self._named[endpoint]
         self._of_name[endpoint, name] -= 1
         if not self._of_name[endpoint, name]:
             del self._of_name[endpoint, name]
@@ -290,6 +305,7 @@ class Learned:
         self._of_name = Counter(
             (FqdnKey.unpack(key).endpoint, name) for key, names in self._names.items() for name in names
         )
+        self._named = Counter(endpoint for endpoint, _ in self._of_name.elements())
 
 
 def _address(text: str) -> bytes:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -148,6 +149,40 @@ def test_names_on_trial_do_not_shorten_how_long_others_stay_for_silent_connectio
     used.put(FqdnKey.STRUCT.pack(12, A), Instant(10**9).pack())
     sweep(learned, frozenset({12}), now=200)
     assert (12, A) in table.holds()
+
+
+def test_a_pod_makes_no_more_names_known_than_twice_the_addresses_that_it_may_have(learned: Learned) -> None:
+    """It may ask for ever new ones, which all lead to few addresses; the last of each address are known."""
+    for number in range(6):
+        for address in (A, B):
+            learned.credit(credit(3, addresses=(address,))._replace(name=(b"n%d" % number,)), now=0)
+    learned.credit(credit(3, addresses=(C,))._replace(name=(b"x",) * 17), now=0)
+    learned.credit(credit(3, endpoint=13), now=0)
+    names = {(entry.endpoint, entry.address): list(entry.names) for entry in learned.entries(0)}
+    last = [(b"n%d" % number,) for number in range(2, 6)]
+    assert names == {(12, A): last, (12, B): last, (12, C): [], (13, A): [NAME]}
+    copy = Learned(learned._table, FakeTable(), 4, 4)
+    copy.load(learned.dump())
+    copy.credit(credit(3, addresses=(C,)), now=0)
+    assert [list(entry.names) for entry in copy.entries(0) if entry.address == C] == [[]], "as many as it may have"
+
+
+def test_large_answers_for_ever_new_names_take_no_memory(table: FakeTable, used: FakeTable) -> None:
+    learned = Learned(table, used, 256, 256)
+
+    def ask(numbers: range) -> None:
+        for number in numbers:
+            addresses = tuple(number.to_bytes(16) for number in range(256))
+            learned.credit(credit(3, addresses=addresses)._replace(name=(b"n%d" % number,)), now=0)
+
+    ask(range(50))
+    tracemalloc.start()
+    try:
+        ask(range(50, 150))
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 400_000, "1.5 MB if each answer were remembered"
 
 
 def test_of_nine_that_are_alike_one_stands_for_another(learned: Learned, table: FakeTable) -> None:

@@ -370,6 +370,26 @@ def test_a_flood_during_a_restart_leaves_room_for_the_question_of_another_pod(
         assert dnslib.DNSRecord.parse(sock.recv(512)).header.rcode == 0
 
 
+def test_connections_that_wait_for_a_restart_leave_room_for_another_pods(
+    wire: Wire, server: Server, programs: Programs
+) -> None:
+    wire.start()
+    wire.look_up(API)
+    wire.stop()
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            sock = stack.enter_context(wire.pod_socket(socket.SOCK_STREAM, STRANGER))
+            sock.setblocking(False)
+            sock.connect_ex((SERVER, 53))
+        asker = stack.enter_context(wire.pod_socket(socket.SOCK_STREAM))
+        asker.settimeout(0.9)  # before a SYN that found no room is sent again
+        asker.connect((SERVER, 53))
+        asker.settimeout(LOOK_UP_S)
+        asker.sendall(framed(question(API)))
+        wire.start()
+        assert dnslib.DNSRecord.parse(receive_framed(asker)).header.rcode == 0
+
+
 def test_answers_that_a_pod_does_not_read_fill_no_memory(wire: Wire, server: Server) -> None:
     """As many and as large as they may be: 4 MB a connection, for as long as it may be silent."""
 

@@ -107,6 +107,7 @@ class Proxy:
                 self._ready.register(sock.fileno(), select.EPOLLIN)
             else:
                 self._servers.append(await asyncio.start_server(self._on_connection, sock=sock))
+                sock.listen(sockets.CONNECTIONS_WAITING)  # asyncio has just made it fewer
 
     async def finish(self, within_s: float) -> None:
         """Serve until nobody waits for an answer, at most `within_s`; then take no more questions: they wait in

@@ -30,11 +30,12 @@ from netstack.kernel.layout import PROXY_OWN_MARK
 PORT = 53
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _FIRST_INHERITED = 3  # sd_listen_fds(3)
-_BACKLOG = 128
 _RESET = struct.pack("ii", 1, 0)  # struct linger: on, no seconds
 DATAGRAMS_WAITING = 4096
 """Questions that the UDP socket holds while nobody reads it, in a restart say. The default of the kernel, some 270, is
 fewer than one pod may ask at once."""
+CONNECTIONS_WAITING = 4096
+"""... and the TCP socket of connections. The default of asyncio, 100, is fewer than one pod may begin at once."""
 _DATAGRAM = 1024
 """Bytes of memory that the kernel counts for a short datagram (768) and what its packet takes beside."""
 
@@ -180,7 +181,7 @@ def opened(*addresses: str) -> list[socket.socket]:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, PORT))
         if kind == socket.SOCK_STREAM:
-            sock.listen(_BACKLOG)
+            sock.listen(CONNECTIONS_WAITING)
         result.append(_prepared(sock))
     return result
 

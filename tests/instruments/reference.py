@@ -161,7 +161,8 @@ class World:
             for cidr in item["spec"].get("podCIDRs") or [item["spec"].get("podCIDR")]:
                 if cidr and inside(peer, cidr):
                     return {"unmanaged", "cluster"}
-        return {"world", f"world-ipv{ipaddress.ip_address(peer).version}"} | api
+        cluster = {"cluster"} if api else set()  # an API server is of the cluster wherever it is
+        return {"world", f"world-ipv{ipaddress.ip_address(peer).version}"} | api | cluster
 
     def _labels(self, pod: str) -> dict[str, str]:
         """A pod's labels as Cilium's selectors see them."""

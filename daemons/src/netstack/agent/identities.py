@@ -367,7 +367,7 @@ def _ranges(view: View, api: set[bytes], taken: frozenset[bytes]) -> tuple[dict[
     for text, prefix in texts.items():
         entities = {"world", *(entity for entity, range_ in WORLDS.items() if range_.covers(prefix))}
         if prefix.bits == 128 and prefix.address in api:
-            entities.add("kube-apiserver")
+            entities |= {"kube-apiserver", "cluster"}  # cilium pkg/policy/api/entity.go, InitEntities
         peers[prefix] = Peer(ids[text], text, {}, frozenset(entities), prefix)
     return peers, collisions
 

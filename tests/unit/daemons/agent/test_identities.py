@@ -78,14 +78,14 @@ def test_the_api_server_on_a_node(address: str, identity: int, entities: set[str
     assert peer.entities == entities
 
 
-def test_the_api_server_outside_the_cluster_is_world_and_itself() -> None:
+def test_the_api_server_outside_the_cluster_is_world_and_of_the_cluster_and_itself() -> None:
     cluster = Cluster()
     cluster.service("default/kubernetes", ["192.168.86.99"], port=443, target_port=6443, clusterIP="10.96.0.1")
     desired = cluster.compile()
     found = entry(cluster, "192.168.86.99")
     assert found.node == ANY
     (peer,) = [peer for peer in desired.identities.peers if peer.number == found.identity]
-    assert peer.entities == {"world", "world-ipv4", "kube-apiserver"}
+    assert peer.entities == {"world", "world-ipv4", "cluster", "kube-apiserver"}
 
 
 def test_pods_of_the_hosts_network_and_finished_ones_have_no_identity() -> None:

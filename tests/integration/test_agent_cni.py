@@ -51,11 +51,12 @@ def test_a_pod_whose_object_is_unknown_waits_and_is_told_so(board: Board) -> Non
 
 def test_a_pod_is_not_taken_for_the_one_that_had_its_name_before(board: Board) -> None:
     """The runtime may be told of it before the agent is, which would start it with the labels of the other."""
-    spec = {"podSelector": {"matchLabels": {"app": "shut"}}, "policyTypes": ["Ingress", "Egress"]}
-    metadata = {"name": "deny", "namespace": "default"}
-    board.put(
-        "deny", {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
-    )
+    namespace = {"name": "default", "labels": {"team": "red"}}
+    labels = {"app": "shut", "io.cilium.k8s.namespace.labels.team": "red"}
+    spec = {"endpointSelector": {"matchLabels": labels}, "egress": [{}]}
+    head = {"apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy", "metadata": {"name": "deny"}}
+    board.put("namespace", {"apiVersion": "v1", "kind": "Namespace", "metadata": namespace})
+    board.put("deny", head | {"spec": spec})
     board.serve(board.lan, 8082)
 
     def arguments(pod: Pod, uid: str) -> dict[str, str]:
@@ -78,11 +79,12 @@ def test_a_pod_is_not_taken_for_the_one_that_had_its_name_before(board: Board) -
 
 def test_a_sandbox_whose_pod_is_gone_keeps_its_labels_and_takes_none_of_the_next_of_that_name(board: Board) -> None:
     """Deleted by force it runs on, while its StatefulSet begins the pod anew, here or elsewhere."""
-    spec = {"podSelector": {"matchLabels": {"app": "shut"}}, "policyTypes": ["Ingress", "Egress"]}
-    metadata = {"name": "deny", "namespace": "default"}
-    board.put(
-        "deny", {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
-    )
+    namespace = {"name": "default", "labels": {"team": "red"}}
+    labels = {"app": "shut", "io.cilium.k8s.namespace.labels.team": "red"}
+    spec = {"endpointSelector": {"matchLabels": labels}, "egress": [{}]}
+    head = {"apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy", "metadata": {"name": "deny"}}
+    board.put("namespace", {"apiVersion": "v1", "kind": "Namespace", "metadata": namespace})
+    board.put("deny", head | {"spec": spec})
     board.serve(board.lan, 8082)
     pods = {}
     for name, uid in (("web-0", "u1"), ("web-1", "u2")):
@@ -94,7 +96,8 @@ def test_a_sandbox_whose_pod_is_gone_keeps_its_labels_and_takes_none_of_the_next
         board.pod_object(f"default/{name}", {"app": "shut"}, uid=uid)
         wait_for("the policy", lambda pod=pod: board.connect(pod, LAN, 8082, 0.1) == "")
     board.pod_object("default/web-0", {"app": "open"}, uid="u3")
-    (board.folder / "manifests/pod-default-web-1.yaml").unlink()
+    for gone in ("pod-default-web-1", "namespace"):
+        (board.folder / f"manifests/{gone}.yaml").unlink()
     board.add("default/last")  # by now the objects are known
     for _ in range(2):
         assert [board.connect(pod, LAN, 8082, 0.3) for pod in pods.values()] == ["", ""]

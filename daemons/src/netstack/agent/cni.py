@@ -33,7 +33,7 @@ from netstack.kernel.attach import POD, Occupied, TrafficControl, attach_pinned,
 from netstack.kernel.bpf import BpfError
 from netstack.kernel.netlink import Link, Route
 from netstack.source import Snapshot
-from netstack.source.models import Pod, Service
+from netstack.source.models import Namespace, Pod, Service
 
 TRY_AGAIN, FULL, NO_DATAPATH, NOT_RESERVED = 11, 100, 101, 102
 """CNI error codes: 11 is the specification's; from 100 on a plugin's own."""
@@ -210,9 +210,16 @@ class Cni:
         for record in register.records:
             pod = snapshot.get(Pod, "Pod", record.namespace, record.pod)
             if pod is not None and is_pod(pod, record.uid) and not record.ingress:
-                labels, account = dict(pod.meta.labels), pod.service_account
-                if (labels, account) != (record.labels, record.service_account):
-                    register = register.put(replace(record, labels=labels, service_account=account))
+                namespace = snapshot.get(Namespace, "Namespace", "", record.namespace)
+                seen = replace(
+                    record,
+                    labels=dict(pod.meta.labels),
+                    service_account=pod.service_account,
+                    namespace_labels=dict(namespace.meta.labels) if namespace else {},
+                    ports=pod.ports,
+                )
+                if seen != record:
+                    register = register.put(seen)
         if register is not self.register:
             self._commit(register)
 

@@ -77,6 +77,8 @@ class LocalEndpoint:
     """This is the node's ingress endpoint, not a pod."""
     uid: str = ""
     """Of the pod; "" where ADD was not told."""
+    namespace_labels: Labels = field(default_factory=dict)
+    ports: tuple[NamedPort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,10 +314,13 @@ def _local(view: View, members: _Members, namespaces: Mapping[str, Labels]) -> d
         account = pod.service_account if pod else endpoint.service_account
         if endpoint.ingress:  # as labelled when its Service was last known; until then by its namespace alone
             own = next(iter(view.ingress_services.values()), endpoint.labels)
-        labels = full_labels(own, endpoint.ref.namespace, account, namespaces)
+        known = namespaces
+        if pod is None and endpoint.ref.namespace not in namespaces:  # gone with its pods
+            known = {endpoint.ref.namespace: endpoint.namespace_labels}
+        labels = full_labels(own, endpoint.ref.namespace, account, known)
         if endpoint.ingress:
             labels[INGRESS] = ""
-        text = members.add(labels, pod.ports if pod else (), endpoint.address)
+        text = members.add(labels, pod.ports if pod else endpoint.ports, endpoint.address)
         members.holders[endpoint.address] = (text, view.own_addresses[0])
         found[endpoint.id] = text
     return found

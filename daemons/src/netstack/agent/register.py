@@ -24,6 +24,14 @@ INGRESS_NAME = "netstack-ingress"
 LAST_ID = (1 << 32) - 1
 
 
+LATER = ("uid", "namespace_labels", "ports")
+"""Fields of a Record that its first release had not."""
+
+
+def _later(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {**found, "ports": tuple(map(tuple, found.get("ports", ())))}
+
+
 class Full(Exception):
     """No address is left."""
 
@@ -47,6 +55,9 @@ class Record:
     host_mac: str = ""
     uid: str = ""
     """The pod's; "" where the runtime did not tell, or an earlier release reserved."""
+    namespace_labels: Mapping[str, str] = field(default_factory=dict)
+    ports: tuple[tuple[str, str, int], ...] = ()
+    """The pod's named ports (source/models.py)."""
 
     @property
     def ingress(self) -> bool:
@@ -69,6 +80,8 @@ class Record:
             service_account=self.service_account,
             ingress=self.ingress,
             uid=self.uid,
+            namespace_labels=self.namespace_labels,
+            ports=self.ports,
         )
 
 
@@ -90,17 +103,17 @@ class Register:
             return cls(boot)
         try:
             data: dict[str, Any] = json.loads(text)
-            uids = data.get("uids", {})
             items = data["records"] if data["boot"] == boot else ()
-            records = tuple(Record(**item, uid=uids.get(str(item["id"]), "")) for item in items)
+            records = tuple(Record(**item, **_later(data.get("later", {}).get(str(item["id"]), {}))) for item in items)
             return cls(boot, int(data["next_id"]), int(data["last_host"]), records)
         except (TypeError, KeyError) as error:
             raise ValueError(f"is no register of endpoints: {error!r}") from error
 
     def dump(self) -> str:
-        """Uids beside the records: a release before them, which somebody goes back to, takes no record with one."""
+        """What came LATER stands beside the records: a release before it, which somebody goes back to, takes no record
+        with more fields than it has."""
         data = asdict(self)
-        data["uids"] = {record["id"]: record.pop("uid") for record in data["records"]}
+        data["later"] = {record["id"]: {name: record.pop(name) for name in LATER} for record in data["records"]}
         return json.dumps(data, indent=1) + "\n"
 
     def find(self, container: str, interface: str) -> Record | None:

@@ -151,6 +151,21 @@ def test_an_endpoint_whose_object_is_gone_keeps_its_labels() -> None:
     assert cluster.desired.identities.of_endpoint[1].labels["app"] == "a"
 
 
+def test_an_endpoint_whose_namespace_is_gone_keeps_its_namespaces_labels_and_its_ports() -> None:
+    """Both were deleted by force, and the sandbox runs on."""
+    cluster = Cluster()
+    cluster.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "one", "labels": {"team": "red"}}})
+    cluster.pod("one/a", {"app": "a"}, ports=[("web", "TCP", 80)])
+    ref = Ref("Pod", "one", "a")
+    before = cluster.compile().identities.of_endpoint[1]
+    seen = {"namespace_labels": {"team": "red"}, "ports": (("web", "TCP", 80),)}
+    cluster.endpoints[ref] = replace(cluster.endpoints[ref], labels={"app": "a"}, service_account="default", **seen)
+    del cluster.objects[Ref("Namespace", "", "one")]
+    assert "io.cilium.k8s.namespace.labels.team" not in cluster.compile().identities.of_endpoint[1].labels
+    del cluster.objects[ref]
+    assert cluster.compile().identities.of_endpoint[1] == before
+
+
 @pytest.mark.parametrize(
     ("told", "object_has", "label"),
     [("u1", "u2", "old"), ("u1", "u1", "new"), ("h1", "u2", "new"), ("", "u2", "new"), ("u1", "", "new")],

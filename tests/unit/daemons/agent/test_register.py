@@ -67,14 +67,16 @@ def test_a_restart_keeps_everything_and_a_reboot_only_the_counters() -> None:
     assert Register.load("", "boot") == Register("boot")
 
 
-def test_a_register_with_uids_is_read_by_the_release_before_them_and_one_without_by_this() -> None:
+def test_a_register_is_read_by_the_first_release_and_that_ones_by_this() -> None:
     register = reserve(reserve(Register("boot"), "a"), "b")
     record = register.find("b", "eth0")
     assert record is not None
-    register = register.put(replace(record, uid="u1"))
+    later = {"uid": "u1", "namespace_labels": {"team": "red"}, "ports": (("web", "TCP", 80),)}
+    register = register.put(replace(record, **later))
     assert Register.load(register.dump(), "boot") == register
     written = json.loads(register.dump())
-    assert written.pop("uids") == {"1": "", "2": "u1"} and not any("uid" in item for item in written["records"])
+    assert written.pop("later")["2"] == {**later, "ports": [["web", "TCP", 80]]}
+    assert not any(later.keys() & item.keys() for item in written["records"])
     assert Register.load(json.dumps(written), "boot") == register.put(record)
 
 

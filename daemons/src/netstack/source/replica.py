@@ -58,10 +58,14 @@ class Replica:
     """`unsaved` is everything that there is."""
 
     def load(self, documents: Iterable[Mapping[str, Any]]) -> None:
-        """What an earlier process knew."""
+        """What an earlier process knew. If it was of another release, an object may be wrong to this one."""
         for document in documents:
             ref = reference(document)
-            model = parse(document)
+            try:
+                model = parse(document)
+            except BadObject as error:
+                self.broken[ref] = Broken(ORIGIN, error, kept=False)
+                continue
             if model is not None:
                 self.objects[ref] = model
         self.known, self.unkept = True, False
@@ -101,7 +105,7 @@ class Replica:
         """Be what a whole listing says. True if a snapshot is due."""
         changed = not self.known or listing.objects != self.objects or listing.broken != self.broken
         self.unsaved.update(listing.unsaved)
-        self.unsaved.update(dict.fromkeys(self.objects.keys() - listing.objects.keys()))
+        self.unsaved.update(dict.fromkeys((self.objects.keys() | self.broken.keys()) - listing.objects.keys()))
         self.objects, self.broken, self.statuses = listing.objects, listing.broken, listing.statuses
         if listing.everything:
             self.unkept, self.anew = False, True

@@ -81,6 +81,15 @@ def test_what_is_to_be_saved_is_a_manifest_and_loads_again() -> None:
     assert not other.put(pod("web-1")), "nothing new after a start from what was kept"
 
 
+def test_what_was_good_for_another_release_is_broken_and_the_rest_loads() -> None:
+    replica = Replica(Want("Service"))
+    replica.load([service("a", "10.96.0.300"), service("b")])
+    assert replica.known and list(replica.objects) == [Ref("Service", "ns", "b")]
+    assert "10.96.0.300" in str(replica.broken[A]) and not replica.broken[A].kept
+    assert listed(replica, service("b")) and not replica.broken
+    assert replica.unsaved == {A: None}, "it is not kept for a third release"
+
+
 def test_status_is_kept_only_where_it_is_written() -> None:
     raw = service("a")
     raw["metadata"]["resourceVersion"] = "7"

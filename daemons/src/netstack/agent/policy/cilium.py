@@ -163,10 +163,11 @@ def _peers(fields: Fields, prefix: str, direction: Direction, action: Action) ->
         readers["toServices"] = _services
     if direction is Direction.EGRESS and action is Action.ALLOW:
         readers["toFQDNs"] = _names
-    given = [name for name in readers if name in fields]
-    if len(given) > 1:
-        fields.fail(given[1], f"cannot be combined with {given[0]} in one rule")
-    return readers[given[0]](fields, given[0]) if given else None
+    given = {name: readers[name](fields, name) for name in readers if name in fields}
+    some = [name for name in given if fields.data[name]]  # charts write empty lists, which add nobody
+    if len(some) > 1:
+        fields.fail(some[1], f"cannot be combined with {some[0]} in one rule")
+    return next((given[name] for name in (*some, *given)), None)
 
 
 def _or_unknown(denied: Peers) -> Peers:

@@ -134,14 +134,14 @@ def _rule(ref: Ref, fields: Fields, direction: Direction, action: Action) -> Ite
     if peers is not None and action is Action.DENY:
         peers = _or_unknown(peers)
     groups = list(fields.children("toPorts"))
-    ports = [port for group in groups if "rules" not in group for port in _ports(group)]
+    ports = [port for group in groups if not _filters(group) for port in _ports(group)]
     icmps = list(fields.children("icmps"))
     if icmps:
         if groups:
             fields.fail("icmps", "cannot be combined with toPorts in one rule")
         items = [item for group in icmps for item in _icmp_fields(group)]
         ports = [port for item in items if (port := read_icmp(item, denies=action is Action.DENY))]
-    filtered = [group for group in groups if "rules" in group]
+    filtered = [group for group in groups if _filters(group)]
     for group in filtered:
         if direction is not Direction.EGRESS or action is not Action.ALLOW:
             group.fail("rules", "only rules of egress that allow can name what may be asked")
@@ -266,6 +266,11 @@ def _icmp_fields(group: Fields) -> Iterator[Fields]:
 
 def _names(fields: Fields, name: str) -> Peers:
     return Peers(names=tuple(read_name(item) for item in fields.children(name)))
+
+
+def _filters(group: Fields) -> bool:
+    """`rules: {}` holds none (cilium pkg/policy/api/l7.go, IsEmpty)."""
+    return "rules" in group and group.data["rules"] != {}
 
 
 def _ports(group: Fields) -> Iterator[Port]:

@@ -396,6 +396,11 @@ def test_rules_that_cannot_be_enforced_refuse_the_whole_policy(cluster: Cluster,
             ["default/web"],
         ),
         (
+            "{endpointSelector: {}, egress: [{toEntities: [world], toPorts: [{ports: [{port: '80'}], rules: {}}]}]}",
+            ["8.8.8.8"],
+            ["default/web"],
+        ),
+        (
             "{endpointSelector: {matchLabels: {app: nobody}}, egress: [{}]}",
             ["8.8.8.8", "default/far", "default/web"],
             [],

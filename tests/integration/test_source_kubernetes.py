@@ -377,6 +377,12 @@ def test_tokens_of_the_service_accounts_do_what_certificates_do(
         assert isinstance(listed(cluster, path, "/api/v1/services"), list)
         assert printed(account, made[account]) == made[account], "it is good for long enough"
     assert printed("netstack-node", made["netstack-ingress"]) != made["netstack-ingress"]
+    cluster.client.delete("ServiceAccount", "kube-system", "netstack-node")
+    assert cluster.install() == 0
+    wait_for(lambda: listed(cluster, tmp_path / "netstack-node", "/api/v1/services") == 401, "what is cached of it")
+    assert printed("netstack-node", made["netstack-node"], "--check") == "# a new token for netstack-node\n"
+    (tmp_path / "netstack-node").write_text(printed("netstack-node", made["netstack-node"]))
+    wait_for(lambda: isinstance(listed(cluster, tmp_path / "netstack-node", "/api/v1/services"), list))
     assert printed("netstack-node", "", "--check") == "# a new token for netstack-node\n"
 
 

@@ -27,7 +27,7 @@ from netstack.cli import rights, token
 from netstack.core.documents import load_all
 from netstack.core.errors import BadConfig
 from netstack.source.client import APPLY_PATCH, ApiFailure, Client, Refused
-from netstack.source.credentials import Credentials, flatten
+from netstack.source.credentials import Credentials, flatten, in_memory
 
 DEFINITION = "CustomResourceDefinition"
 RBAC = f"/apis/{rights.VERSION}"
@@ -104,12 +104,22 @@ def _essence(item: dict[str, Any]) -> dict[str, Any]:
 def _token(kubeconfig: str, account: str, present: str, *, check: bool) -> str:
     """`present` if it is good for long enough, else a new one. check: a text that says that there would be one."""
     cluster = flatten(Path(kubeconfig))["clusters"][0]["cluster"]
-    if token.good(present, cluster, account, time.time()):
+    if token.good(present, cluster, account, time.time()) and _taken(present):
         return present
     if check:
         return f"# a new token for {account}\n"
     answer = Client(Credentials(kubeconfig)).send("POST", token.path(account), token.request())
     return yaml.safe_dump(token.kubeconfig(cluster, account, answer["status"]["token"]))
+
+
+def _taken(kubeconfig: str) -> bool:
+    """Whether the API server takes the token in it: no more, once its service account has been deleted."""
+    with in_memory(kubeconfig) as path:
+        try:
+            Client(Credentials(path)).get("/api")
+        except Refused as error:
+            return error.code != 401
+    return True
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -196,8 +196,8 @@ def _context(field: str, authority: str | None) -> ssl.SSLContext:
 
 
 def _identify(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    """ssl reads key pairs from files only: give it one that no other process can open and that never is on a disk."""
-    with _in_memory(certificate) as certificate_path, _in_memory(key) as key_path:
+    """ssl reads key pairs from files only."""
+    with in_memory(certificate) as certificate_path, in_memory(key) as key_path:
         try:
             context.load_cert_chain(certificate_path, key_path, password="")
         except (ssl.SSLError, OSError) as error:
@@ -208,7 +208,8 @@ def _identify(context: ssl.SSLContext, certificate: str, key: str) -> None:
 
 
 @contextmanager
-def _in_memory(text: str) -> Iterator[str]:
+def in_memory(text: str) -> Iterator[str]:
+    """A path of text that no other process can open and that never is on a disk."""
     handle = os.memfd_create("pem", os.MFD_CLOEXEC)
     try:
         os.write(handle, text.encode())

@@ -68,6 +68,14 @@ def read(root: str) -> Layout:
     )
 
 
+def clear(root: str, layout: Layout) -> None:
+    """Remove what stagings left that were cut off, by a full disk for one, but nothing that a link names."""
+    place = os.path.join(root, "releases")
+    for name in os.listdir(place) if layout.there else ():
+        if name not in (*layout.releases, layout.current, layout.previous):
+            shutil.rmtree(os.path.join(place, name), ignore_errors=True)
+
+
 def prune(layout: Layout, keep: int) -> Layout:
     """Forget the oldest releases beyond `keep`, but never the current one, nor the one to go back to, nor those that
     were staged after the current one: they wait for an upgrade."""

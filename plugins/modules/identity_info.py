@@ -100,7 +100,10 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    labels = {key: str(value) for key, value in module.params["labels"].items()}
+    labels = {  # YAML's true, where Kubernetes has "true"
+        key: str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in module.params["labels"].items()
+    }
     if module.params["namespace"] is not None:
         labels[NAMESPACE] = module.params["namespace"]
     address = module.params["address"]

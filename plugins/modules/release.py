@@ -184,6 +184,7 @@ def main() -> None:
         after = wanted(module, before)
         if not module.check_mode and after != before:
             if set(after.releases) - set(before.releases):
+                _release.clear(root, before)
                 stage(module, root, release)
             _release.apply(root, before, after)
         linked = put_on_path(module)

@@ -14,7 +14,7 @@ KNOWN = [
     {
         "identity": 9,
         "name": "pods shop",
-        "labels": {"app": "cart", "io.kubernetes.pod.namespace": "shop"},
+        "labels": {"app": "cart", "web": "true", "io.kubernetes.pod.namespace": "shop"},
         "addresses": ["10.244.1.3", "fd00::3"],
         "endpoints": ["shop/cart"],
     },
@@ -29,6 +29,7 @@ KNOWN = [
         ({"namespace": "other"}, []),
         ({"labels": {"app": "cart"}, "address": "fd00:0::3"}, [9]),
         ({"labels": {"app": "till"}}, []),
+        ({"labels": {"web": True}}, [9]),
         ({"address": "192.168.86.21"}, [1]),
     ],
 )

@@ -53,6 +53,20 @@ def test_check_mode_walks_from_bare_to_active(play: Run) -> None:
     assert (said["changed"], said["id"], said["releases"]) == (True, "1-a", ["1-a"])
 
 
+def test_what_a_staging_left_that_was_cut_off_goes_with_the_next(play: Run, tmp_path: Path) -> None:
+    place = tmp_path / "netstack/releases"
+    for name in ("1-a", "1-b", "1-c", "1-d"):
+        play(state="staged", id=name, src="/x")
+        if name != "1-d":
+            play(state="active", id=name)
+    for name in ("1-a", "1-b", "1-c"):  # `previous` and `current` name the last two
+        (place / name / "release").unlink()
+    play(state="staged", id="1-e", src="/x", _ansible_check_mode=True)
+    assert (place / "1-a").exists()
+    play(state="staged", id="1-e", src="/x")
+    assert sorted(path.name for path in place.iterdir()) == ["1-b", "1-c", "1-d", "1-e"]
+
+
 def test_the_command_is_linked_once(play: Run, tmp_path: Path) -> None:
     play(**STEPS["create"])
     command = tmp_path / "netstack-command"

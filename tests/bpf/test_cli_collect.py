@@ -39,12 +39,21 @@ def node(tmp_path: Path) -> Iterator[Home]:
         namespace.close()
 
 
-def test_who_may_not_look_is_told_so() -> None:
-    command = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "netstack.cli", "status")
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("status", r"query the cgroup for .*: Operation not permitted \(errno 1\)"),
+        ("dns", "netstack-dns is not running"),
+        ("identities", "netstack-agent is not running"),
+    ],
+)
+def test_who_cannot_be_answered_is_told_why(asked: str, told: str) -> None:
+    """As one who may not look at the kernel, where no daemon runs."""
+    command = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "netstack.cli", asked)
     path = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
     run = subprocess.run(command, env=path, capture_output=True, text=True, check=False)
     assert run.returncode == 2 and run.stdout == ""
-    assert re.fullmatch(r"query the cgroup for .*: Operation not permitted \(errno 1\)\n", run.stderr)
+    assert re.fullmatch(f"{told}\n", run.stderr)
 
 
 def look(node: Home, tmp_path: Path) -> Facts:

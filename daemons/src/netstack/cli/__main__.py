@@ -20,6 +20,14 @@ RETRY_S = 0.2
 """Between two attempts to reach a daemon that is being restarted."""
 
 
+class Silent(Exception):
+    """A daemon that is asked does not answer."""
+
+    def __init__(self, daemon: str, error: Exception) -> None:
+        absent = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+        super().__init__(f"netstack-{daemon} is not running" if absent else f"netstack-{daemon}: {error}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="netstack", description="What netstack does on this node.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -86,6 +94,9 @@ def main() -> None:
         code = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+    except Silent as error:
+        print(error, file=sys.stderr)
+        code = 2
     except OSError as error:  # the kernel's: who is not root may not look
         print(error, file=sys.stderr)
         code = 2
@@ -149,12 +160,8 @@ def _observe(arguments: argparse.Namespace) -> int:
             print(text, flush=True)
     except BrokenPipeError:
         raise
-    except (FileNotFoundError, ConnectionRefusedError):
-        print("netstack-observer is not running", file=sys.stderr)
-        return 2
     except (RuntimeError, OSError) as error:
-        print(f"netstack-observer: {error}", file=sys.stderr)
-        return 2
+        raise Silent("observer", error) from error
     except KeyboardInterrupt:  # the way to end --follow
         return 0
     return 0
@@ -176,16 +183,21 @@ def _told(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 time.sleep(RETRY_S)
 
 
-def _dns(arguments: argparse.Namespace) -> int:
-    from netstack.cli import learned
+def _ask(daemon: str, command: str) -> Any:
+    """Silent if it does not answer."""
     from netstack.core.unit import ask
 
     try:
-        names, status = (ask("dns", {"command": command}) for command in ("names", "status"))
-        pods = {view["id"]: view for view in ask("agent", {"command": "status"})["endpoints"]}
+        return ask(daemon, {"command": command})
     except (RuntimeError, OSError) as error:
-        print(f"netstack-dns or netstack-agent does not answer: {error}", file=sys.stderr)
-        return 2
+        raise Silent(daemon, error) from error
+
+
+def _dns(arguments: argparse.Namespace) -> int:
+    from netstack.cli import learned
+
+    names, status = (_ask("dns", command) for command in ("names", "status"))
+    pods = {view["id"]: view for view in _ask("agent", "status")["endpoints"]}
     rows, refused = learned.rows(names, pods, arguments.pod), learned.refusals(status, pods, arguments.pod)
     if arguments.json:
         sys.stdout.write(json.dumps({"learned": rows, "refused": refused}) + "\n")
@@ -226,13 +238,8 @@ def _effect(arguments: argparse.Namespace) -> int:
 
 def _identities(arguments: argparse.Namespace) -> int:
     from netstack.cli import identities
-    from netstack.core.unit import ask
 
-    try:
-        known, endpoints = (ask("agent", {"command": command}) for command in ("identities", "status"))
-    except (RuntimeError, OSError) as error:
-        print(f"netstack-agent: {error}", file=sys.stderr)
-        return 2
+    known, endpoints = (_ask("agent", command) for command in ("identities", "status"))
     found = identities.joined(known or [], endpoints["endpoints"])
     sys.stdout.write(json.dumps(found) + "\n" if arguments.json else identities.render(found))
     return 0

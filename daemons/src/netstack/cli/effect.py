@@ -155,7 +155,7 @@ def flows(
     parties = {party.address: party for party in everyone}
     counts: Counter[tuple[Any, ...]] = Counter()
     for flow in seen:
-        verdict = Verdict[flow["verdict"]]
+        verdict = Verdict.of(flow["verdict"])
         if flow["direction"] in WAYS and flow["protocol"] in PROTOCOLS and (not verdict.dropped or verdict in JUDGED):
             ends = (flow["source"]["address"], flow["destination"]["address"])
             names = tuple(flow["learned"]) if flow["direction"] == "egress" else ()

@@ -20,7 +20,7 @@ from netstack.agent.policy.names import BASE as NAMES_FROM
 from netstack.cli.frames import Flow
 from netstack.core.address import is_v4, unpack
 from netstack.core.protocol import PROTOCOL_NAMES
-from netstack.core.verdict import REASONS, Verdict
+from netstack.core.verdict import Verdict
 from netstack.kernel import layout
 from netstack.observer.names import kind
 
@@ -188,7 +188,7 @@ def render(explanation: Explanation) -> str:
     lines = [f"{e.source}  ->  {e.destination}, {what}{f', to ask for {e.asked}' if e.asked else ''}"]
     for stage in e.stages:
         by = f" by {stage.rule}" if stage.rule else ""
-        lines.append(f"  {stage.where}: {stage.verdict.name}{by} ({REASONS[stage.verdict]})")
+        lines.append(f"  {stage.where}: {stage.verdict.name}{by} ({stage.verdict.reason})")
         lines += [f"      {note}" for note in stage.notes]
     lines += [f"  {note}" for note in (*e.notes, *filter(None, [e.beyond]))]
     lines.append("denied" if not e.allowed else "allowed, as far as this node knows" if e.beyond else "allowed")

@@ -43,6 +43,6 @@ def _decided(flow: Mapping[str, Any]) -> str:
         return f"{way}{flow['rule']}"
     if flow["policies"]:
         return f"{way}no rule of {', '.join(flow['policies'])} allows it"
-    if Verdict[flow["verdict"]] is Verdict.FORWARDED:
+    if Verdict.of(flow["verdict"]) is Verdict.FORWARDED:
         return f"{way}no policy selects it" if way else ""
     return f"{way}{flow['reason']}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from netstack.core.verdict import REASONS, Verdict
+from netstack.core.verdict import Verdict
 
 DAEMONS = ("agent", "announcer", "dns", "ingress", "observer")
 
@@ -109,8 +109,8 @@ def render(facts: Facts) -> str:
         [f"{item['pod']} {item['address']}  {item['reason']}" for item in shown["unmanaged"]],
     )
     lines += _section("this node", _host_lines(facts))
-    drops = {name: n for name, n in shown["verdicts"].items() if Verdict[name].dropped}
-    lines += _section("drops", [f"{name:16} {n:>9}  {REASONS[Verdict[name]]}" for name, n in drops.items()])
+    drops = {name: n for name, n in shown["verdicts"].items() if Verdict.of(name).dropped}
+    lines += _section("drops", [f"{name:16} {n:>9}  {Verdict.of(name).reason}" for name, n in drops.items()])
     lines += _section("broken objects", shown["broken"])
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,8 @@
 """The one list of verdicts: programs count them, flows carry them, `netstack status` prints them.
 
-Numbers are shared with files/bpf/lib/verdict.h (a test compares the two). From 128 up a packet was dropped.
+Numbers are shared with files/bpf/lib/verdict.h (a test compares the two). From 128 up a packet was dropped. Counts and
+events outlive the release whose programs made them: an earlier one, to which a node was switched back, meets numbers
+that have no name there.
 """
 
 from __future__ import annotations
@@ -34,9 +36,30 @@ class Verdict(IntEnum):
     NO_NEIGHBOUR = 142
     DNS_FLOOD = 143
 
+    @classmethod
+    def _missing_(cls, value: object) -> Verdict | None:
+        if not isinstance(value, int) or not 0 <= value <= 255:
+            return None
+        unknown = int.__new__(cls, value)
+        unknown._name_, unknown._value_ = f"{UNKNOWN}{value}", value
+        return unknown
+
+    @classmethod
+    def of(cls, name: str) -> Verdict:
+        """The one whose `name` this is."""
+        return cls(int(name.removeprefix(UNKNOWN))) if name.startswith(UNKNOWN) else cls[name]
+
     @property
     def dropped(self) -> bool:
         return self >= 128
+
+    @property
+    def reason(self) -> str:
+        return REASONS.get(self, "of another release's programs")
+
+
+UNKNOWN = "VERDICT_"
+"""How the name begins of a verdict that has none."""
 
 
 REASONS: dict[Verdict, str] = {

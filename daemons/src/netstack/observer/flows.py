@@ -10,7 +10,7 @@ from typing import Any
 
 from netstack.core.address import ANY, unpack
 from netstack.core.protocol import PROTOCOL_NAMES
-from netstack.core.verdict import REASONS, Verdict
+from netstack.core.verdict import Verdict
 from netstack.kernel import layout
 from netstack.observer.names import Names, kind
 
@@ -39,7 +39,7 @@ def named(event: layout.Event, names: Names, boot: float) -> dict[str, Any]:
     return {
         "time": boot + event.at / NANO,
         "verdict": verdict.name,
-        "reason": REASONS[verdict],
+        "reason": verdict.reason,
         "direction": direction,
         "endpoint": number,
         "pod": endpoint.pod if endpoint else "",
@@ -135,6 +135,6 @@ def _within(address: str, network: str) -> bool:
 
 
 def _is_verdict(name: str, text: str) -> bool:
-    verdict = Verdict[name]
+    verdict = Verdict.of(name)
     outcome = "dropped" if verdict.dropped else "audited" if verdict is Verdict.AUDITED else "allowed"
     return text.lower() == outcome or text.upper() == name

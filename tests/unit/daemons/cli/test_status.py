@@ -69,9 +69,10 @@ def test_an_address_says_whether_it_is_announced_here() -> None:
 
 
 def test_the_text_shows_drops_with_their_reason_and_only_maps_in_use() -> None:
-    counters = {Verdict.FORWARDED: 9, Verdict.DEFAULT_DENY: 4, Verdict.SPOOFED: 0}
+    counters = {Verdict.FORWARDED: 9, Verdict.DEFAULT_DENY: 4, Verdict.SPOOFED: 0, 250: 7}
     text = render(facts(counters={int(k): v for k, v in counters.items()}))
     assert "DEFAULT_DENY             4  no policy that selects the pod allows it" in text
+    assert "VERDICT_250              7  of another release's programs" in text
     assert "FORWARDED" not in text and "SPOOFED" not in text and "nat " not in text
     assert text.startswith("n1: ready   release 0.1.0-abcdef12\n")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from netstack.cli.observe import line
 from netstack.core.address import ANY, pack
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout as l
@@ -131,6 +132,12 @@ def test_a_pod_that_is_gone_keeps_its_name(names: Names) -> None:
 )
 def test_filters(names: Names, filter_: dict[str, Any], matches: bool) -> None:
     assert Filter.parse(filter_).matches(flow(names)) is matches
+
+
+def test_a_verdict_of_another_release_hides_no_other(names: Names) -> None:
+    newer = flow(names, verdict=250)
+    assert (newer["verdict"], newer["reason"]) == ("VERDICT_250", "of another release's programs")
+    assert Filter.parse({"verdict": ["dropped"]}).matches(newer) and "  VERDICT_250  " in line(newer)
 
 
 def test_filters_of_verdicts(names: Names) -> None:

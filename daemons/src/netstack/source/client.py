@@ -26,6 +26,9 @@ BODY_MAX = 16 << 20
 """Longest answer that is read, bytes: what a daemon can take in within its memory. A page of 250 pods is under 5 MB."""
 LINE_MAX = BODY_MAX
 """Longest event of a watch, bytes. etcd holds objects of up to 1.5 MB, and a "<" in it is six characters of JSON."""
+RETRY_MAX_S = 60.0
+"""Longest pause that a server may ask for. The API server asks for one second; a balancer before it may say an hour and
+mean its repair."""
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
@@ -182,7 +185,7 @@ class Client:
             self._credentials.forget()
             message = f"the credentials in {self._credentials.name} are expired, revoked or unknown"
         wait = response.headers.get("Retry-After", "")
-        raise Refused(response.status, message, float(wait) if wait.isdigit() else 0.0)
+        raise Refused(response.status, message, min(float(wait), RETRY_MAX_S) if wait.isdecimal() else 0.0)
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:

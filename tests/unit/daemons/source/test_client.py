@@ -38,6 +38,10 @@ def test_retry_after_is_handed_on(server: ApiServer, client: Client) -> None:
     with pytest.raises(Refused, match="429 Too Many Requests") as caught:
         client.get(SERVICES)
     assert caught.value.retry_after_s == 17
+    server.retry_after = 86_400
+    with pytest.raises(Refused) as caught:
+        client.get(SERVICES)
+    assert caught.value.retry_after_s == 60, "who is stale looks again within a minute"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from netstack.core.errors import BadObject
 from netstack.core.ref import Ref
 from netstack.core.unit import RUN, ask, listen
 from netstack.source.directory import DirectorySource
+from netstack.source.lastgood import COMPLETE
 from netstack.source.models import Policy
 from netstack.source.parse import KINDS, parse, reference
 from netstack.source.snapshot import Snapshot
@@ -63,6 +64,9 @@ class Known:
             ask("agent", {"command": "save"}, run=run)
         if not (kept / "kubernetes").is_dir():
             raise Unanswerable("the agent has heard nothing from the API server yet")
+        lacking = [kind.name for kind in sorted((kept / "kubernetes").iterdir()) if not (kind / COMPLETE).exists()]
+        if lacking:
+            raise Unanswerable(f"the agent's copy of what the API server said lacks {', '.join(lacking)}")
         return cls(DirectorySource(kept / "kubernetes"), chosen)
 
     def place(self, ref: Ref, document: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -161,9 +161,12 @@ def test_the_agents_copy_of_what_the_api_server_said(chosen: AgentSettings) -> N
     object.__setattr__(chosen, "source", "kubernetes")
     with pytest.raises(Unanswerable, match="has heard nothing from the API server yet"):
         ask(POLICY, chosen)
-    copy = chosen.state / "good/kubernetes"
+    copy = chosen.state / "good/kubernetes/pod"
     copy.mkdir(parents=True)
     (chosen.manifests / "cluster.yaml").rename(copy / "all.yaml")
+    with pytest.raises(Unanswerable, match="copy of what the API server said lacks pod"):
+        ask(POLICY, chosen)
+    (copy / ".complete").touch()
     told = ask(POLICY, chosen)
     assert (told.place, told.selects) == ({"source": "kubernetes"}, ("one/a", "one/c"))
 

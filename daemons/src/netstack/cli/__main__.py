@@ -172,14 +172,18 @@ def _told(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     predecessor had not read."""
     from netstack.core.unit import listen
 
-    yield from listen("observer", request)
+    try:
+        yield from listen("observer", request)
+    except ConnectionResetError:  # it ended while it spoke
+        if not request["follow"]:
+            raise
     while request["follow"]:
         print("... netstack-observer has ended, waiting for the next ...", file=sys.stderr)
         while True:
             try:
                 yield from listen("observer", request | {"last": sys.maxsize})
                 break
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionError):
                 time.sleep(RETRY_S)
 
 

@@ -7,11 +7,16 @@ from contextlib import contextmanager
 
 from netstack.core.ref import Ref
 
+SHOWN = (600, 200)
+"""Characters of a field or a reason that are shown from its beginning and up to its end: an object may hold a megabyte,
+and what is said of it goes to logs, statuses and Events."""
+
 
 class BadObject(Exception):
     """An object is wrong. Its last good version stays in force; the text is shown where its author looks."""
 
     def __init__(self, ref: Ref, field: str, reason: str) -> None:
+        field, reason = _shortened(field), _shortened(reason)
         super().__init__(f"{ref}: {field}: {reason}")
         self.ref = ref
         self.field = field
@@ -23,6 +28,11 @@ class BadObject(Exception):
 
     def __hash__(self) -> int:
         return hash(self.args)
+
+
+def _shortened(text: str) -> str:
+    first, last = SHOWN
+    return text if len(text) <= first + last else f"{text[:first]} ... {text[-last:]}"
 
 
 @contextmanager

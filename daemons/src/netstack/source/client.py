@@ -112,7 +112,9 @@ class Client:
             try:
                 while (line := response.readline(LINE_MAX)).endswith(b"\n"):
                     yield line
-            except TimeoutError:  # nothing happened: whether anybody is still there, the next request shows
+            except TimeoutError as error:  # nothing happened: whether anybody is still there, the next request shows
+                if error.errno is not None:  # the kernel's own ETIMEDOUT: nobody is
+                    raise
                 self.close()
                 return
             if len(line) == LINE_MAX:

@@ -1,3 +1,5 @@
+import errno
+import http.client
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +93,19 @@ def test_a_silent_watch_ends_without_a_failure_and_abort_ends_a_waiting_one(serv
     next(lines)
     client.abort()
     with pytest.raises((Unreachable, Garbage, StopIteration)):
+        next(lines)
+
+
+def test_a_peer_that_the_kernel_has_given_up_is_away_and_not_silent(
+    server: ApiServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(*_unused: object) -> bytes:
+        raise OSError(errno.ETIMEDOUT, "Connection timed out")  # after 35 s without a word from its host
+
+    lines = client.lines(SERVICES, {"watch": "1", "resourceVersion": "1", "timeoutSeconds": "30"}, 60.0)
+    assert next(lines) == b""
+    monkeypatch.setattr(http.client.HTTPResponse, "readline", give_up)
+    with pytest.raises(Unreachable, match="no answer in time"):
         next(lines)
 
 

@@ -186,6 +186,8 @@ class Client:
         if response.status == 401:
             self._credentials.forget()
             message = f"the credentials in {self._credentials.name} are expired, revoked or unknown"
+            if self._credentials.flaw:
+                message += f", and those that are there now are not usable: {self._credentials.flaw}"
         wait = response.headers.get("Retry-After", "")
         raise Refused(response.status, message, min(float(wait), RETRY_MAX_S) if wait.isdecimal() else 0.0)
 

@@ -57,6 +57,8 @@ class Credentials:
         self._account = account
         self._environ = environ
         self._lock = threading.Lock()
+        self.flaw = ""
+        """What is wrong with the files as they are now, while an earlier whole set is in use."""
         self._access: Access | None = None
         self._stamps: Stamps = {}
 
@@ -68,9 +70,11 @@ class Credentials:
                 return self._access
             try:
                 self._access, self._stamps = self._load()
-            except BadConfig:
+                self.flaw = ""
+            except BadConfig as error:
                 if self._access is None:
                     raise
+                self.flaw = str(error)
             return self._access
 
     def forget(self) -> None:

@@ -115,6 +115,10 @@ def test_an_unknown_certificate_is_said_so_and_a_rotated_one_is_used(server: Api
         Refused, match=r"401 Unauthorized: the credentials in .*kubeconfig are expired, revoked or unknow"
     ):
         client.get(SERVICES)
+    good = server.write_kubeconfig("renewed").read_text()
+    server.kubeconfig.write_text(good.replace("current-context: x", "current-context: y"))
+    with pytest.raises(Refused, match="and those that are there now are not usable: contexts: there is no context 'y'"):
+        client.get(SERVICES)
     server.write_kubeconfig("renewed")
     assert client.get(SERVICES)["items"]
 

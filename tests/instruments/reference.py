@@ -176,7 +176,7 @@ class World:
         return labels | {NAMESPACE_LABEL + key: value for key, value in self._namespace_labels(namespace).items()}
 
     def _namespace_labels(self, namespace: str) -> dict[str, str]:
-        return {"kubernetes.io/metadata.name": namespace} | self._namespaces.get(namespace, {})
+        return self._namespaces.get(namespace, {}) | {"kubernetes.io/metadata.name": namespace}
 
     def _selected(self, policy: Raw, spec: Raw, pod: str) -> bool:
         namespace = policy["metadata"].get("namespace")

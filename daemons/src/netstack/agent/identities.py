@@ -181,14 +181,15 @@ class Around:
 def full_labels(own: Labels, namespace: str, service_account: str, namespaces: Mapping[str, Labels]) -> dict[str, str]:
     """A pod's labels with those of its namespace and service account under Cilium's keys.
 
-    A pod cannot give itself any of these keys: whoever may label a pod must not choose its namespace's labels.
+    A pod cannot give itself any of these keys: whoever may label a pod must not choose its namespace's labels. Nor does
+    a Namespace choose its name there; the API server sets that label, files have no such guard.
     """
     labels = {k: v for k, v in own.items() if k not in DERIVED and not k.startswith(NAMESPACE_LABELS)}
     labels[NAMESPACE] = namespace
     labels[CLUSTER] = "default"
     if service_account:
         labels[SERVICE_ACCOUNT] = service_account
-    for key, value in {"kubernetes.io/metadata.name": namespace, **namespaces.get(namespace, {})}.items():
+    for key, value in {**namespaces.get(namespace, {}), "kubernetes.io/metadata.name": namespace}.items():
         labels[NAMESPACE_LABELS + key] = value
     return labels
 

@@ -31,6 +31,14 @@ def put(cluster: Cluster, spec: str) -> None:
     cluster.compile()
 
 
+def test_a_namespace_has_no_other_ones_name(cluster: Cluster) -> None:
+    labels = {"kubernetes.io/metadata.name": "default"}
+    cluster.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "red", "labels": labels}})
+    put(cluster, f"ingress: [{{from: [{{namespaceSelector: {{matchLabels: {labels}}}}}]}}]")
+    assert cluster.one_way("default/web", "ingress", "default/client", 80) == "allowed"
+    assert cluster.one_way("default/web", "ingress", "red/client", 80) == "denied"
+
+
 @pytest.mark.parametrize(
     ("rules", "allowed", "denied"),
     [

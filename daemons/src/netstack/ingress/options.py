@@ -41,11 +41,13 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One annotation without effect. `closes`: the paths of the Ingress must not be served."""
+    """One annotation without effect. `closes`: the paths of the Ingress must not be served. `guards`: nor by another
+    Ingress what they mean."""
 
     name: str
     reason: str
     closes: bool
+    guards: bool = False
 
     @property
     def field(self) -> str:
@@ -65,7 +67,7 @@ def parse(annotations: Mapping[str, str]) -> tuple[Options, tuple[Refusal, ...]]
                 options = replace(options, **SERVED[short](value))
             elif GUARDS.fullmatch(short) and BOOLEANS.get(value) is not False:
                 reason = "is not served; its paths are closed because it guards them"
-                refusals.append(Refusal(name, reason, closes=True))
+                refusals.append(Refusal(name, reason, closes=True, guards=True))
             else:
                 refusals.append(Refusal(name, "is not served and has no effect", closes=False))
         except ValueError as error:

@@ -209,6 +209,8 @@ class _Compiler:
     problems: dict[Ref, list[Problem]] = field(default_factory=dict)
     options: dict[Ref, tuple[Options, bool]] = field(default_factory=dict)
     """What each Ingress asks for, and whether its paths are closed."""
+    guarding: set[Ref] = field(default_factory=set)
+    """The Ingresses that guard their paths."""
     guards: dict[tuple[str, str], list[_Guard]] = field(default_factory=dict)
     """Namespace and host -> the expressions that are guarded there."""
     slices: dict[tuple[str, str], list[EndpointSlice]] = field(default_factory=dict)
@@ -246,6 +248,8 @@ class _Compiler:
         ref = ingress.meta.ref
         chosen, refusals = parse(ingress.meta.annotations)
         self.options[ref] = chosen, any(refusal.closes for refusal in refusals)
+        if any(refusal.guards for refusal in refusals):
+            self.guarding.add(ref)
         self.problems[ref] = [
             Problem("Accepted", "UnsupportedAnnotation", refusal.field, refusal.reason) for refusal in refusals
         ]
@@ -259,8 +263,7 @@ class _Compiler:
         }
         for ingress in ingresses:
             ref = ingress.meta.ref
-            _, closed = self.options[ref]
-            for rule in ingress.rules if closed else ():
+            for rule in ingress.rules if ref in self.guarding else ():
                 for item in rule.paths:
                     if (host := rule.host.lower()) in read and (cut := guarded_path(item.path)) != item.path:
                         guard = _Guard(ref, item.path, normal_path(cut, exact=False))

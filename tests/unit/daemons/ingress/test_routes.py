@@ -262,6 +262,19 @@ def test_a_guarded_regular_expression_closes_nothing_of_others_hosts_or_namespac
     assert cluster.answer("tv.lab", "/app/x") == ONE
 
 
+def test_a_regular_expression_that_is_closed_for_another_reason_closes_no_path_of_others() -> None:
+    cluster = Cluster(
+        APPS,
+        ingress("open", ("ha.lab", "/app", "one"), created="2026-01-01T00:00:00Z"),
+        ingress(
+            "secure",
+            ("ha.lab", "/app/(.*)", "ImplementationSpecific", "two"),
+            annotations={"backend-protocol": "HTTPS", "use-regex": "true"},
+        ),
+    )
+    assert cluster.answer("ha.lab", "/app/x") == ONE
+
+
 def test_a_guarded_path_of_odd_characters_is_none_where_nobody_reads_expressions() -> None:
     cluster = Cluster(
         APPS,

@@ -41,6 +41,36 @@ def test_a_pod_that_its_runtime_forgot_gives_its_address_back_when_its_namespace
         assert board.add("default/next").address == pods[1].address
 
 
+def test_a_pod_that_goes_while_the_disk_is_full_stops_no_agent(board: Board) -> None:
+    """Nor keeps one from starting: pods that stay are still looked after, and it is made good when there is room."""
+    board.stop()
+    state = f"{board.folder}/state"
+    board.run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", state, check=True)
+    board.start()
+    gone, stays = board.add("default/gone"), board.add("default/stays")
+    board.run("sh", "-c", f"cat /dev/zero > {state}/filler")
+    assert board.cni("DEL", gone) == {}
+
+    def complains() -> bool:
+        return any(
+            "default/gone is gone and cannot be released: [Errno 28]" in reason
+            for reason in board.ask("status")["unready"]
+        )
+
+    for _ in range(2):
+        wait_for("the complaint", complains)
+        board.run("tc", "qdisc", "del", "dev", stays.device, "clsact", check=True)
+        wait_for(
+            "its programs",
+            lambda: "netstack/" in board.run("tc", "filter", "show", "dev", stays.device, "ingress").stdout,
+        )
+        board.stop()
+        board.start()
+    board.run("rm", f"{state}/filler", check=True)
+    wait_for("the audit", lambda: len(board.ask("status")["endpoints"]) == 1)
+    wait_for("the end of the complaint", lambda: not complains())
+
+
 def test_a_pod_whose_object_is_unknown_waits_and_is_told_so(board: Board) -> None:
     pod = board.sandbox("default/ghost")
     with pytest.raises(CniFailure, match=r"Pod default/ghost is not known on this node yet waited 0.5 s") as failure:

@@ -12,7 +12,7 @@ from pyroute2 import IPRoute
 
 from bpf.namespaces import Namespace, ip
 from netstack.core.address import Prefix, pack, unpack
-from netstack.kernel.netlink import HERE, PROTOCOL, UNREACHABLE, Netlink, Route, Rule
+from netstack.kernel.netlink import HERE, PROTOCOL, UNREACHABLE, Link, Netlink, Route, Rule
 
 pytestmark = pytest.mark.root
 POD, GATEWAY = pack("10.244.1.3"), pack("169.254.1.1")
@@ -64,6 +64,21 @@ def test_a_veth_and_its_neighbours(ends: tuple[Namespace, Namespace]) -> None:
         assert node.delete_link("nst0")
         assert not node.delete_link("nst0")
         assert pod.link("eth0") is None
+
+
+def test_a_device_that_goes_while_it_is_being_deleted_is_gone(ends: tuple[Namespace, Namespace]) -> None:
+    """As a pod's does when its namespace ends."""
+    near, _ = ends
+
+    class Slow(Netlink):
+        def link(self, name: str) -> Link | None:
+            found = super().link(name)
+            near.ip("link", "del", name)
+            return found
+
+    near.ip("link", "add", "nst0", "type", "veth", "peer", "name", "nst1")
+    with near.entered(), Slow() as node:
+        assert not node.delete_link("nst0")
 
 
 def test_what_lies_behind_a_pair(ends: tuple[Namespace, Namespace]) -> None:

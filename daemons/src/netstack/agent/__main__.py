@@ -304,7 +304,7 @@ class Agent:
         release, source = os.environ.get("NETSTACK_RELEASE", ""), choice.report(self.source, self.statuses)
         if self.desired is None:
             unready = choice.unready(self.source) or ([self.failure] if self.failure else [])
-            return report.waiting(self.chosen.node, release, unready) | {"source": source}
+            return report.waiting(self.chosen.node, release, [*unready, *self.cni.stuck]) | {"source": source}
         view = report.status(
             self.chosen.node,
             release,
@@ -318,6 +318,7 @@ class Agent:
             view["unready"].append(self.unguarded)
         if self.failure:
             view["unready"].append(self.failure)
+        view["unready"] += self.cni.stuck
         return view
 
     def policy(self, request: dict[str, Any]) -> dict[str, Any]:

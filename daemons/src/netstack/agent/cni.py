@@ -75,6 +75,8 @@ class Cni:
         self._pins = Path(settings.datapath.pins)
         self._traffic = traffic
         self.isolation = Isolation(traffic, settings.datapath.uplink)
+        self.stuck: tuple[str, ...] = ()
+        """Endpoints that are gone and cannot be released, each with the reason."""
         self._unused: Counter[int] = Counter()
         self._snapshot = snapshot
         self._reconcile = reconcile
@@ -234,6 +236,7 @@ class Cni:
         """No other plugin is in force. Endpoints whose device is gone are released; a device without our programs gets
         them back or goes down. Yields after each endpoint, so that the caller can do in between what is urgent."""
         self.alone()
+        stuck: list[str] = []
         pinned = pinned_ids(self._pins)
         links = {link.name: link for link in self._traffic.links() if link.kind == "veth"}
         for record in self.register.records:
@@ -241,8 +244,7 @@ class Cni:
             if not any(record is current for current in self.register.records):
                 continue  # it has changed in between
             if record.attached and (link is None or link.index != record.ifindex):
-                log.warning("endpoint %d: its device %s is gone", record.id, record.device)
-                self.release(record)
+                stuck += self._give_back(record)
             elif record.attached and not guarded(self._traffic, pinned, record.ifindex):
                 pinned = pinned_ids(self._pins)  # others by now, if a loader is at work
                 if not guarded(self._traffic, pinned, record.ifindex):
@@ -250,9 +252,23 @@ class Cni:
             elif not record.attached:
                 self._unused[record.id] += 1
                 if self._unused[record.id] > UNUSED_AUDITS:
-                    self.release(record)
+                    stuck += self._give_back(record)
             yield
         self._close_strangers(links.values())
+        self.stuck = tuple(stuck)
+
+    def _give_back(self, record: Record) -> list[str]:
+        """Release it, or say why not: a disk that is full must not end the audit of those that stay."""
+        try:
+            self.release(record)
+        except OSError as error:
+            reason = f"endpoint {record.id} of {record.namespace}/{record.pod} is gone and cannot be released: {error}"
+            if reason not in self.stuck:
+                log.error("%s", reason)
+            return [reason]
+        why = f"its device {record.device} was gone" if record.attached else "it was never attached"
+        log.warning("endpoint %d: %s", record.id, why)
+        return []
 
     def look(self, indexes: Set[int]) -> None:
         """The part of an audit that cannot wait, for these devices. A device with programs of another release is left

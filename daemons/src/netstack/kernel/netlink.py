@@ -168,9 +168,7 @@ class Netlink:
 
     def delete_link(self, name: str) -> bool:
         link = self.link(name)
-        if link is not None:
-            self._ask(DELLINK, ACK, LINK.pack(0, 0, link.index, 0, 0))
-        return link is not None
+        return link is not None and self._gone(DELLINK, LINK.pack(0, 0, link.index, 0, 0))
 
     # addresses ---------------------------------------------------------------------------------------------------
 

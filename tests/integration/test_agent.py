@@ -290,6 +290,27 @@ def test_rules_have_names(board: Board) -> None:
     assert list(rules.values()) == ["CiliumNetworkPolicy default/p: spec.egress[0]"]
 
 
+@pytest.mark.parametrize("off", [False, True])
+def test_a_node_without_ipv6_among_such_that_have_it_carries_what_it_can(board: Board, off: bool) -> None:
+    """The kernel refuses routes to their IPv6 ranges; `off`: that it should know their IPv6 addresses, too."""
+    if off:
+        board.run("sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1", check=True)
+    node = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "n2"},
+        "spec": {"podCIDRs": ["fd00:244:2::/64", "10.244.2.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": each} for each in ("fd00::22", OTHER_NODE)]},
+    }
+    board.put("n2", node)
+    wait_for("the route", lambda: "10.244.2.0/24 via" in ip("-n", board.node, "route", "show", "proto", "78"))
+    board.stop()
+    board.start()
+    board.add("default/one", {"app": "a"})
+    board.put("p", policy("p", "{endpointSelector: {}, egress: [{toEntities: [world]}]}"))
+    wait_for("the policy", lambda: board.ask("rules"))
+
+
 def test_a_disk_that_refuses_keeps_what_is_in_force_until_it_takes_again(board: Board) -> None:
     client = board.add("default/client", {"app": "client"})
     server = board.add("default/server", {"app": "server"})

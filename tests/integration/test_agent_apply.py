@@ -205,22 +205,24 @@ def test_routes_and_the_rule_are_made_so_and_stay() -> None:
             cluster = Cluster()
             routes = cluster.compile().routes
             wanted = routes_of(routes, uplink.index, 1, {pack("10.244.1.3"): uplink.index})
+            refused: list[str] = []
             stale = Route(Prefix.parse("10.244.9.0/24"), uplink.index)
             netlink.put_route(stale)
-            assert sync_routes(netlink, wanted) == len(wanted) + 1
+            assert sync_routes(netlink, wanted, refused) == len(wanted) + 1
             assert netlink.routes() == wanted
-            assert sync_routes(netlink, wanted) == 0
+            assert sync_routes(netlink, wanted, refused) == 0
             assert (sync_rules(netlink, routes), sync_rules(netlink, routes)) == (1, 0)
             both = routes | {PROXY_ROUTE_V6}
-            assert sync_routes(netlink, routes_of(both, uplink.index, 1, {})) > 0
+            assert sync_routes(netlink, routes_of(both, uplink.index, 1, {}), refused) > 0
             assert (sync_rules(netlink, both), sync_rules(netlink, both)) == (1, 0)
             assert {rule.v6 for rule in netlink.rules()} == {False, True}
             assert "local default dev lo" in node.ip("-6", "route", "show", "table", "1053")
             assert "fwmark 0x53000000/0xff000000 lookup 1053" in node.ip("-6", "rule")
             assert sync_rules(netlink, routes) == 1
-            sync_routes(netlink, wanted)
+            sync_routes(netlink, wanted, refused)
             gone = wanted | {Route(Prefix.parse("10.244.7.0/24"), 4711)}
-            assert sync_routes(netlink, gone) == 0, "a device that is not there is no reason to stop"
+            assert sync_routes(netlink, gone, refused) == 0, "a device that is not there is no reason to stop"
+            assert refused == ["no route to 10.244.7.0/24: No such device"]
     finally:
         node.close()
         other.close()
@@ -240,10 +242,14 @@ def _keep(near: Namespace, far: Namespace) -> None:
     near.ip("addr", "add", "192.168.86.21/24", "dev", "nst0")
     far.ip("addr", "add", "192.168.86.22/24", "dev", "eth0")
     other = pack("192.168.86.22")
+    refused: list[str] = []
     with _netlink(near) as node, _netlink(far) as there:
         device, peer = node.link("nst0"), there.link("eth0")
         assert device is not None and peer is not None
-        assert (sync_neighbours(node, device.index, [other]), sync_neighbours(node, device.index, [other])) == (1, 0)
+        assert (
+            sync_neighbours(node, device.index, [other], refused),
+            sync_neighbours(node, device.index, [other], refused),
+        ) == (1, 0)
         assert node.kept_neighbours(device.index) == {other}
 
         def known() -> bool:
@@ -251,7 +257,7 @@ def _keep(near: Namespace, far: Namespace) -> None:
 
         wait_for("the MAC", known)
         near.ip("neigh", "add", "192.168.86.77", "lladdr", "02:00:00:00:00:77", "dev", "nst0")
-        assert sync_neighbours(node, device.index, []) == 1
+        assert sync_neighbours(node, device.index, [], refused) == 1
         assert node.kept_neighbours(device.index) == set() and not known()
         assert "192.168.86.77" in near.ip("neigh", "show", "dev", "nst0"), "what is not ours stays"
         assert not node.forget_neighbour(device.index, other)

@@ -80,6 +80,8 @@ class Agent:
         self.unmanaged: tuple[Unmanaged, ...] = ()
         self.unguarded = ""
         """Why the uplink lacks programs; "" if it does not."""
+        self.refused: list[str] = []
+        """Which routes and neighbours the kernel does not take."""
         self.failure = ""
         """Why the kernel does not hold what it should; "" if it does."""
         boot = BOOT_ID.read_text(encoding="ascii").strip()
@@ -226,10 +228,15 @@ class Agent:
         endpoints = self.cni.register.endpoints()
         pods = {endpoint.address: endpoint.ifindex for endpoint in endpoints if endpoint.ifindex in up}
         wanted = routes_of(desired.routes, uplink.index if uplink else 0, links["lo"].index, pods)
-        sync_routes(self.traffic, wanted)
+        refused: list[str] = []
+        sync_routes(self.traffic, wanted, refused)
         sync_rules(self.traffic, desired.routes)
         if uplink is not None:
-            sync_neighbours(self.traffic, uplink.index, (route.via for route in desired.routes if route.via))
+            sync_neighbours(self.traffic, uplink.index, (route.via for route in desired.routes if route.via), refused)
+        for reason in refused:
+            if reason not in self.refused:
+                log.warning("%s", reason)
+        self.refused = refused
 
     @staticmethod
     def _problems(desired: Desired | None) -> list[str]:

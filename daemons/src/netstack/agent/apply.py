@@ -6,8 +6,6 @@ differs, which is nothing when nothing changed.
 
 from __future__ import annotations
 
-import errno
-import logging
 import struct
 from collections.abc import Iterable, Mapping
 from itertools import groupby
@@ -15,14 +13,12 @@ from pathlib import Path
 
 from netstack.agent.order import NAMES, Tables
 from netstack.agent.routes import PROXY_ROUTE_V6, PROXY_RULE, Wanted
-from netstack.core.address import Prefix
+from netstack.core.address import Prefix, unpack
 from netstack.core.table import Change, Op, Table
 from netstack.kernel import layout
 from netstack.kernel.bpf import Map, MapDefinition
 from netstack.kernel.flows import FlowTables
 from netstack.kernel.netlink import HERE, UNICAST, UNREACHABLE, Netlink, Route, Rule
-
-log = logging.getLogger("agent")
 
 
 class Kernel:
@@ -120,8 +116,9 @@ def routes_of(wanted: Iterable[Wanted], uplink: int, loopback: int, pods: Mappin
     return routes | {Route(Prefix(address, 128), ifindex) for address, ifindex in pods.items()}
 
 
-def sync_routes(netlink: Netlink, wanted: set[Route]) -> int:
-    """Add what lacks, then remove what is ours and not wanted; how many changes. A device that is down is logged."""
+def sync_routes(netlink: Netlink, wanted: set[Route], refused: list[str]) -> int:
+    """Add what lacks, then remove what is ours and not wanted; how many changes. What the kernel refuses (a device that
+    is down, IPv6 where this node has none) is put into `refused`, and keeps nothing else from being done."""
     present = netlink.routes()
     changes = 0
     for route in sorted(wanted - present):
@@ -129,9 +126,7 @@ def sync_routes(netlink: Netlink, wanted: set[Route]) -> int:
             netlink.put_route(route)
             changes += 1
         except OSError as error:
-            if error.errno not in (errno.ENETDOWN, errno.ENODEV, errno.ENETUNREACH, errno.EINVAL):
-                raise
-            log.warning("no route to %s: %s", route.destination, error.strerror)
+            refused.append(f"no route to {route.destination}: {error.strerror}")
     replaced = {(route.destination, route.table) for route in wanted}
     for route in sorted(present - wanted):
         if (route.destination, route.table) not in replaced:
@@ -139,15 +134,15 @@ def sync_routes(netlink: Netlink, wanted: set[Route]) -> int:
     return changes
 
 
-def sync_neighbours(netlink: Netlink, uplink: int, wanted: Iterable[bytes]) -> int:
-    """Other nodes, whose MACs the kernel always knows: the programs believe a node's address from its MAC alone."""
+def sync_neighbours(netlink: Netlink, uplink: int, wanted: Iterable[bytes], refused: list[str]) -> int:
+    """Other nodes, whose MACs the kernel always knows: the programs believe a node's address from its MAC alone.
+    `refused` as with routes."""
     present, nodes = netlink.kept_neighbours(uplink), set(wanted)
     for address in sorted(nodes - present):
         try:
             netlink.keep_neighbour(uplink, address)
         except OSError as error:
-            if error.errno not in (errno.ENETDOWN, errno.ENODEV):
-                raise
+            refused.append(f"the MAC of {unpack(address)} cannot be known: {error.strerror}")
     for address in present - nodes:
         netlink.forget_neighbour(uplink, address)
     return len(nodes ^ present)

@@ -72,13 +72,17 @@ INLINE int before_it_is_known(struct config *config, struct packet *p, const str
 	return VERDICT_FORWARDED;
 }
 
-/* Nobody on the LAN speaks with this node's addresses or those of its pods; with other nodes' only those nodes. */
+/* Nobody on the LAN speaks with this node's addresses or those of its pods; with other nodes' only those nodes. From :: is
+ * asked whether an address is free (RFC 4862), also of a node that has no IPv6 here.
+ */
 INLINE int door(struct __sk_buff *skb, struct config *config, struct packet *p)
 {
 	struct family_config *own = family(config, p->v6);
 	struct who who;
 	int verdict;
 
+	if (addr_none(&p->src))
+		return CONTINUE;
 	if (addr_equal(&p->src, &own->node) || addr_within(&p->src, &own->pod_net, own->pod_net_bits))
 		return VERDICT_SPOOFED;
 	identify(&p->src, &who);

@@ -162,6 +162,15 @@ def test_neighbours_may_find_one_another(node: Packet) -> None:
     assert node.from_lan(from_mac("02:00:00:00:00:99", solicitation)).verdict is Verdict.SPOOFED
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_who_has_no_address_yet_may_ask_for_one(node: Packet, known: bool) -> None:
+    """Duplicate address detection (RFC 4862 section 5.4) comes from ::, which a node without IPv6 has as its own."""
+    if not known:
+        node.put("config", l.Number(0), l.Config(pack(c.NODE), pack("10.244.1.0"), 120, uplink=node.uplink))
+    question = IPv6(src="::", dst="ff02::1:ff00:21", hlim=255) / ICMPv6ND_NS(tgt="fd00::21")
+    assert node.from_lan(from_mac("02:00:00:00:00:99", question)).verdict is Verdict.FORWARDED
+
+
 def test_a_frame_for_another_host_is_left_alone(node: Packet) -> None:
     """A bridge floods them when a node's port dies: every node that is left would serve the same packet."""
     here(node)

@@ -21,6 +21,7 @@ import pytest
 from bpf.home import Home, home
 from bpf.namespaces import Namespace
 from bpf.packet import ROOT
+from instruments.board import wait_for
 from netstack.core.address import pack
 from netstack.core.errors import BadConfig
 from netstack.kernel import layout as l
@@ -386,6 +387,47 @@ def test_a_first_load_that_was_killed_is_finished_by_the_next(node: Home, releas
         if not killed:
             break
     assert number > len(l.MAPS) + 2 * len(PROGRAMS)
+
+
+def test_two_at_once_are_one_after_the_other(node: Home, releases: list[LoaderSettings]) -> None:
+    """Else each makes maps, and programs of one run with maps of which nobody knows but it."""
+    node.settings = releases[0]
+    ready, go = os.pipe(), os.pipe()
+
+    def started(first: bool) -> int:
+        child = os.fork()
+        if child:
+            return child
+        pin = Map.pin
+
+        def halted(made: Map, path: Path) -> None:
+            os.write(ready[1], b"!")
+            os.read(go[0], 1)
+            Map.pin = pin  # type: ignore[method-assign]
+            pin(made, path)
+
+        if first:
+            Map.pin = halted  # type: ignore[method-assign]
+        try:
+            node.load()
+            os._exit(0)
+        finally:
+            os._exit(1)
+
+    first = started(True)
+    os.read(ready[0], 1)
+    second = started(False)
+
+    def waits() -> bool:
+        return any(f"-> FLOCK  ADVISORY  WRITE {second} " in line for line in Path("/proc/locks").open())
+
+    def ended() -> bool:
+        return os.waitid(os.P_PID, second, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    wait_for("the second", lambda: waits() or ended())
+    os.write(go[1], b"!")
+    assert [os.waitpid(child, 0)[1] for child in (first, second)] == [0, 0]
+    in_force(node)
 
 
 def test_a_swap_that_was_killed_leaves_no_gap_and_is_finished_by_the_next(

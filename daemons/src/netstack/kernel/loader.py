@@ -14,6 +14,7 @@ The kernel needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON for this, and nothing el
 from __future__ import annotations
 
 import argparse
+import fcntl
 import importlib.metadata
 import logging
 import os
@@ -251,7 +252,7 @@ class Datapath:
         compiled = compiled_set(wanted)
         check_declarations(compiled)
         self.maps = open_maps(wanted)
-        with _cgroup(wanted.cgroup) as cgroup:
+        with _folder(wanted.cgroup) as cgroup:
             settle(self.pins, cgroup)
         self.old = {name: _open_program(self.pins / "progs" / name) for name in PROGRAMS}
         self.programs: dict[str, Program] = {}
@@ -281,7 +282,7 @@ class Datapath:
     def _pin_and_attach_cgroup(self) -> list[str]:
         """A new program is pinned before it runs and takes over the old one's pin after: whatever runs has a pin."""
         changed = []
-        with _cgroup(self.cgroup) as cgroup:
+        with _folder(self.cgroup) as cgroup:
             for name, program in self.programs.items():
                 old, attach_type = self.old[name], PROGRAMS[name].attach_type
                 if program is not old:
@@ -303,13 +304,22 @@ class Datapath:
 
 
 @contextmanager
-def _cgroup(path: str) -> Iterator[int]:
-    """A descriptor of a cgroup v2 folder."""
+def _folder(path: str | Path) -> Iterator[int]:
+    """Its descriptor."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _alone(pins: Path) -> Iterator[None]:
+    """Wait until no other loader is at work there: of two at once each made maps, and programs of one would run with
+    maps of which nobody else knows."""
+    with _folder(pins.parent) as bpffs:
+        fcntl.flock(bpffs, fcntl.LOCK_EX)
+        yield
 
 
 def _ifindex(device: str) -> int:
@@ -328,7 +338,7 @@ def load(wanted: LoaderSettings) -> list[str]:
     lacking = probe.missing(probe.probe(bpffs, Path(wanted.cgroup)))
     if lacking:
         raise LoaderError("\n".join(feature.lacking for feature in lacking))
-    with TrafficControl() as traffic:
+    with _alone(Path(wanted.pins)), TrafficControl() as traffic:
         return Datapath(wanted, traffic).publish()
 
 
@@ -339,24 +349,24 @@ def detach(wanted: LoaderSettings) -> None:
     They are deleted: only so does the kernel throw away what still waits in a device before its programs go.
     """
     pins = Path(wanted.pins)
-    with TrafficControl() as traffic:
+    with _alone(pins), TrafficControl() as traffic:
         uplink, path = traffic.link(wanted.uplink), pins / "maps" / "endpoints"
         endpoints = Map.open(path) if path.exists() else None
         for link in pod_devices(traffic, endpoints, uplink.index if uplink else 0):
             traffic.delete_link(link.name)
         for link in traffic.links():
             traffic.detach(link.index)
-    with _cgroup(wanted.cgroup) as cgroup:
-        settle(pins, cgroup)
-        for spec in PROGRAMS.values():
-            program = _open_program(pins / "progs" / spec.name)
-            if spec.hook == CGROUP and program is not None and program.id in query_cgroup(cgroup, spec.attach_type):
-                detach_cgroup(cgroup, program, spec.attach_type)
-    for folder in (pins / "progs", pins / "maps", pins):
-        if folder.is_dir():
-            for path in folder.iterdir():
-                path.unlink()
-            folder.rmdir()
+        with _folder(wanted.cgroup) as cgroup:
+            settle(pins, cgroup)
+            for spec in PROGRAMS.values():
+                program = _open_program(pins / "progs" / spec.name)
+                if spec.hook == CGROUP and program is not None and program.id in query_cgroup(cgroup, spec.attach_type):
+                    detach_cgroup(cgroup, program, spec.attach_type)
+        for folder in (pins / "progs", pins / "maps", pins):
+            if folder.is_dir():
+                for path in folder.iterdir():
+                    path.unlink()
+                folder.rmdir()
 
 
 def main() -> None:

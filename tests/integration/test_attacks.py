@@ -644,6 +644,31 @@ def test_an_uplink_without_programs_is_not_believed_and_is_given_them(tmp_path: 
             further(rounds, 100)
 
 
+def test_an_uplink_whose_programs_are_taken_away_is_not_believed_any_more(tmp_path: Path) -> None:
+    """Nor until the next look, which puts them back."""
+    with ExitStack() as stack:
+        board = stack.enter_context(Board(tmp_path, 9, audit_s=600))
+        board.load()
+        board.start()
+        field = Field(board, stack)
+        lie = IP(src=REMOTE, dst=field.victim.address) / UDP(sport=4000, dport=ALLOWED) / Raw(LIE)
+        watch = field.watch(field.victim.netns)
+
+        def refused(times: int) -> None:
+            wait_for("the lies", partial(lambda wanted: board.counter(Verdict.SPOOFED) >= wanted, before + times))
+
+        stack.enter_context(sending(board.lan, [field.of_the_lan().frame(lie)], 1 / RATE_HZ))
+        before = board.counter(Verdict.SPOOFED)
+        refused(100)
+        assert watch.marked(LIE) == []
+        board.run("tc", "qdisc", "del", "dev", "eth0", "clsact", check=True)
+        before = board.counter(Verdict.SPOOFED)
+        refused(1)
+        assert len(watch.marked(LIE)) < RATE_HZ / 2, "some milliseconds, or what a busy machine makes of them"
+        refused(1000)
+        assert watch.marked(LIE) == [], "and none after"
+
+
 def test_removal_opens_nothing(tmp_path: Path) -> None:
     """The steps of playbooks/remove.yml. What the LAN sends in the name of a pod of another node is stopped by the
     uplink's program alone: it must be there as long as there is a pod."""

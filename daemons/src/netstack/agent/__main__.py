@@ -269,13 +269,17 @@ class Agent:
             self.publish()
 
     def heard(self, indexes: set[int] | None) -> None:
-        """News of devices: what must not wait for the next audit."""
+        """News of devices: what must not wait for the next audit. An uplink that has lost its programs is not believed
+        from now on; to put them back is the audit's, for a loader that moves to another uplink takes them off too."""
         if indexes is None:
             _complete(self.cni.audit())
         else:
             self.cni.look(indexes)
         if self.unmanaged and self.desired is not None:
             self.isolate(self.desired, self.source.snapshot())
+        placed = self.placed
+        if placed is not None and (indexes is None or placed.uplink in indexes) and self.place() != placed:
+            self.reconcile()
 
     async def stand_guard(self) -> None:
         """Other plugins' configurations do not wait for the next audit."""

@@ -71,6 +71,17 @@ def test_a_pod_that_goes_while_the_disk_is_full_stops_no_agent(board: Board) -> 
     wait_for("the end of the complaint", lambda: not complains())
 
 
+def test_a_register_that_cannot_be_read_is_named_and_is_not_taken_for_an_empty_one(board: Board) -> None:
+    board.add("default/one")
+    board.stop()
+    register = board.folder / "state/endpoints.json"
+    register.write_bytes(b"\0\xff")
+    with pytest.raises(
+        AssertionError, match=f"{register} is no register of endpoints: .*; remove it and restart the node"
+    ):
+        board.start()
+
+
 def test_a_pod_whose_object_is_unknown_waits_and_is_told_so(board: Board) -> None:
     pod = board.sandbox("default/ghost")
     with pytest.raises(CniFailure, match=r"Pod default/ghost is not known on this node yet waited 0.5 s") as failure:

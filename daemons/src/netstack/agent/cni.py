@@ -70,8 +70,13 @@ class Cni:
         """`reconcile` puts the register's endpoints in force; False if it could not. ValueError: a torn register."""
         self._settings = settings
         self._path = settings.state / "endpoints.json"
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        self.register = Register.load(text, boot)
+        text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+        try:
+            self.register = Register.load(text, boot)
+        except ValueError as error:
+            raise ValueError(
+                f"{self._path} {error}; remove it and restart the node, which makes its pods anew"
+            ) from error
         self._pins = Path(settings.datapath.pins)
         self._traffic = traffic
         self.isolation = Isolation(traffic, settings.datapath.uplink)

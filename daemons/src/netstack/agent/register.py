@@ -106,7 +106,7 @@ class Register:
             items = data["records"] if data["boot"] == boot else ()
             records = tuple(Record(**item, **_later(data.get("later", {}).get(str(item["id"]), {}))) for item in items)
             return cls(boot, int(data["next_id"]), int(data["last_host"]), records)
-        except (TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"is no register of endpoints: {error!r}") from error
 
     def dump(self) -> str:

@@ -80,9 +80,11 @@ def test_a_register_is_read_by_the_first_release_and_that_ones_by_this() -> None
     assert Register.load(json.dumps(written), "boot") == register.put(record)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"boot": "b", "next_id": 1, "last_host": 2, "records": [{"x": 1}]}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "\0", "{}", '{"boot": "b", "next_id": 1, "last_host": 2, "records": [{"x": 1}]}']
+)
 def test_a_torn_register_is_an_error_and_never_an_empty_one(text: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError, match="is no register of endpoints"):
         Register.load(text, "b")
 
 

@@ -177,6 +177,13 @@ def test_a_node_port_is_not_at_other_addresses(node: Packet, cgroup: Path, wires
         inside(cgroup, wires, ask_tcp((HERE, 30080)))
 
 
+def test_a_node_port_is_not_at_no_address(node: Packet, cgroup: Path, wires: Namespace) -> None:
+    """connect(2) to :: reaches the namespace itself. Node ports stand under that key."""
+    node.service("", 30080, [(BACKEND, 8080, c.NODE)])
+    work = ask_tcp(("::", 30080), ("::1", 30080), socket.AF_INET6)
+    assert inside(cgroup, wires, work) == ("::1:30080", ("::1", 30080))
+
+
 def test_datagrams_without_connect(node: Packet, cgroup: Path, wires: Namespace) -> None:
     """Every datagram of a socket goes to the same backend, and answers come from the service."""
     backends = [f"127.0.0.{i}" for i in range(2, 8)]

@@ -33,8 +33,8 @@ INLINE struct service *service_find(struct config *config, struct service_key *k
 	key->port = port;
 	key->proto = proto;
 	key->scope = scope;
-	if (!proto || !port)
-		return NULL;	/* that key is the address itself */
+	if (!proto || !port || addr_none(addr))
+		return NULL;	/* those keys are the address itself, and a port of every node */
 	service = service_get(key);
 	if (service)
 		return service;

@@ -245,7 +245,8 @@ class Cni:
         pinned = pinned_ids(self._pins)
         links = {link.name: link for link in self._traffic.links() if link.kind == "veth"}
         for record in self.register.records:
-            link = links.get(record.device)
+            # Before Linux 6.10 a dump may leave out a device while others go.
+            link = links.get(record.device) or self._traffic.link(record.device)
             if not any(record is current for current in self.register.records):
                 continue  # it has changed in between
             if record.attached and (link is None or link.index != record.ifindex):

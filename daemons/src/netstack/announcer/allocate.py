@@ -4,7 +4,7 @@ A service that carries an address (in its status) keeps it as long as it is allo
 first, so nobody is robbed by an order of events. Then come those that name their addresses, then the rest; each group
 by age and name. Pools are tried in name order and addresses in range order, so every node that sees the same objects
 gives the same answer. Every refusal names the object, the field and the obstacle; a refused wish does not take away
-what the service already has.
+what the service already has: where a wish fails because of a later service, all is worked out again without it.
 
 Annotations are read with both of MetalLB's prefixes, `metallb.io/` and `metallb.universe.tf/`.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from netstack.announcer import pools as pool_rules
@@ -116,13 +116,22 @@ def allocate(
     ours = [s for s in services if s.type == "LoadBalancer" and s.load_balancer_class == load_balancer_class]
     carried = [address for service in ours for address in service.load_balancer_ips]
     kept, refused_pools = pool_rules.in_force(pools, carried)
-    work = _Work(kept, namespaces)
-    for service in sorted(ours, key=_age):
-        work.read(service)
-    for service in sorted(ours, key=_age):
-        work.keep(service)
-    for service in sorted(ours, key=lambda s: (not work.names_addresses(s), _age(s))):
-        work.give(service)
+    denied: dict[Ref, BadObject] = {}
+    while True:
+        work = _Work(kept, namespaces, refused=dict(denied))
+        for service in sorted(ours, key=_age):
+            work.read(service)
+        for service in sorted(ours, key=_age):
+            work.keep(service)
+        for service in sorted(ours, key=lambda s: (not work.names_addresses(s), _age(s))):
+            work.give(service)
+        lost = {ref: work.refused[ref] for ref in work.moving - work.assigned.keys()}
+        if not lost:
+            break
+        denied |= lost
+    settled = [replace(s, load_balancer_ips=work.has(s)) for s in ours] if denied else ours
+    if settled != ours:  # what was denied may be free by now
+        return allocate(pools, settled, namespaces, load_balancer_class)
     return Allocation(dict(sorted(work.assigned.items())), dict(sorted(work.refused.items())), kept, refused_pools)
 
 
@@ -160,6 +169,8 @@ class _Work:
     assigned: dict[Ref, Assigned] = field(default_factory=dict)
     refused: dict[Ref, BadObject] = field(default_factory=dict)
     holders: defaultdict[bytes, list[Service]] = field(default_factory=lambda: defaultdict(list))
+    moving: set[Ref] = field(default_factory=set)
+    """Services that left what they had for the addresses that they name."""
 
     def read(self, service: Service) -> None:
         try:
@@ -171,41 +182,50 @@ class _Work:
         wish = self.wishes.get(service.meta.ref)
         return wish is not None and bool(wish.addresses)
 
+    def has(self, service: Service) -> tuple[bytes, ...]:
+        assigned = self.assigned.get(service.meta.ref)
+        return assigned.addresses if assigned else ()
+
     def keep(self, service: Service) -> None:
         """Leave the service what it carries, unless that is no longer its to have."""
         ref, carried = service.meta.ref, service.load_balancer_ips
         if not carried or len({is_v4(address) for address in carried}) != len(carried):
             return
-        wish = self.wishes.get(ref)
-        if wish is not None and wish.addresses and set(wish.addresses) != set(carried):
-            blocked = next(self._obstacles(service, wish, wish.addresses), None)
-            if blocked is None:
-                return  # it wants another address and can have it
-            self.refused[ref] = blocked
-            wish = None
-        if wish is not None and not wish.addresses and tuple(map(is_v4, carried)) not in self._shapes(service, carried):
+        if next(self._obstacles(service, Wish((), "", sharing_key(service), "spec.type"), carried), None):
             return
-        if (
-            next(self._obstacles(service, wish or Wish((), "", sharing_key(service), "spec.type"), carried), None)
-            is None
-        ):
-            self._assign(service, carried)
+        wish = self.wishes.get(ref)
+        if wish is not None and wish.addresses and ref not in self.refused:
+            blocked = next(self._obstacles(service, wish, wish.addresses), None)
+            if blocked is not None:
+                self.refused[ref] = blocked
+            elif set(wish.addresses) != set(carried):
+                self.moving.add(ref)
+                return
+        self._assign(service, carried)
 
     def give(self, service: Service) -> None:
-        """Find addresses for a service that has none."""
+        """Find addresses for a service that has none, or not those that it should have."""
         ref = service.meta.ref
-        if ref in self.assigned or ref not in self.wishes:
+        wish, held = self.wishes.get(ref), self.assigned.get(ref)
+        if wish is None or (held and (wish.addresses or self._suits(service, wish, held))):
             return
-        wish = self.wishes[ref]
         try:
             if wish.addresses:
                 for obstacle in self._obstacles(service, wish, wish.addresses):
                     raise obstacle
                 self._assign(service, wish.addresses)
             else:
-                self._assign(service, self._choose(service, wish))
+                chosen = self._choose(service, wish)
+                if held:
+                    self._release(service, held)
+                self._assign(service, chosen)
         except BadObject as error:
             self.refused[ref] = error
+
+    def _suits(self, service: Service, wish: Wish, held: Assigned) -> bool:
+        """Whether what it has is of the pool and the families that it asks for."""
+        pool = wish.pool or held.pool
+        return held.pool == pool and tuple(map(is_v4, held.addresses)) in self._shapes(service, held.addresses)
 
     def _shapes(self, service: Service, carried: tuple[bytes, ...]) -> list[Families]:
         """Family sets that a service may keep: a lone one of Prefer only where its pool has no second family."""
@@ -217,8 +237,12 @@ class _Work:
         return shapes
 
     def _choose(self, service: Service, wish: Wish) -> tuple[bytes, ...]:
+        carried, held = service.load_balancer_ips, self.assigned.get(service.meta.ref)
         pools = self._allowed_pools(service, wish)
-        carried = service.load_balancer_ips
+        if held and not wish.pool:  # what it has is added to; other pools, only where its own has nothing for it
+            if service.ip_family_policy == "PreferDualStack" and len(held.addresses) == 1:
+                pools = [pool for pool in pools if pool.meta.name == held.pool]
+            pools = sorted(pools, key=lambda pool: pool.meta.name != held.pool)
         for families in _families(service):
             for pool in pools:
                 chosen = [self._first(pool, v4, service, wish.sharing_key, carried) for v4 in families]
@@ -251,7 +275,7 @@ class _Work:
         return next((address for address in tried if self._usable(address, service, key)), None)
 
     def _usable(self, address: bytes, service: Service, key: str) -> bool:
-        return next(self._sharing_obstacles(address, service, key), None) is None
+        return service in self.holders[address] or next(self._sharing_obstacles(address, service, key), None) is None
 
     def _pool_of(self, address: bytes) -> IPAddressPool | None:
         return next((pool for pool in self.pools if pool_rules.contains(pool, address)), None)
@@ -292,6 +316,10 @@ class _Work:
         self.assigned[service.meta.ref] = Assigned(addresses, pool.meta.name)
         for address in addresses:
             self.holders[address].append(service)
+
+    def _release(self, service: Service, held: Assigned) -> None:
+        for address in held.addresses:
+            self.holders[address].remove(service)
 
 
 def _backends(service: Service) -> tuple[tuple[str, str], ...]:

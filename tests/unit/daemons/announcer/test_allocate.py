@@ -96,6 +96,28 @@ def test_a_refused_wish_does_not_take_away_what_the_service_has() -> None:
     assert given_out(result) == {"b": "192.168.86.7"}
 
 
+def test_a_wish_that_fails_because_of_a_later_service_leaves_what_the_service_has() -> None:
+    held = "is held by Service default/{}, and the two do not name one key in allow-shared-ip"
+    assert run(
+        [HOME], service("a", has=("192.168.86.5",), loadBalancerIP="192.168.86.6"), service("b", has=("192.168.86.6",))
+    ) == {
+        "a": f"Service default/a: spec.loadBalancerIP: 192.168.86.6 {held.format('b')}", "b": "192.168.86.6"
+    }  # fmt: skip
+    both = [service(name, has=(f"192.168.86.{n}",), loadBalancerIP="192.168.86.7") for name, n in (("a", 5), ("b", 6))]
+    assert given_out(allocate([HOME], both, {})) == {"a": "192.168.86.7", "b": "192.168.86.6"}
+    swap = [
+        service(name, has=(f"192.168.86.{has}",), loadBalancerIP=f"192.168.86.{wish}")
+        for name, has, wish in (("a", 5, 6), ("b", 6, 5))
+    ]
+    assert run([HOME], *swap) == {"a": "192.168.86.6", "b": "192.168.86.5"}
+
+
+def test_a_pool_that_is_not_to_be_had_leaves_the_address_of_another() -> None:
+    item = service("a", has=("192.168.86.7",), annotations={POOL: "misspelled"})
+    assert given_out(allocate([HOME], [item], {})) == {"a": "192.168.86.7"}
+    assert run([HOME, pool("misspelled", "10.0.0.1/32")], item) == {"a": "10.0.0.1"}
+
+
 def test_a_granted_wish_moves_the_service() -> None:
     assert run([HOME], service("a", has=("192.168.86.7",), loadBalancerIP="192.168.86.18")) == {"a": "192.168.86.18"}
 
@@ -256,6 +278,25 @@ BOTH = {"ipFamilies": ["IPv4", "IPv6"]}
 )  # fmt: skip
 def test_two_families(pools: list[IPAddressPool], spec: dict[str, Any], outcome: str) -> None:
     assert run(pools, service("a", **spec)) == {"a": outcome}
+
+
+@pytest.mark.parametrize(
+    ("spec", "has", "outcome"),
+    [
+        ({**BOTH, "ipFamilyPolicy": "RequireDualStack"}, ("10.0.0.2",), "10.0.0.2"),
+        ({**BOTH, "ipFamilyPolicy": "PreferDualStack"}, ("10.0.0.2",), "10.0.0.2"),
+        ({**BOTH, "ipFamilyPolicy": "PreferDualStack"}, ("10.0.0.1",), "10.0.0.1"),
+        ({"ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack"}, ("10.0.0.2", "fd00::2"), "10.0.0.2"),
+    ],
+)
+def test_a_second_family_that_is_not_to_be_had_or_not_wanted_moves_nothing(
+    spec: dict[str, Any], has: tuple[str, ...], outcome: str
+) -> None:
+    dual = pool("dual", "10.0.0.1-10.0.0.3", "fd00::1-fd00::2")
+    sixes = [service(f"six{n}", has=(f"fd00::{n}",), **SIX) for n in (1, 2) if f"fd00::{n}" not in has]
+    older = service("a", annotations={POOL: "dual"})
+    result = allocate([pool("another", "10.9.0.0/29"), dual], [older, *sixes, service("b", has=has, **spec)], {})
+    assert given_out(result)["b"] == outcome
 
 
 # ---- any objects ----

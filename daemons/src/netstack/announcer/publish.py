@@ -24,6 +24,10 @@ Changed = Callable[[Ref, str, str], str]
 """(object, condition type, what it says) -> RFC 3339 time since when it says so."""
 
 
+COUNT_MAX = 2**63 - 1
+"""Counts are int64 in the IPAddressPool's schema; a /64 of IPv6 has more, and the API server would take no status."""
+
+
 def statuses(allocation: Allocation, announcements: Announcements, changed: Changed) -> Statuses:
     """Status of every Service and IPAddressPool that this daemon has an opinion on."""
     result: Statuses = {}
@@ -45,7 +49,8 @@ def statuses(allocation: Allocation, announcements: Announcements, changed: Chan
         counts: dict[str, Any] = {}
         for v4, family in ((True, "IPv4"), (False, "IPv6")):
             used = allocation.used(pool, v4)
-            counts |= {f"assigned{family}": used, f"available{family}": pool_rules.size(pool, v4) - used}
+            free = max(0, pool_rules.size(pool, v4) - used)  # one that names a buggy address has one beyond the size
+            counts |= {f"assigned{family}": used, f"available{family}": min(free, COUNT_MAX)}
         result[pool.meta.ref] = counts
     for error in allocation.refused_pools:
         condition = _condition(error.ref, "Valid", False, "Refused", f"{error.field}: {error.reason}", changed)

@@ -54,6 +54,14 @@ def test_an_assigned_service_and_its_pool() -> None:
     }  # fmt: skip
 
 
+def test_a_pools_counts_fit_the_schema_of_its_kind() -> None:
+    huge = said(pools=(pool("huge", "fd00::/64"),))["IPAddressPool metallb-system/huge"]
+    assert (huge["availableIPv6"], huge["availableIPv4"]) == (2**63 - 1, 0)
+    none = pool("none", "10.0.0.0/32", avoidBuggyIPs=True)
+    status = said(service("a", loadBalancerIP="10.0.0.0"), pools=(none,))["IPAddressPool metallb-system/none"]
+    assert (status["assignedIPv4"], status["availableIPv4"]) == (1, 0)
+
+
 def test_a_refused_service_has_no_address_and_a_reason() -> None:
     assert said(service("a", loadBalancerIP="10.9.9.9"))["Service default/a"] == {
         "loadBalancer": {"ingress": []},

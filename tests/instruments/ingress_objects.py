@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import datetime
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,8 @@ def secret(name: str, chain: str, key: str, namespace: str = "default") -> Raw:
     return _object("v1", "Secret", namespace, name, type="kubernetes.io/tls", data=data)
 
 
-def key_pair(*names: str, rsa_bits: int = 0) -> tuple[str, str]:
-    """A new self-signed certificate for these names and its key, as PEM texts."""
+def key_pair(*names: str, rsa_bits: int = 0, extensions: Mapping[str, bytes] | None = None) -> tuple[str, str]:
+    """A new self-signed certificate for these names and its key, as PEM texts. `extensions`: OID -> DER."""
     key = rsa.generate_private_key(65537, rsa_bits) if rsa_bits else ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0] if names else "none")])
     start = datetime.datetime.fromtimestamp(NOW, datetime.UTC)
@@ -129,6 +129,8 @@ def key_pair(*names: str, rsa_bits: int = 0) -> tuple[str, str]:
     )
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(map(x509.DNSName, names)), critical=False)
+    for oid, der in (extensions or {}).items():
+        builder = builder.add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), der), critical=False)
     certificate = builder.sign(key, hashes.SHA256())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -76,7 +76,7 @@ def _pair(certificates: list[x509.Certificate], private: PrivateKeyTypes) -> Key
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         dns = tuple(name.lower() for name in names.get_values_for_type(x509.DNSName))
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
         dns = ()
     # Written anew rather than copied: an empty line inside a PEM ends the payload on HAProxy's socket.
     chain = b"".join(item.public_bytes(serialization.Encoding.PEM) for item in certificates)

@@ -1,3 +1,5 @@
+import ssl
+
 import pytest
 
 from instruments.ingress_objects import NOW, key_pair
@@ -48,6 +50,17 @@ def test_a_certificate_without_names_covers_nothing() -> None:
     pair = certificates.key_pair(*map(str.encode, key_pair()))
     assert pair.names == ()
     assert not pair.covers("none")
+
+
+def test_names_of_a_kind_that_nobody_reads_are_no_names() -> None:
+    chain, key = key_pair(extensions={"2.5.29.17": bytes.fromhex("3004a3020500")})  # subjectAltName: an x400Address
+    assert certificates.key_pair(chain.encode(), key.encode()).names == ()
+
+
+def test_an_extension_given_twice_is_a_certificate_without_names() -> None:
+    chain, key = key_pair("ha.home.lab", extensions={"1.2.3.4": b"\x05\x00", "1.2.3.5": b"\x05\x00"})
+    twice = ssl.PEM_cert_to_DER_cert(chain).replace(bytes.fromhex("06032a0305"), bytes.fromhex("06032a0304"))
+    assert certificates.key_pair(ssl.DER_cert_to_PEM_cert(twice).encode(), key.encode()).names == ()
 
 
 def test_the_file_name_changes_with_content_and_hosts() -> None:

@@ -252,7 +252,10 @@ def _frontend(routes: Path) -> str:
     acl too_large var(txn.route),field(3,|),sub(txn.size) -m int lt 0
     {_refuse(413)} if too_large
 
-    # The headers that ingress-nginx sends to backends; a client's own are not believed.
+    # The headers that ingress-nginx sends to backends; a client's own are not believed. Nor are those that nginx drops:
+    # X_Forwarded_For is X-Forwarded-For to a WSGI or CGI program.
+    http-request del-header [^A-Za-z0-9-] -m reg
+    http-request del-header X-Original-Forwarded-For
     acl forwarded req.fhdr(X-Forwarded-For) -m found
     http-request set-header X-Original-Forwarded-For %[req.fhdr(X-Forwarded-For)] if forwarded
     http-request set-header X-Forwarded-For %[src]

@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+from urllib.parse import quote
 
 from netstack.core.address import unpack
 from netstack.core.ref import Ref
@@ -37,6 +38,8 @@ PATH = re.compile(r"/([A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 """RFC 3986, section 3.3: `pchar` and slashes. Nothing in it has a meaning to HAProxy's map files."""
 ODD_PATH = re.compile(r"//|/\.\.?(/|$)|%2[fF]")
 """Never matched, because requests are matched in normal form; the API server refuses most of them as well."""
+NEVER_PLAIN = re.compile(r"[^A-Za-z0-9._~!$&'()*+,;=:@/%-]+|%(?![0-9A-Fa-f]{2})")
+"""What PATH refuses, and a client sends percent-encoded."""
 ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
 UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
 EXPRESSION = re.compile(r"[(\[*+?{|\\^$]")
@@ -171,6 +174,16 @@ def guarded_path(path: str) -> str:
         return path
     before = path[: match.start()]
     return before if WHOLE_ELEMENT.fullmatch(path, match.start()) else before[: before.rfind("/") + 1] or "/"
+
+
+def closed_paths(host: str, path: str) -> Iterator[str]:
+    """What is to be closed for a path of an Ingress that guards it: itself, as a client sends it, and what it may match
+    as an expression. Where that is no path of ours the next shorter one that is."""
+    for text in dict.fromkeys((path, guarded_path(path))):
+        usable = NEVER_PLAIN.sub(lambda match: quote(match[0], safe="", errors="replace"), text)
+        while not _usable(host, usable):
+            usable = usable[: usable.rfind("/")] or "/"
+        yield usable
 
 
 class _Guard(NamedTuple):
@@ -314,13 +327,13 @@ class _Compiler:
                 if not _usable(host, item.path):
                     message = f"{item.path[:80]!r} is no path in normal form (RFC 3986, sections 3.3 and 6.2.2)"
                     self._problem(ingress, "Accepted", "InvalidPath", f"{at}.path", message)
-                text = guarded_path(item.path) if closed else item.path
-                if not _usable(host, text):
-                    continue
-                exact = item.path_type == "Exact" and text == item.path
-                path = normal_path(text, exact=exact)
-                id_ = f"{ingress.meta.ref.key}/{r}/{p}"
-                yield _Path(id_, f"{at}.backend", host, path, exact, item.service, item.port)
+                    if not closed:
+                        continue
+                for text in closed_paths(host, item.path) if closed else (item.path,):
+                    exact = item.path_type == "Exact" and text == item.path
+                    path = normal_path(text, exact=exact)
+                    id_ = f"{ingress.meta.ref.key}/{r}/{p}"
+                    yield _Path(id_, f"{at}.backend", host, path, exact, item.service, item.port)
 
     def _defaults(self, ingress: Ingress) -> Iterator[_Path]:
         """spec.defaultBackend: of the Ingress's hosts where nobody wrote /, of every host if it has no rules."""

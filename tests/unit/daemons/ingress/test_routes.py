@@ -284,6 +284,31 @@ def test_a_guarded_path_of_odd_characters_is_none_where_nobody_reads_expressions
     assert cluster.answer("ha.lab", "/") == ONE
 
 
+@pytest.mark.parametrize(
+    ("path", "closed", "open_"),
+    [
+        ("/c++", "/c++/x", "/c"),
+        ("/caf\u00e9", "/caf%C3%A9", "/caf"),
+        ("/a b", "/a%20b", "/a"),
+        ("/a?b", "/a%3Fb", "/a"),
+        ("/a%zz", "/a%25zz", "/a"),
+        ("/a\n/b p1", "/a%0A/b%20p1", "/b"),
+        ("/a//b", "/a/b", "/b"),
+        ("/a/../b", "/a/b", "/b"),
+        ("/a/" + "x" * 1024, "/a/" + "x" * 1024, "/b"),
+    ],
+)
+def test_a_guarded_path_that_is_not_served_as_written_is_closed_all_the_same(
+    path: str, closed: str, open_: str
+) -> None:
+    cluster = Cluster(
+        APPS,
+        ingress("open", ("ha.lab", "/", "one"), created="2026-01-01T00:00:00Z"),
+        ingress("guarded", ("ha.lab", path, "one"), annotations={"auth-url": "http://auth.lab"}),
+    )
+    assert (cluster.answer("ha.lab", closed), cluster.answer("ha.lab", open_)) == (503, ONE)
+
+
 def test_the_same_rule_twice_is_no_conflict() -> None:
     cluster = Cluster(APPS, ingress("site", ("ha.lab", "/a", "one"), ("ha.lab", "/a/", "one")))
     assert cluster.problems("site") == []

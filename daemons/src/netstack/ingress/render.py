@@ -35,6 +35,11 @@ EMPTY_SLOT = "127.0.0.1:1 disabled"
 """Nothing listens there: should a slot without an endpoint ever be asked, the connection is refused at once."""
 
 
+PLAIN = """regsub('"%(?!2[146-9A-C]|3[ABD]|40)"',%25,g),url_dec"""
+"""Decodes the rest of what stands in a path as it is (RFC 3986: sub-delims, `:` and `@`), and nothing else: the other
+percent signs are encoded once more for it. Backends, as nginx, do not tell /%40x from /@x."""
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """What a running HAProxy holds, and what it should: the two sides of a difference."""
@@ -228,7 +233,7 @@ def _frontend(routes: Path) -> str:
     http-request normalize-uri path-strip-dot if odd_path
     http-request normalize-uri path-strip-dotdot full if odd_path
     http-request set-var(txn.path) path
-    http-request set-var(txn.path) path,regsub(%2F,/,g),regsub(/+,/,g) if odd_path
+    http-request set-var(txn.path) path,regsub(%2F,/,g),regsub(/+,/,g),{PLAIN} if odd_path
     http-request set-pathq %[var(txn.pathq)] if odd_path
 
     http-request set-var(txn.route) var(txn.host),{look_up}

@@ -41,7 +41,7 @@ ODD_PATH = re.compile(r"//|/\.\.?(/|$)|%2[fF]")
 NEVER_PLAIN = re.compile(r"[^A-Za-z0-9._~!$&'()*+,;=:@/%-]+|%(?![0-9A-Fa-f]{2})")
 """What PATH refuses, and a client sends percent-encoded."""
 ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
-UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")
+PLAIN = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@-]")
 EXPRESSION = re.compile(r"[(\[*+?{|\\^$]")
 """Where ingress-nginx may read a path as a regular expression, the first character that is none of its text."""
 WHOLE_ELEMENT = re.compile(r"\$|\(/\|\$\)(\(\.\*\))?|\(/\.\*\)\??")
@@ -152,11 +152,12 @@ def select(snapshot: Snapshot, settings: IngressSettings) -> list[Ingress]:
 
 
 def normal_path(path: str, *, exact: bool) -> str:
-    """The path as requests are matched: unreserved characters decoded, hex in capitals, no slash at a prefix's end."""
+    """The path as requests are matched: decoded as far as may stand in a path, hex in capitals, no slash at a prefix's
+    end."""
 
     def decode(match: re.Match[str]) -> str:
         character = chr(int(match[1], 16))
-        return character if UNRESERVED.fullmatch(character) else f"%{match[1].upper()}"
+        return character if PLAIN.fullmatch(character) else f"%{match[1].upper()}"
 
     path = ENCODED.sub(decode, path)
     return path if exact else path.rstrip("/")

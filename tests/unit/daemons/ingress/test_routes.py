@@ -45,6 +45,7 @@ def test_without_objects_everything_is_404() -> None:
         ("Prefix", "/", ["/", "/x", "/x/y"], []),
         ("ImplementationSpecific", "/foo", ["/foo", "/foo/x"], ["/foobar"]),
         ("Prefix", "/%7Euser/caf%c3%a9", ["/~user/caf%C3%A9"], ["/~user"]),
+        ("Prefix", "/%40home/%3a%2B%3F", ["/@home/:+%3F"], ["/@home", "/@home/:"]),
     ],
 )
 def test_path_types(kind: str, path: str, matches: list[str], others: list[str]) -> None:

@@ -342,6 +342,28 @@ def test_tls_by_name_renewed_without_a_reload(tmp_path: Path) -> None:
         assert web.get("ha.home.lab", tls=True).status == 200
 
 
+def test_a_hosts_own_certificate_goes_before_a_default_one_with_the_same_names(tmp_path: Path) -> None:
+    with Web(tmp_path, default_certificate="default/main") as web:
+        web.backend(A)
+        app(web, "one", A)
+        own, wild, main, other = (
+            key_pair(*names) for names in (("ha.lab",), ("*.lab",), ("ha.lab", "*.lab"), ("ha.lab", "*.lab"))
+        )
+        web.apply("main", secret("main", *main))
+        web.apply("tls", secret("own", *own), secret("wild", *wild))
+        web.apply(
+            "ingress",
+            ingress("site", ("ha.lab", "/", "one"), tls=[{"hosts": ["ha.lab"], "secretName": "own"}]),
+            ingress("wild", ("*.lab", "/", "one"), tls=[{"hosts": ["*.lab"], "secretName": "wild"}]),
+        )
+        web.start()
+        names = ("ha.lab", "tv.lab", "x.y.lab")
+        assert [_served(web, name) for name in names] == [own[0], wild[0], main[0]]
+        web.apply("main", secret("main", *other))
+        wait_until(lambda: _served(web, "x.y.lab") == other[0], "the renewed default certificate")
+        assert [_served(web, name) for name in names] == [own[0], wild[0], other[0]]
+
+
 def _served(web: Web, name: str) -> str:
     connection = web.connection(tls=name)
     try:

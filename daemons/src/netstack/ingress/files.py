@@ -53,6 +53,7 @@ def write(wanted: Wanted, assigned: Slots, settings: IngressSettings) -> bool:
         changed.append(write_atomic(Path(path), pem, mode=SECRET_MODE))
     changed += [
         write_atomic(folder / "default.pem", wanted.default_pem, mode=SECRET_MODE),
+        write_atomic(folder / "default-crt-list", render.default_crt_list(settings)),
         write_atomic(folder / "pools.cfg", render.pools_cfg(wanted.state.pools)),
         write_atomic(folder / "crt-list", render.crt_list(wanted.state.certificates)),
         write_atomic(folder / "routes.map", render.routes_map(wanted.state.routes)),

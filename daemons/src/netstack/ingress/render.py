@@ -116,6 +116,12 @@ def crt_list_line(path: str, hosts: Iterable[str]) -> str:
     return f"{path} {' '.join(hosts)}"
 
 
+def default_crt_list(settings: IngressSettings) -> str:
+    """The default certificate stands for no name: by its own ones it would go before the certificate that an Ingress
+    brings for the same name. A name without a certificate gets it all the same, as it is the first of its bind."""
+    return crt_list({str(settings.state / "default.pem"): ("!*",)})
+
+
 def pools_cfg(pools: Iterable[tuple[Target | None, ...]]) -> str:
     lines = ["# Server slots of the pools, with the endpoints that they held last. Written by netstack-ingress."]
     for number, slots in enumerate(pools):
@@ -155,7 +161,7 @@ def _config(settings: IngressSettings, digest: str) -> str:
         "frontend web",
         *[f"    bind {_listen(address, settings.http_port)}" for address in settings.addresses],
         *[
-            f"    bind {_listen(address, settings.https_port)} ssl crt {state}/default.pem"
+            f"    bind {_listen(address, settings.https_port)} ssl crt-list {state}/default-crt-list"
             f" crt-list {state}/crt-list alpn h2,http/1.1"
             for address in settings.addresses
         ],

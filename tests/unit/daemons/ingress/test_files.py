@@ -28,7 +28,7 @@ def test_a_start_finds_everything_and_a_second_write_changes_nothing(tmp_path: P
     assert stat.S_IMODE(Path(pem).stat().st_mode) == 0o640
     assert files.load_slots(made.settings) == made.slots
     assert {path.name for path in tmp_path.iterdir()} == {
-        "certs", "crt-list", "default.pem", "haproxy.cfg", "pools.cfg", "routes.map", "slots.json",
+        "certs", "crt-list", "default-crt-list", "default.pem", "haproxy.cfg", "pools.cfg", "routes.map", "slots.json",
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@
 * A regular expression is not served. One that an Ingress guards goes, as in ingress-nginx, before the shorter paths of
   its namespace that may be what it matches, whichever is older: they are closed, for it cannot be asked which request
   is meant. Paths of other namespaces lead to Services that it does not guard.
+* An Ingress that asks for client certificates guards its hosts as a whole, as far as they are its namespace's.
 * No endpoints, or no such Service: 503. No match: the default backend, or 404.
 
 Every route carries the id of what caused it: namespace/name/rule/path of the Ingress.
@@ -48,6 +49,8 @@ WHOLE_ELEMENT = re.compile(r"\$|\(/\|\$\)(\(\.\*\))?|\(/\.\*\)\??")
 """The ends of such an expression before which a path element is complete, as people write them."""
 READ_AS_EXPRESSIONS = re.compile(r"nginx\.ingress\.kubernetes\.io/(use-regex|rewrite-target)")
 """Annotations by one of which ingress-nginx reads all paths of an Ingress's hosts so."""
+CLIENT_CERTIFICATES = "nginx.ingress.kubernetes.io/auth-tls-secret"
+"""A guard that ingress-nginx gives to a host as a whole, whichever of its paths the Ingress names."""
 MAX_KEY = 1024
 """Longest host and path of one route, characters."""
 
@@ -227,6 +230,8 @@ class _Compiler:
     """The Ingresses that guard their paths."""
     guards: dict[tuple[str, str], list[_Guard]] = field(default_factory=dict)
     """Namespace and host -> the expressions that are guarded there."""
+    guarded_hosts: dict[tuple[str, str], Ref] = field(default_factory=dict)
+    """Namespace and host -> who asks for client certificates there."""
     slices: dict[tuple[str, str], list[EndpointSlice]] = field(default_factory=dict)
     tls: dict[str, tuple[str, KeyPair] | None] = field(default_factory=dict)
     """Host with TLS -> (Secret, key pair), or None where the default certificate stands in."""
@@ -278,8 +283,11 @@ class _Compiler:
         for ingress in ingresses:
             ref = ingress.meta.ref
             for rule in ingress.rules if ref in self.guarding else ():
+                host = rule.host.lower()
+                if CLIENT_CERTIFICATES in ingress.meta.annotations:
+                    self.guarded_hosts.setdefault((ref.namespace, host), ref)
                 for item in rule.paths:
-                    if (host := rule.host.lower()) in read and (cut := guarded_path(item.path)) != item.path:
+                    if host in read and (cut := guarded_path(item.path)) != item.path:
                         guard = _Guard(ref, item.path, normal_path(cut, exact=False))
                         self.guards.setdefault((ref.namespace, host), []).append(guard)
 
@@ -287,16 +295,23 @@ class _Compiler:
         chosen, closed = self.options[ingress.meta.ref]
         for id_, at, host, path, exact, service, port in paths:
             backend = self._backend(ingress, service, port, at)
-            guards = () if closed else self.guards.get((ingress.meta.namespace, host), ())
-            guard = next((guard for guard in guards if guard.hides(path)), None)
-            if guard is not None:
-                message = f"{host or 'every host'}{path or '/'} is closed: {guard.owner.key} guards {guard.text[:80]!r}"
+            guarded = "" if closed else self._guarded(ingress.meta.namespace, host, path)
+            if guarded:
+                message = f"{host or 'every host'}{path or '/'} is closed: {guarded}"
                 self._problem(ingress, "Accepted", "Conflicted", at, message)
-            route = self._route(id_, host, path, exact, backend, chosen, closed or guard is not None)
+            route = self._route(id_, host, path, exact, backend, chosen, closed or bool(guarded))
             winner = self.routes.setdefault(route.match, route)
             if replace(winner, id=id_) != route:
                 message = f"{host or 'every host'}{path or '/'} is served by {winner.id.rsplit('/', 2)[0]} already"
                 self._problem(ingress, "Accepted", "Conflicted", at, message)
+
+    def _guarded(self, namespace: str, host: str, path: str) -> str:
+        """Which other Ingress of the namespace guards what, if that closes this path; else ""."""
+        owner = self.guarded_hosts.get((namespace, host))
+        if owner is not None:
+            return f"{owner.key} guards the whole host"
+        guards = self.guards.get((namespace, host), ())
+        return next((f"{guard.owner.key} guards {guard.text[:80]!r}" for guard in guards if guard.hides(path)), "")
 
     def _route(self, id_: str, host: str, path: str, exact: bool, backend: str, chosen: Options, closed: bool) -> Route:
         tls = host in self.tls

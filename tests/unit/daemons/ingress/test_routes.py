@@ -310,6 +310,23 @@ def test_a_guarded_path_that_is_not_served_as_written_is_closed_all_the_same(
     assert (cluster.answer("ha.lab", closed), cluster.answer("ha.lab", open_)) == (503, ONE)
 
 
+def test_client_certificates_guard_the_whole_host_in_their_namespace() -> None:
+    """As in ingress-nginx, where a server asks for them, not a path."""
+    cluster = Cluster(
+        APPS,
+        *app("two", "other", "10.244.1.9"),
+        ingress("open", ("ha.lab", "/", "one"), ("tv.lab", "/", "one"), created="2026-01-01T00:00:00Z"),
+        ingress("open", ("ha.lab", "/two", "two"), namespace="other", created="2026-01-01T00:00:00Z"),
+        ingress("guarded", ("ha.lab", "/admin", "one"), annotations={"auth-tls-secret": "default/ca"}),
+    )
+    asked = (("ha.lab", "/"), ("ha.lab", "/admin"), ("ha.lab", "/two"), ("tv.lab", "/"))
+    assert [cluster.answer(*place) for place in asked] == [503, 503, "other/two:80", ONE]
+    message = "ha.lab/ is closed: default/guarded guards the whole host"
+    assert cluster.problems("open") == [
+        Problem("Accepted", "Conflicted", "spec.rules[0].http.paths[0].backend", message)
+    ]
+
+
 def test_the_same_rule_twice_is_no_conflict() -> None:
     cluster = Cluster(APPS, ingress("site", ("ha.lab", "/a", "one"), ("ha.lab", "/a/", "one")))
     assert cluster.problems("site") == []

@@ -395,7 +395,10 @@ class _Compiler:
             return (), ("ResolvedRefs", "BackendNotFound", "name", f"Service {namespace}/{name} does not exist")
         if service.type == "ExternalName":
             return (), ("ResolvedRefs", "UnsupportedValue", "name", f"Service {namespace}/{name} is an ExternalName")
-        ports = [item for item in service.ports if port in (item.port, item.name) and item.protocol == "TCP"]
+        # By the pods' port as well, as ingress-nginx finds it, though the Ingress API knows the Service's alone.
+        tcp = [item for item in service.ports if item.protocol == "TCP"]
+        ports = [item for item in tcp if port in (item.port, item.name)]
+        ports = ports or [item for item in tcp if port == item.target_port]
         if not ports:
             return (), ("ResolvedRefs", "BackendNotFound", "port", f"Service {namespace}/{name} has no TCP port {port}")
         targets = {

@@ -369,6 +369,20 @@ def test_capitals_in_a_host_are_no_matter() -> None:
 # Backends
 
 
+def test_a_port_that_only_the_pods_have_is_found_as_in_ingress_nginx() -> None:
+    web = service("web", {"name": "b", "port": 80, "targetPort": 8123}, {"name": "a", "port": 8080, "targetPort": "ui"})
+    pods = (
+        endpoints("web", "192.168.86.21:8123", port_name="b"),
+        endpoints("web", "192.168.86.21:8080", port_name="a"),
+    )
+    cluster = Cluster(web, *pods, ingress("site", ("ha.lab", "/", "web:8123"), ("ha.lab", "/ui", "web:ui")))
+    ports = {key: targets[0].port for key, targets in cluster.routing.backends.items()}
+    assert ports == {"default/web:8123": 8123, "default/web:ui": 8080}
+    swapped = service("web", {"name": "b", "port": 80, "targetPort": 8080}, {"name": "a", "port": 8080})
+    cluster = Cluster(swapped, *pods, ingress("site", ("ha.lab", "/", "web:8080")))
+    assert cluster.routing.backends == {"default/web:8080": (Target(pack("192.168.86.21"), 8080),)}
+
+
 def test_ports_by_number_and_name_and_host_network_endpoints() -> None:
     web = service("web", {"name": "http", "port": 80, "targetPort": "ui"}, {"name": "admin", "port": 8443})
     cluster = Cluster(

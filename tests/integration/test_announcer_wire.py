@@ -94,6 +94,19 @@ def test_an_ipv6_address_has_its_group_joined_once_and_left(pair: tuple[str, Wir
     assert group not in run("ip", "-n", name, "-6", "maddress", "show", "dev", "a0")
 
 
+def test_an_ipv6_address_where_there_is_no_ipv6_stops_nobody(
+    pair: tuple[str, Wire, Wire], caplog: pytest.LogCaptureFixture
+) -> None:
+    name, one, _ = pair
+    run("ip", "-n", name, "link", "set", "a0", "mtu", "1200")  # below what IPv6 needs
+    with inside(name):
+        one.join_solicited_node(pack("fd00::12:3456"))
+        assert "a0: nobody can ask for fd00::12:3456 here: " in caplog.text
+        run("ip", "-n", name, "link", "set", "a0", "mtu", "1500")
+        one.join_solicited_node(pack("fd00::12:3456"))
+    assert "ff02::1:ff12:3456" in run("ip", "-n", name, "-6", "maddress", "show", "dev", "a0")
+
+
 def test_a_missing_interface_is_an_error() -> None:
     with pytest.raises(OSError, match="interface"):
         Wire("nosuch0")

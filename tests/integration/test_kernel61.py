@@ -1,7 +1,7 @@
 """The programs on the boards' kernel: its verifier takes them, the loader loads them, they do what they do here.
 
-Every Packet test runs there but one that asks the same programs the questions of a suite, which is for LONG=1, as is
-what the command line tells of a node.
+Every Packet test runs there but those that ask the same programs about many policies, which are for LONG=1, as is what
+the command line tells of a node.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SOAK = DEPTH > 8
 # What the command line tells of a node: nothing that a kernel may see differently, and a load of all programs each.
 COMMANDS = {"test_cli_collect.py", "test_cli_inquire.py", "test_cli_ipv6.py", "test_cli_reasons.py"}
 LONG = SOAK or os.environ.get("LONG") == "1"
-# Objects are compiled for most of its time; other files send such packets through the same programs.
-SUITE = {"test_netpol.py"}
+# Objects are compiled for most of their time; other files send such packets through the same programs.
+SUITE = {"test_judgement.py", "test_netpol.py", "test_trial.py"}
 LEFT_OUT = NOT_OF_A_KERNEL | (set() if SOAK else COMPILING) | (set() if LONG else COMMANDS | SUITE)
 # A lane for each of the guest's processors, of about the same length (the loader's start and the probe follow on the
-# first): there are the files that make what they need, in the second all others, which share one instrument.
-FIRST_LANE = {"test_attach.py", "test_bpf.py", "test_ring.py", "test_sock.py", "test_trial.py", "test_wire.py"} | (
+# first): there are the files that make what they need, in the second those that share one instrument.
+FIRST_LANE = {"test_attach.py", "test_bpf.py", "test_events.py", "test_ring.py", "test_sock.py", "test_wire.py"} | (
     (COMMANDS | SUITE) - LEFT_OUT
 )
 

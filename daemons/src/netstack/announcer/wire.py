@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import logging
 import socket
 import struct
 from collections.abc import Iterator
 
 from netstack.announcer.beat import ETH_BEAT
 from netstack.announcer.frames import ETH_ARP
+from netstack.core.address import unpack
+
+_log = logging.getLogger("announcer")
 
 FRAME_BYTES = 2048
 RECEIVE_BYTES = 1 << 20
@@ -74,13 +79,20 @@ class Wire:
 
     def join_solicited_node(self, address: bytes) -> None:
         """Have the interface and MLD-snooping switches pass Neighbor Solicitations for an IPv6 address (RFC 4861,
-        7.2.1; RFC 4291, section 2.7.1: ff02::1:ff and its last three bytes)."""
+        7.2.1; RFC 4291, section 2.7.1: ff02::1:ff and its last three bytes). Where there is no IPv6 this is logged, and
+        nobody hears of the address; others go on."""
         if address in self._groups:
             return
         group = bytes.fromhex("ff0200000000000000000001ff") + address[13:]
-        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-        self._groups[address] = sock
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + struct.pack("=I", self.index))
+        with contextlib.ExitStack() as undone:
+            try:
+                sock = undone.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + struct.pack("=I", self.index))
+            except OSError as error:
+                _log.warning("%s: nobody can ask for %s here: %s", self.interface, unpack(address), error)
+                return
+            self._groups[address] = sock
+            undone.pop_all()
 
     def leave_solicited_node(self, address: bytes) -> None:
         if address in self._groups:

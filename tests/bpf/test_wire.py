@@ -648,7 +648,7 @@ def test_a_lan_host_that_uses_a_pods_address_gets_nowhere(lan: Lan) -> None:
             near.settimeout(0.4)
             with pytest.raises(TimeoutError):
                 near.recv(10)
-        assert node.count(Verdict.SPOOFED) == before + 1
+        assert node.count(Verdict.SPOOFED) > before  # where it takes long, the liar also asks by ARP for its next hop
     finally:
         lan.client.ip("route", "del", "10.244.1.3/32")
         lan.client.ip("addr", "del", f"{lan.neighbour.address}/32", "dev", "eth0")

@@ -465,7 +465,7 @@ def test_who_follows_may_end_it_by_key_or_by_reading_no_more(desk: Desk) -> None
     watching = desk.node(desk.claw).enter(["python3", "-c", ENDING])
     with subprocess.Popen(watching, stdout=subprocess.PIPE, text=True) as ending:
         assert ending.stdout is not None
-        assert ending.stdout.readline() == "0 ''\n"
+        assert ending.stdout.readline() == "-2 ''\n"
         assert ending.stdout.readline() == "closed\n"
         denied_and_allowed(desk)
         assert ending.stdout.readline() == "141 ''\n"

@@ -153,6 +153,10 @@ def _observe(arguments: argparse.Namespace) -> int:
     if arguments.since is not None:
         request["since_s"] = arguments.since
     reasons = Reasons(Path(load_settings(CONFIG / "agent.yaml").pins) / "maps")
+    if (
+        arguments.follow
+    ):  # ended by the kernel: Python would look at a key only after what it has just begun to wait for
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         for flow in _told(request):
             why = reasons.of(flow)
@@ -162,8 +166,6 @@ def _observe(arguments: argparse.Namespace) -> int:
         raise
     except (RuntimeError, OSError) as error:
         raise Silent("observer", error) from error
-    except KeyboardInterrupt:  # the way to end --follow
-        return 0
     return 0
 
 

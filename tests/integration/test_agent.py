@@ -308,7 +308,7 @@ def test_a_node_without_ipv6_among_such_that_have_it_carries_what_it_can(board: 
     board.start()
     board.add("default/one", {"app": "a"})
     board.put("p", policy("p", "{endpointSelector: {}, egress: [{toEntities: [world]}]}"))
-    wait_for("the policy", lambda: board.ask("rules"))
+    assert len(wait_for("the policy", lambda: board.ask("rules"))) == 1
 
 
 def test_a_disk_that_refuses_keeps_what_is_in_force_until_it_takes_again(board: Board) -> None:

@@ -90,8 +90,8 @@ def test_a_pod_whose_object_is_unknown_waits_and_is_told_so(board: Board) -> Non
     assert "eth0" not in ip("-n", pod.netns, "link")
 
 
-def test_a_pod_is_not_taken_for_the_one_that_had_its_name_before(board: Board) -> None:
-    """The runtime may be told of it before the agent is, which would start it with the labels of the other."""
+def deny_shut_pods(board: Board) -> None:
+    """A policy that goes by the labels of pods and of their namespace, and a server of the LAN to be kept from."""
     namespace = {"name": "default", "labels": {"team": "red"}}
     labels = {"app": "shut", "io.cilium.k8s.namespace.labels.team": "red"}
     spec = {"endpointSelector": {"matchLabels": labels}, "egress": [{}]}
@@ -99,6 +99,11 @@ def test_a_pod_is_not_taken_for_the_one_that_had_its_name_before(board: Board) -
     board.put("namespace", {"apiVersion": "v1", "kind": "Namespace", "metadata": namespace})
     board.put("deny", head | {"spec": spec})
     board.serve(board.lan, 8082)
+
+
+def test_a_pod_is_not_taken_for_the_one_that_had_its_name_before(board: Board) -> None:
+    """The runtime may be told of it before the agent is, which would start it with the labels of the other."""
+    deny_shut_pods(board)
 
     def arguments(pod: Pod, uid: str) -> dict[str, str]:
         names = f"K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.name}"
@@ -120,13 +125,7 @@ def test_a_pod_is_not_taken_for_the_one_that_had_its_name_before(board: Board) -
 
 def test_a_sandbox_whose_pod_is_gone_keeps_its_labels_and_takes_none_of_the_next_of_that_name(board: Board) -> None:
     """Deleted by force it runs on, while its StatefulSet begins the pod anew, here or elsewhere."""
-    namespace = {"name": "default", "labels": {"team": "red"}}
-    labels = {"app": "shut", "io.cilium.k8s.namespace.labels.team": "red"}
-    spec = {"endpointSelector": {"matchLabels": labels}, "egress": [{}]}
-    head = {"apiVersion": "cilium.io/v2", "kind": "CiliumClusterwideNetworkPolicy", "metadata": {"name": "deny"}}
-    board.put("namespace", {"apiVersion": "v1", "kind": "Namespace", "metadata": namespace})
-    board.put("deny", head | {"spec": spec})
-    board.serve(board.lan, 8082)
+    deny_shut_pods(board)
     pods = {}
     for name, uid in (("web-0", "u1"), ("web-1", "u2")):
         board.pod_object(f"default/{name}", {"app": "open"}, uid=uid)

@@ -1,8 +1,9 @@
 """The compiled programs for a guest, made on this machine: a guest would take minutes to compile them.
 
-A compiled set depends on the kernel's headers, and what the lab's nodes compile with are the very headers of the
-guests' release. On the processor it should not depend, yet LLVM for arm64 puts some instructions in another order. So
-with LONG=1 an arm64 guest compiles by itself, and the Packet tests run on what it made.
+A compiled set depends on the kernel's headers, and what the lab's nodes compile with are headers of the guests' series:
+what Debian counts behind it (6.1.0-57) changes nothing that programs see. On the processor it should not depend, yet
+LLVM for arm64 puts some instructions in another order. So with LONG=1 an arm64 guest compiles by itself, and the Packet
+tests run on what it made.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ def host_set() -> programs.Compiled:
 
 
 def seed(kernel: Kernel, made: programs.Compiled | None = None) -> None:
-    """Keep a set for a guest's kernel: `made`, or this machine's, if it compiles with headers of the same release. The
+    """Keep a set for a guest's kernel: `made`, or this machine's, if it compiles with headers of the same series. The
     question check, where one does for every kernel, is compiled here too."""
     question.compiled()
     headers = Path(f"/lib/modules/{platform.release()}/build").resolve().name.removeprefix("linux-headers-")
-    if made is None and headers.rpartition("-")[0] != kernel.release.rpartition("-")[0]:
+    if made is None and headers.partition("-")[0] != kernel.release.partition("-")[0]:
         return
     name = programs.key(SOURCES, kernel.release, importlib.metadata.version("bcc"))
     write_atomic(image.cache() / "programs" / f"{name}.json", (made or host_set()).to_json())

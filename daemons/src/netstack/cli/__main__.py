@@ -94,10 +94,7 @@ def main() -> None:
         code = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except Silent as error:
-        print(error, file=sys.stderr)
-        code = 2
-    except OSError as error:  # the kernel's: who is not root may not look
+    except (Silent, OSError) as error:  # the kernel's: who is not root may not look
         print(error, file=sys.stderr)
         code = 2
     sys.exit(code)
@@ -153,9 +150,7 @@ def _observe(arguments: argparse.Namespace) -> int:
     if arguments.since is not None:
         request["since_s"] = arguments.since
     reasons = Reasons(Path(load_settings(CONFIG / "agent.yaml").pins) / "maps")
-    if (
-        arguments.follow
-    ):  # ended by the kernel: Python would look at a key only after what it has just begun to wait for
+    if arguments.follow:  # Python looks at a key only between two waits, and one that just begins may be long
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         for flow in _told(request):

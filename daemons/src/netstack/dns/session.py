@@ -376,20 +376,13 @@ class Session:
 
     def _still_asking(self, pending: _Pending) -> Endpoint | None:
         """The endpoint that asked, if the rules of today let it; they are the same for the same object."""
-        client, asked = pending.client, pending.endpoint
-        endpoint = self.rules.endpoints.get(client.address)
+        client, query, asked = pending.client, pending.query, pending.endpoint
+        endpoint, place = self.rules.endpoints.get(client.address), (pending.server, client.server_port)
         if endpoint is asked:
             return endpoint
-        allowed = (
-            endpoint is not None
-            and endpoint.id == asked.id
-            and (
-                endpoint.trial(pending.server, client.server_port) is not None
-                or (
-                    pending.query.is_lookup and endpoint.may_ask(pending.query.name, pending.server, client.server_port)
-                )
-            )
-        )
+        if endpoint is None or endpoint.id != asked.id:
+            return None
+        allowed = endpoint.trial(*place) is not None or (query.is_lookup and endpoint.may_ask(query.name, *place))
         return endpoint if allowed else None
 
     def _not_its_answer(self, key: int, pending: _Pending) -> list[Command]:

@@ -141,7 +141,7 @@ class Pair:
             self._furnish(node)
 
     def cut(self) -> dict[str, dict[str, Any]]:
-        """Cut the power of the node that owns both addresses, and bring it back as a backup."""
+        """Cut the power of the node that owns both addresses, and bring it back."""
         wait_until(lambda: self._owner() is not None, "one owner of both addresses", 30)
         victim = self._owner() or ""
         seen = cut_under_knocks(self.lab, victim, tuple(ADVERT_S), NAME)
@@ -173,12 +173,11 @@ class Pair:
 
 
 def keepalived_conf(number: int, router: str) -> str:
-    """Two instances, the same order of succession in both. nopreempt: a node that comes back is a backup."""
+    """Two instances, the same order of succession in both, so that one node comes to own both addresses."""
     instances = "".join(
         f"""
 vrrp_instance {way} {{
     state BACKUP
-    nopreempt
     interface eth0
     virtual_router_id {51 + index}
     priority {100 - number}

@@ -246,13 +246,13 @@ class Session:
         self._identify = identify
         self._identities: dict[bytes, int] = {}
         self._guarded = _networks(settings.never_open)
-        self._private: list[tuple[int, int]] = []
+        self._lan = _networks(settings.lan)
+        self._private = self._private_of(rules)
         self._query_kept = lru_cache(KEPT)(read_query)
         self._meaning_kept = lru_cache(KEPT)(self._meaning)
         self._pending: dict[int, _Pending] = {}  # in order of their deadlines: all wait equally long
         self._of_endpoint: dict[int, int] = {}  # questions under way
         self._next_key = 0
-        self.refresh(rules)
 
     @property
     def in_flight(self) -> int:
@@ -264,12 +264,17 @@ class Session:
 
     def refresh(self, rules: Rules) -> None:
         """What follows is judged by these rules, and identities are asked for anew."""
+        self._identities.clear()
+        if rules is self.rules:
+            return
         self.rules = rules
-        private = [*_networks(self._settings.lan), *map(_network, rules.lan)]
+        private = self._private_of(rules)
         if private != self._private:
             self._private = private
             self._meaning_kept.cache_clear()
-        self._identities.clear()
+
+    def _private_of(self, rules: Rules) -> list[tuple[int, int]]:
+        return [*self._lan, *map(_network, rules.lan)]
 
     def query(self, client: Client, payload: bytes, now: float) -> list[Command]:
         """A message from a pod."""

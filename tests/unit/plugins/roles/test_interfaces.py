@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def test_daemons_start_from_the_current_release_and_restart_when_it_changes(role
         assert f"Environment=NETSTACK_RELEASE={{{{ {role}_release }}}}\n" in text
         for line in ("Type=notify", "WatchdogSec=10", "Restart=always", "ProtectSystem=strict", "NoNewPrivileges=yes"):
             assert f"{line}\n" in text, f"{unit.name} lacks {line}"
+
+
+@pytest.mark.parametrize("role", DAEMONS)
+def test_a_loader_that_fails_once_keeps_no_daemon_from_starting(role: str) -> None:
+    """It is tried again. A unit that requires it would not be: systemd fails its start for good."""
+    for unit in (ROOT / "roles" / role / "templates").glob("*.service.j2"):
+        assert not re.search(r"^(Requires|Requisite|BindsTo)=.*netstack-loader", unit.read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("role", DAEMONS)

@@ -8,6 +8,9 @@
     ROOT/current  -> releases/ID
     ROOT/previous -> releases/ID of the switch before
 
+An environment is of one version of Python. When the system gets another (Debian 12 becomes 13), nothing in it can be
+imported any more: it is no release from then on, and is made anew.
+
 A switch is one rename(2) of a symbolic link over another: at every instant `current` names one whole release.
 `previous` is written first; a power cut in between leaves both links at the same release, which is harmless.
 
@@ -19,8 +22,10 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass, replace
+from typing import Any
 
 MARK = "release"
+VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 
 
 class ReleaseError(Exception):
@@ -40,6 +45,12 @@ class Layout:
         return {"releases": sorted(self.releases), "current": self.current, "previous": self.previous}
 
 
+def python_version(module: Any) -> str:
+    """Of the interpreter that a release is made from, as its folders name it: 3.11."""
+    words = [module.params["python"], "-I", "-S", "-c", VERSION]
+    return str(module.run_command(words, check_rc=True)[1]).strip()
+
+
 def folder(root: str, release: str) -> str:
     return os.path.join(root, "releases", release)
 
@@ -55,13 +66,18 @@ def _target(root: str, link: str) -> str | None:
         return None
 
 
-def read(root: str) -> Layout:
-    """The layout now."""
+def _whole(root: str, name: str, python: str) -> bool:
+    place = folder(root, name)
+    return os.path.exists(os.path.join(place, MARK)) and os.path.isdir(os.path.join(place, "lib", f"python{python}"))
+
+
+def read(root: str, python: str) -> Layout:
+    """The layout now, of what runs with this version of Python."""
     try:
         names = os.listdir(os.path.join(root, "releases"))
     except OSError:
         names = []
-    whole = [name for name in names if os.path.exists(os.path.join(folder(root, name), MARK))]
+    whole = [name for name in names if _whole(root, name, python)]
     whole.sort(key=lambda name: _age(root, name))
     return Layout(
         tuple(whole), _target(root, "current"), _target(root, "previous"), os.path.isdir(os.path.join(root, "releases"))
@@ -69,7 +85,8 @@ def read(root: str) -> Layout:
 
 
 def clear(root: str, layout: Layout) -> None:
-    """Remove what stagings left that were cut off, by a full disk for one, but nothing that a link names."""
+    """Remove what stagings left that were cut off, by a full disk for one, and what was made for another version of
+    Python, but nothing that a link names."""
     place = os.path.join(root, "releases")
     for name in os.listdir(place) if layout.there else ():
         if name not in (*layout.releases, layout.current, layout.previous):

@@ -29,7 +29,8 @@ attributes:
 options:
   state:
     description:
-      - V(staged) makes the release O(id) from the archive O(src), if it is not there yet.
+      - V(staged) makes the release O(id) from the archive O(src), if it is not there yet, or was made for another
+        version of Python than the node has by now.
       - V(active) switches to the release O(id), which must be staged, and forgets the oldest releases
         before it beyond O(keep).
       - V(previous) switches back to the release before the last switch. Not idempotent by nature, since the two swap
@@ -180,7 +181,7 @@ def main() -> None:
     if release is not None and not RELEASE_ID.fullmatch(release):
         module.fail_json(msg=f"id: {release!r} is not letters, digits and . + _ - (at most 64)")
     try:
-        before = _release.read(root)
+        before = _release.read(root, _release.python_version(module))
         after = wanted(module, before)
         if not module.check_mode and after != before:
             if set(after.releases) - set(before.releases):

@@ -47,7 +47,7 @@ release:
       returned: always
       type: str
     releases:
-      description: The staged releases, in alphabetical order.
+      description: The staged releases, in alphabetical order. One for another version of Python is none.
       returned: always
       type: list
       elements: str
@@ -58,8 +58,6 @@ import platform
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kubelab.netstack.plugins.module_utils import _release
 
-VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
-
 
 def main() -> None:
     module = AnsibleModule(
@@ -69,8 +67,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    version = module.run_command([module.params["python"], "-I", "-S", "-c", VERSION], check_rc=True)[1].strip()
-    layout = _release.read(module.params["root"])
+    version = _release.python_version(module)
+    layout = _release.read(module.params["root"], version)
     module.exit_json(changed=False, release={"target": f"{platform.machine()}-{version}", **layout.shown()})
 
 

@@ -8,10 +8,10 @@ from ansible_collections.kubelab.netstack.plugins.module_utils import _release
 from ansible_collections.kubelab.netstack.plugins.module_utils._release import Layout, ReleaseError
 
 
-def stage(root: Path, *releases: str) -> None:
+def stage(root: Path, *releases: str, python: str = "3.11") -> None:
     for age, release in enumerate(releases):
         folder = root / "releases" / release
-        folder.mkdir(parents=True)
+        (folder / "lib" / f"python{python}").mkdir(parents=True)
         (folder / "release").write_text(f"{release}\n")
         os.utime(folder / "release", (age, age))
 
@@ -59,13 +59,13 @@ def test_the_disk_becomes_what_was_decided(tmp_path: Path) -> None:
     stage(tmp_path, "a", "b", "c")
     root = str(tmp_path)
     for wanted in ("a", "b", "c"):
-        before = _release.read(root)
+        before = _release.read(root, "3.11")
         after = _release.active(before, wanted, 2, False)
         _release.apply(root, before, after)
-        assert _release.read(root) == after
-    assert _release.read(root) == Layout(("b", "c"), "c", "b")
+        assert _release.read(root, "3.11") == after
+    assert _release.read(root, "3.11") == Layout(("b", "c"), "c", "b")
     assert os.readlink(tmp_path / "current") == "releases/c"
-    before = _release.read(root)
+    before = _release.read(root, "3.11")
     _release.apply(root, before, _release.absent(before, None))
     assert not tmp_path.exists()
 
@@ -73,9 +73,21 @@ def test_the_disk_becomes_what_was_decided(tmp_path: Path) -> None:
 def test_a_staging_that_was_cut_off_is_no_release(tmp_path: Path) -> None:
     stage(tmp_path, "a")
     (tmp_path / "releases/b").mkdir()
-    assert _release.read(str(tmp_path)).releases == ("a",)
+    assert _release.read(str(tmp_path), "3.11").releases == ("a",)
+
+
+def test_a_release_for_the_python_of_before_is_none(tmp_path: Path) -> None:
+    """As when the distribution was upgraded: nothing in it can be imported any more. It is made anew, where it is."""
+    stage(tmp_path, "a", "b")
+    (tmp_path / "current").symlink_to("releases/b")
+    (tmp_path / "previous").symlink_to("releases/a")
+    now = _release.read(str(tmp_path), "3.13")
+    assert now == Layout((), "b", "a")
+    with pytest.raises(ReleaseError, match="no previous release"):
+        _release.switched_back(now)
+    assert _release.active(_release.staged(now, "b"), "b", 3, False) == Layout(("b",), "b", "a")
 
 
 def test_a_folder_that_is_not_ours_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("")
-    assert _release.read(str(tmp_path)) == Layout((), None, None, there=False)
+    assert _release.read(str(tmp_path), "3.11") == Layout((), None, None, there=False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ Run = Callable[..., dict[str, Any]]
 def play(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """The module on a root of its own; staging makes the folder and its mark, without pip."""
 
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+
     def stage(module: Any, root: str, name: str) -> None:
         folder = Path(_release.folder(root, name))
-        folder.mkdir(parents=True)
+        (folder / f"lib/python{python}").mkdir(parents=True)
         (folder / "release").write_text(name)
 
     monkeypatch.setattr(release, "stage", stage)
 
     def play(**options: Any) -> dict[str, Any]:
-        return run(release, root=str(tmp_path / "netstack"), **options)
+        return run(release, root=str(tmp_path / "netstack"), python=sys.executable, **options)
 
     return play
 
@@ -65,6 +68,16 @@ def test_what_a_staging_left_that_was_cut_off_goes_with_the_next(play: Run, tmp_
     assert (place / "1-a").exists()
     play(state="staged", id="1-e", src="/x")
     assert sorted(path.name for path in place.iterdir()) == ["1-b", "1-c", "1-d", "1-e"]
+
+
+def test_a_release_for_the_python_of_before_is_made_anew(play: Run, tmp_path: Path) -> None:
+    for step in ("create", "modify"):
+        play(**STEPS[step])
+    place = tmp_path / "netstack/releases/1-a"
+    (place / f"lib/python{sys.version_info.major}.{sys.version_info.minor}").rename(place / "lib/python3.5")
+    assert play(**STEPS["modify"])["msg"] == "release 1-a is not staged on this node; staged: none"
+    said = [play(**STEPS[step])["changed"] for step in ("create", "modify", "create")]
+    assert said == [True, False, False]
 
 
 def test_the_command_is_linked_once(play: Run, tmp_path: Path) -> None:

@@ -189,7 +189,8 @@ def open_maps(wanted: LoaderSettings) -> dict[str, Map]:
         if found.definition != definition:
             raise LoaderError(
                 f"map {name} is pinned as ({found.definition}) but this release needs ({definition}); "
-                "nothing was changed: restart the node, or drain it and run netstack-loader --detach first"
+                "nothing was changed: restart the node, or drain it and run "
+                "/opt/netstack/current/bin/netstack-loader --detach first"
             )
         opened[name] = found
     return opened

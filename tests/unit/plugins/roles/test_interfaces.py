@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import yaml
 
@@ -59,6 +60,14 @@ def test_daemons_start_from_the_current_release_and_restart_when_it_changes(role
         assert f"Environment=NETSTACK_RELEASE={{{{ {role}_release }}}}\n" in text
         for line in ("Type=notify", "WatchdogSec=10", "Restart=always", "ProtectSystem=strict", "NoNewPrivileges=yes"):
             assert f"{line}\n" in text, f"{unit.name} lacks {line}"
+
+
+@pytest.mark.parametrize("role", DAEMONS)
+def test_a_configuration_is_judged_by_the_release_that_will_read_it(role: str) -> None:
+    """Not by the one of now, which in check mode is still the one before, and refuses fields that it does not know."""
+    judge = jinja2.Template(read(role, "vars/main.yml")[f"__{role}_netstack"])
+    assert judge.render({f"{role}_release": "1-a"}) == "/opt/netstack/releases/1-a/bin/netstack"
+    assert judge.render({f"{role}_release": ""}) == "/opt/netstack/current/bin/netstack"
 
 
 @pytest.mark.parametrize("role", DAEMONS)

@@ -86,6 +86,7 @@ def test_a_node_has_the_objects_that_the_controller_has(play: Play, tmp_path: Pa
     assert done.returncode == 0, done.stdout
     copied = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     assert copied == {"own.yaml", "linked.yaml", "below/shared.yaml"}
+    assert {path.stat().st_mode & 0o777 for path in site.rglob("*.yaml")} == {0o600}, "Secrets may be among them"
 
 
 def test_nodes_know_one_another_by_the_addresses_that_they_go_by(play: Play, tmp_path: Path) -> None:

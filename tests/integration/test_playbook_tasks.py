@@ -19,7 +19,11 @@ LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.execut
 NODES: dict[str, dict[str, str]] = {
     "n1": {"ansible_host": "192.0.2.1"},
     "n2": {"ansible_host": "192.0.2.2"},
-    "n3": {"ansible_host": "n3.lan", "netstack_node_address": "192.0.2.3"},
+    "n3": {
+        "ansible_host": "n3.lan",
+        "netstack_node_address": "192.0.2.3",
+        "agent_node": "board-3",
+    },
 }
 MOUNTS = """
 mount -t tmpfs none {0}/over && mkdir {0}/over/upper {0}/over/work &&
@@ -82,15 +86,18 @@ def test_a_node_has_the_objects_that_the_controller_has(play: Play, tmp_path: Pa
         (tmp_path / path).write_text(path)
     (tmp_path / "objects/linked.yaml").symlink_to(tmp_path / "shared/shared.yaml")
     (tmp_path / "objects/below").symlink_to(tmp_path / "shared")
-    done = play(TASKS / "manifests.yml", "n1", netstack_manifests="~/objects", __site_members=["n1"])
+    done = play(TASKS / "manifests.yml", "n1", netstack_manifests="~/objects", __site_members=["n1", "n3"])
     assert done.returncode == 0, done.stdout
     copied = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     assert copied == {"own.yaml", "linked.yaml", "below/shared.yaml"}
     assert {path.stat().st_mode & 0o777 for path in site.rglob("*.yaml")} == {0o600}, "Secrets may be among them"
+    nodes = list(yaml.safe_load_all((tmp_path / "netstack/manifests/nodes.yaml").read_text()))
+    assert [node["metadata"]["name"] for node in nodes] == ["n1", "board-3"]
 
 
-def test_nodes_know_one_another_by_the_addresses_that_they_go_by(play: Play, tmp_path: Path) -> None:
-    """Not by those at which Ansible reaches them: the node of a run (n1) as one that is left out (n2)."""
+def test_nodes_know_one_another_by_the_names_and_addresses_that_they_go_by(play: Play, tmp_path: Path) -> None:
+    """Not by those at which Ansible reaches them: the node of a run (n1) as one that is left out (n2). Beats bear the
+    name; who does not know it answers for its addresses."""
     settings, peers = tmp_path / "netstack/announcer.yaml", tmp_path / "netstack/peers.json"
     settings.write_text(yaml.safe_dump({"node": "n2", "node_address": "192.0.2.2", "key_file": "/key", "peers": {}}))
     tasks = [
@@ -104,8 +111,20 @@ def test_nodes_know_one_another_by_the_addresses_that_they_go_by(play: Play, tmp
     (tmp_path / "tasks.yml").write_text(yaml.safe_dump(tasks))
     done = play(tmp_path / "tasks.yml", "n1,n3", __site_members=["n1", "n3"])
     assert done.returncode == 0, done.stdout
-    assert yaml.safe_load(settings.read_text())["peers"] == {"n1": "192.0.2.1", "n3": "192.0.2.3"}
-    assert yaml.safe_load(peers.read_text()) == {"n2": "192.0.2.2", "n3": "192.0.2.3"}
+    assert yaml.safe_load(settings.read_text())["peers"] == {"n1": "192.0.2.1", "board-3": "192.0.2.3"}
+    assert yaml.safe_load(peers.read_text()) == {"n2": "192.0.2.2", "board-3": "192.0.2.3"}
+
+
+def test_peers_that_the_inventory_names_are_those_that_a_node_is_told(play: Play, tmp_path: Path) -> None:
+    """Also where a run leaves it out."""
+    settings = tmp_path / "netstack/announcer.yaml"
+    settings.write_text(yaml.safe_dump({"node": "n2", "node_address": "192.0.2.2", "key_file": "/key", "peers": {}}))
+    hosts = yaml.safe_load((tmp_path / "hosts.yml").read_text())
+    hosts["all"]["children"]["netstack_nodes"]["hosts"]["n2"]["announcer_peers"] = {"n1": "198.51.100.1"}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    done = play(TASKS / "introduce.yml", "n1,n3", __site_members=["n1", "n3"])
+    assert done.returncode == 0, done.stdout
+    assert yaml.safe_load(settings.read_text())["peers"] == {"n1": "198.51.100.1"}
 
 
 def test_an_announcer_that_did_not_hear_of_its_peers_hears_of_them_in_the_next_run(play: Play, tmp_path: Path) -> None:
@@ -114,7 +133,7 @@ def test_an_announcer_that_did_not_hear_of_its_peers_hears_of_them_in_the_next_r
     settings.write_text(yaml.safe_dump({"node": "n2", "node_address": "192.0.2.2", "key_file": "/key", "peers": {}}))
     broken.touch()
     assert play(TASKS / "introduce.yml", "n1,n3", __site_members=["n1", "n3"]).returncode == 2
-    assert yaml.safe_load(settings.read_text())["peers"].keys() == {"n1", "n3"}
+    assert yaml.safe_load(settings.read_text())["peers"].keys() == {"n1", "board-3"}
     broken.unlink()
     (tmp_path / "systemctl").unlink()
     assert play(TASKS / "introduce.yml", "n1,n3", __site_members=["n1", "n3"]).returncode == 0

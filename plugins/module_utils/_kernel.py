@@ -49,7 +49,8 @@ class Armbian:
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """Where bcc finds kernel headers; headers of another release that are on the disk; packages that bring some.
+    """Where bcc finds kernel headers; headers of another release that are on the disk; packages that bring some, and
+    the one by which those of later kernels come with these.
 
     Debian and Ubuntu split headers in two: `fallback` holds what was generated for one machine, `fallback_source` the
     rest. Elsewhere both are one folder.
@@ -59,6 +60,7 @@ class Headers:
     fallback: str | None = None
     fallback_source: str | None = None
     packages: tuple[str, ...] = ()
+    following: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +148,23 @@ def distribution_headers(root: str, arch: str) -> str:
     return "linux-headers-generic" if system == "ubuntu" else f"linux-headers-{machine}"
 
 
+def following_headers(root: str, release: str) -> str | None:
+    """The package that an upgrade of the distribution's own kernel brings new headers by. Without it a node that starts
+    with its next kernel cannot compile the programs for that."""
+    system = read_shell_variables(_text(root + "/etc/os-release")).get("ID", "debian")
+    flavours = r"-[0-9]+-([a-z][a-z0-9-]*)$" if system == "ubuntu" else r"-((?:cloud-|rt-)?(?:amd64|arm64))$"
+    found = re.search(flavours, release)
+    return f"linux-headers-{found[1]}" if found else None
+
+
 def read_headers(root: str, release: str, arch: str, armbian: Armbian | None) -> Headers:
     """bcc looks in /lib/modules/RELEASE/build, then /lib/modules/RELEASE/source, then the kernel's own archive."""
     places = (f"/lib/modules/{release}/build", f"/lib/modules/{release}/source", "/sys/kernel/kheaders.tar.xz")
     path = next((place for place in places if os.path.exists(root + place)), None)
     vendor = armbian.headers_package if armbian else f"linux-headers-{release}"
     fallback, source = newest_headers(root)
-    return Headers(path, fallback, source, (vendor, distribution_headers(root, arch)))
+    following = None if armbian else following_headers(root, release)  # Armbian's vendor package follows its kernels
+    return Headers(path, fallback, source, (vendor, distribution_headers(root, arch)), following)
 
 
 def newest_headers(root: str) -> tuple[str | None, str | None]:

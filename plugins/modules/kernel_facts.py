@@ -113,6 +113,7 @@ ansible_facts:
             - The kernel headers that bcc would find (C(path), or null).
             - Complete headers of another release (C(fallback) and C(fallback_source), or null).
             - The packages that would bring some, the best first (C(packages)).
+            - The package by which an upgrade of the kernel brings new ones (C(following), or null).
           returned: always
           type: dict
         commands:

@@ -123,6 +123,26 @@ def test_headers_of_the_distribution_are_the_way_out(tmp_path: Path, system: str
     assert headers == _kernel.Headers(None, None, None, ("linux-headers-vendor-rk35xx", package))
 
 
+@pytest.mark.parametrize(
+    ("system", "release", "package"),
+    [
+        ("ID=debian", "6.1.0-56-arm64", "linux-headers-arm64"),
+        ("ID=debian", "6.1.0-56-cloud-amd64", "linux-headers-cloud-amd64"),
+        ("ID=debian", "6.12.43+deb13-rt-arm64", "linux-headers-rt-arm64"),
+        ("ID=ubuntu", "6.8.0-31-generic", "linux-headers-generic"),
+        ("ID=ubuntu", "6.8.0-1004-raspi", "linux-headers-raspi"),
+        ("ID=debian", "6.18.5", None),
+    ],
+)
+def test_headers_of_later_kernels_come_with_those_of_this(
+    tmp_path: Path, system: str, release: str, package: str | None
+) -> None:
+    write(tmp_path, "/etc/os-release", f"NAME=x\n{system}\n")
+    headers = _kernel.read_headers(str(tmp_path), release, "aarch64", None)
+    assert (headers.packages[0], headers.following) == (f"linux-headers-{release}", package)
+    assert _kernel.read_headers(str(tmp_path), release, "aarch64", BOARD).following is None
+
+
 def test_complete_headers_of_the_newest_release_are_a_fallback(tmp_path: Path) -> None:
     for tree in ("linux-headers-6.1.0-9-arm64", "linux-headers-6.1.0-56-arm64"):
         write(tmp_path, f"/usr/src/{tree}/include/generated/autoconf.h", "")

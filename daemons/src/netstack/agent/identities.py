@@ -202,14 +202,15 @@ def is_pod(pod: Pod, uid: str) -> bool:
 
 def tell(item: EndpointSlice) -> bool:
     """Whether it says who somebody is. Most do not, and change often."""
-    return _is_api_server(item) or _is_ingress(item)
+    return _is_api_server(item) or is_ingress(item)
 
 
 def _is_api_server(item: EndpointSlice) -> bool:
     return (item.meta.namespace, item.service) == ("default", "kubernetes")
 
 
-def _is_ingress(item: EndpointSlice) -> bool:
+def is_ingress(item: EndpointSlice) -> bool:
+    """One that a node's ingress has written. When the node is gone it stays: nobody else takes it back."""
     return item.meta.labels.get(MANAGED_BY) == INGRESS_MANAGER
 
 
@@ -294,13 +295,13 @@ def _ingress(
     """The ingress endpoints of all nodes, by the EndpointSlices that netstack-ingress writes for its Services."""
     for item in view.slices:
         service = Ref("Service", item.meta.namespace, item.service)
-        if not _is_ingress(item) or service not in view.ingress_services:
+        if not is_ingress(item) or service not in view.ingress_services:
             continue
         labels = full_labels(view.ingress_services[service], service.namespace, "", namespaces)
         for endpoint in item.endpoints:
-            for address in endpoint.addresses:
+            for address in endpoint.addresses if endpoint.node in node_address else ():  # as for pods
                 text = members.add({**labels, INGRESS: ""}, (), address)
-                members.holders.setdefault(address, (text, node_address.get(endpoint.node, ANY)))
+                members.holders.setdefault(address, (text, node_address[endpoint.node]))
 
 
 def _local(view: View, members: _Members, namespaces: Mapping[str, Labels]) -> dict[int, str]:

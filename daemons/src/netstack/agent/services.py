@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from netstack.agent import maglev
+from netstack.agent.identities import is_ingress
 from netstack.agent.numbers import numbers
 from netstack.core.address import ANY, Prefix, is_v4, unpack
 from netstack.core.errors import BadObject
@@ -342,14 +343,18 @@ def _frontends(
 def _choose(
     slices: Iterable[EndpointSlice], port: ServicePort, v4: bool, nodes: Mapping[str, bytes], node: str
 ) -> Choice:
-    """Ready endpoints; if there are none, those that terminate and still serve (KEP-1669)."""
+    """Ready endpoints; if there are none, those that terminate and still serve (KEP-1669). An ingress whose
+    node is gone is neither."""
     ready: set[Target] = set()
     serving: set[Target] = set()
     known: set[Target] = set()
     local: set[Target] = set()
     for item in slices:
         number = next((n for name, proto, n in item.ports if (name, proto) == (port.name, port.protocol)), 0)
+        ours = is_ingress(item)
         for endpoint in item.endpoints if number else ():
+            if ours and endpoint.node not in nodes:
+                continue
             for target in _targets(endpoint, number, v4, nodes):
                 known.add(target)
                 if endpoint.node == node:

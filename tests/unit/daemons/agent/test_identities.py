@@ -210,6 +210,9 @@ def test_the_ingress_endpoints_of_all_nodes_bear_their_services_labels() -> None
     assert peer.entities == {"cluster", "ingress"}
     assert peer.labels["app"] == "ingress-nginx"
     assert entry(cluster, "10.244.2.2") == layout.Identity(peer.number, 0, pack("192.168.86.22"))
+    del cluster.objects[Ref("Node", "", "n2")]
+    desired = cluster.compile()
+    assert not any(INGRESS in peer.labels for peer in desired.identities.peers), "the next with its address is not one"
 
 
 def test_collisions_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:

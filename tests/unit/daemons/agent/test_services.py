@@ -319,6 +319,20 @@ def test_without_room_for_a_new_region_the_old_backends_stay() -> None:
     assert "the slots map is full (100): 10.96.0.1 80/TCP keeps the backends that it had" in desired.problems[0]
 
 
+def test_the_ingress_of_a_node_that_is_gone_serves_nobody(cluster: Cluster) -> None:
+    """Its slice stays, as ready as it was last, when a board dies and its Node object is deleted."""
+    cluster.service("ingress-nginx/ingress-nginx-controller", [A, C], clusterIP="10.96.0.1")
+    ref = Ref("EndpointSlice", "ingress-nginx", "ingress-nginx-controller-1")
+    written: Any = cluster.objects[ref]
+    managed = written.meta.labels | {"endpointslice.kubernetes.io/managed-by": "netstack-ingress"}
+    cluster.objects[ref] = replace(written, meta=replace(written.meta, labels=managed))
+    cluster.compile()
+    assert shown(cluster.backends("10.96.0.1", 80)) == {"10.244.1.3", "10.244.2.3"}
+    del cluster.objects[Ref("Node", "", "n2")]
+    cluster.compile()
+    assert shown(cluster.backends("10.96.0.1", 80)) == {"10.244.1.3"}
+
+
 targets = st.lists(st.sampled_from([A, B, C, "10.244.2.4/n2", "10.244.2.5/n2"]), max_size=4, unique=True)
 
 

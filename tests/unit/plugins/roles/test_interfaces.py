@@ -86,6 +86,15 @@ def test_what_a_broken_off_run_left_to_its_handlers_is_left_to_the_next(role: st
     assert started["kubelab.netstack.units"]["settles"] == f"/run/netstack/{role}.pending"
 
 
+def test_the_plugin_is_where_runtimes_look_for_it_and_goes_with_netstack() -> None:
+    """Debian's own containerd looks in /usr/lib/cni alone."""
+    tasks = yaml.safe_load((ROOT / "roles/agent/tasks/cni.yml").read_text())
+    links = [link["path"] for task in tasks for link in task.get("kubelab.netstack.files", {}).get("links", ())]
+    assert links == ["/opt/cni/bin/netstack", "/usr/lib/cni/netstack"]
+    for path in ("remove.yml", "files/leftovers.sh"):
+        assert set(links) <= set((ROOT / "playbooks" / path).read_text().split()), path
+
+
 def test_the_action_group_has_every_module() -> None:
     groups = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["action_groups"]
     modules = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))

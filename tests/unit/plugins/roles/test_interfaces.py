@@ -86,6 +86,15 @@ def test_what_a_broken_off_run_left_to_its_handlers_is_left_to_the_next(role: st
     assert started["kubelab.netstack.units"]["settles"] == f"/run/netstack/{role}.pending"
 
 
+def test_networkd_hears_of_it_in_the_next_run_if_one_is_broken_off() -> None:
+    """As by a release that cannot be built. Until it hears, it takes away routes and rules."""
+    tasks = yaml.safe_load((ROOT / "roles/kernel/tasks/main.yml").read_text())
+    (laid,) = (task for task in tasks if "notify" in task)
+    handlers = yaml.safe_load((ROOT / "roles/kernel/handlers/main.yml").read_text())
+    assert laid["notify"] == [handler["name"] for handler in handlers], "it is forgotten after the restart"
+    assert handlers[-1]["kubelab.netstack.files"]["absent"] == [laid["kubelab.netstack.files"]["pending"]]
+
+
 def test_the_plugin_is_where_runtimes_look_for_it_and_goes_with_netstack() -> None:
     """Debian's own containerd looks in /usr/lib/cni alone."""
     tasks = yaml.safe_load((ROOT / "roles/agent/tasks/cni.yml").read_text())

@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     config = commands.add_parser("check-config", help="whether a daemon would start with a configuration file")
     config.add_argument("daemon", choices=DAEMONS)
     config.add_argument("file", type=Path)
+    config.add_argument("--no-credentials", action="store_true", help="there or not, those for the API server")
     return parser
 
 
@@ -259,7 +260,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _check_config(arguments: argparse.Namespace) -> int:
     from netstack.cli.check import config_problem
 
-    problem = config_problem(arguments.daemon, arguments.file)
+    problem = config_problem(arguments.daemon, arguments.file, credentials=not arguments.no_credentials)
     if problem is not None:
         print(problem, file=sys.stderr)
     return 0 if problem is None else 1

@@ -62,11 +62,12 @@ def _problems(snapshot: Snapshot) -> Iterator[str]:
         yield from lines  # which endpoints are ready is the cluster's doing, not the author's
 
 
-def config_problem(daemon: str, file: Path) -> str | None:
-    """`file: field: reason` if the daemon would refuse the file; None if it would start."""
+def config_problem(daemon: str, file: Path, *, credentials: bool = True) -> str | None:
+    """`file: field: reason` if the daemon would refuse the file; None if it would start. `credentials`: with those that
+    there are for the API server."""
     try:
         chosen: Any = settings.load(CONFIGS[daemon], file)
-        if getattr(chosen, "source", "") == "kubernetes":
+        if credentials and getattr(chosen, "source", "") == "kubernetes":
             Credentials(chosen.kubeconfig).access()
     except BadConfig as error:
         return f"{file}: {error}"

@@ -78,6 +78,7 @@ def test_a_kubeconfig_that_the_daemon_could_not_use_is_a_problem(tmp_path: Path)
     file, kubeconfig = tmp_path / "ingress.yaml", tmp_path / "kubeconfig"
     file.write_text(f"node: n1\nsource: kubernetes\nkubeconfig: {kubeconfig}\n")
     assert str(config_problem("ingress", file)).startswith(f"{file}: kubeconfig: {kubeconfig}: No such file")
+    assert config_problem("ingress", file, credentials=False) is None, "check mode writes none"
     authority = Authority(tmp_path)
     user = {"exec": {"command": "aws"}}
     config = {

@@ -70,6 +70,15 @@ def test_a_configuration_is_judged_by_the_release_that_will_read_it(role: str) -
     assert judge.render({f"{role}_release": ""}) == "/opt/netstack/current/bin/netstack"
 
 
+@pytest.mark.parametrize("role", ["agent", "announcer", "ingress"])
+def test_check_mode_does_not_miss_credentials_that_it_has_not_written(role: str) -> None:
+    """As before a run that turns from the folder of manifests to the API server."""
+    judge = jinja2.Template(read(role, "vars/main.yml")[f"__{role}_judge"])
+    for check, option in ((True, "--no-credentials "), (False, "")):
+        said = judge.render({f"__{role}_netstack": "netstack", "ansible_check_mode": check})
+        assert said == f"netstack check-config {option}{role} %s"
+
+
 @pytest.mark.parametrize("role", DAEMONS)
 def test_a_loader_that_fails_once_keeps_no_daemon_from_starting(role: str) -> None:
     """It is tried again. A unit that requires it would not be: systemd fails its start for good."""

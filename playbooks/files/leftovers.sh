@@ -20,8 +20,8 @@ done
 for path in /run/netstack /run/netstack-haproxy; do
     [ ! -e "$path" ] || echo "running: $path"
 done
-for path in /opt/netstack /etc/netstack/*.yaml /etc/netstack/*.key /etc/netstack/*kubeconfig /var/lib/netstack \
-    /var/cache/netstack /opt/cni/bin/netstack /usr/lib/cni/netstack /usr/local/bin/netstack \
+for path in /opt/netstack /opt/netstack.tar.gz /etc/netstack/*.yaml /etc/netstack/*.key /etc/netstack/*kubeconfig \
+    /var/lib/netstack /var/cache/netstack /opt/cni/bin/netstack /usr/lib/cni/netstack /usr/local/bin/netstack \
     /etc/cni/net.d/05-netstack.conflist /etc/systemd/system/netstack-*; do
     if [ -e "$path" ] || [ -L "$path" ]; then
         echo "installed: $path"

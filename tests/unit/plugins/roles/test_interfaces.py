@@ -113,6 +113,13 @@ def test_the_plugin_is_where_runtimes_look_for_it_and_goes_with_netstack() -> No
         assert set(links) <= set((ROOT / "playbooks" / path).read_text().split()), path
 
 
+def test_an_archive_that_a_broken_off_run_leaves_is_replaced_or_goes_with_netstack() -> None:
+    archive = read("release", "vars/main.yml")["__release_archive"]
+    assert not templated(archive), "another for each release"
+    for path in ("remove.yml", "files/leftovers.sh"):
+        assert archive in (ROOT / "playbooks" / path).read_text().split(), path
+
+
 def test_the_action_group_has_every_module() -> None:
     groups = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["action_groups"]
     modules = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))

@@ -139,3 +139,22 @@ def test_an_announcer_that_did_not_hear_of_its_peers_hears_of_them_in_the_next_r
     assert play(TASKS / "introduce.yml", "n1,n3", __site_members=["n1", "n3"]).returncode == 0
     assert (tmp_path / "systemctl").read_text() == "restart -- netstack-announcer.service\n"
     assert list((tmp_path / "run/netstack").iterdir()) == []
+
+
+def test_a_controller_without_the_secret_takes_that_of_the_nodes(play: Play, tmp_path: Path) -> None:
+    """Also of those that a run leaves out. With two secrets no node of one hears any of the other."""
+    key, there = tmp_path / ".secrets/announcer.key", tmp_path / "netstack/announcer.key"
+    tasks = [
+        {"ansible.builtin.include_vars": str(ROOT / "roles/announcer/vars/main.yml")},
+        {"ansible.builtin.import_tasks": str(ROOT / "roles/announcer/tasks/key.yml")},
+    ]
+    (tmp_path / "tasks.yml").write_text(yaml.safe_dump(tasks))
+    there.write_text("of the nodes")
+    done = play(tmp_path / "tasks.yml", "n1", announcer_key_file=str(key))
+    assert done.returncode == 0, done.stdout
+    assert (key.read_text(), key.stat().st_mode & 0o777) == ("of the nodes", 0o600)
+    for file in (key, there):
+        file.unlink()
+    done = play(tmp_path / "tasks.yml", "n1", announcer_key_file=str(key))
+    assert done.returncode == 0, done.stdout
+    assert len(key.read_text()) == 64

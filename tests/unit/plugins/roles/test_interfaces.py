@@ -79,6 +79,14 @@ def test_check_mode_does_not_miss_credentials_that_it_has_not_written(role: str)
         assert said == f"netstack check-config {option}{role} %s"
 
 
+@pytest.mark.parametrize("unit", ["loader", "agent"])
+def test_nothing_that_starts_pods_is_started_before_programs_and_agent(unit: str) -> None:
+    text = (ROOT / f"roles/agent/templates/netstack-{unit}.service.j2").read_text()
+    before = {name for names in re.findall("^Before=(.*)$", text, re.MULTILINE) for name in names.split()}
+    kubelets = {"kubelet", "k3s", "k3s-agent", "rke2-server", "rke2-agent", "k0scontroller", "k0sworker"}
+    assert {f"{name}.service" for name in {"containerd", "crio", *kubelets}} <= before
+
+
 @pytest.mark.parametrize("role", DAEMONS)
 def test_a_loader_that_fails_once_keeps_no_daemon_from_starting(role: str) -> None:
     """It is tried again. A unit that requires it would not be: systemd fails its start for good."""

@@ -10,8 +10,8 @@ for path in /sys/class/net/*; do
 done
 [ ! -e /sys/fs/bpf/netstack ] || echo "pinned: /sys/fs/bpf/netstack"
 for family in -4 -6; do
-    ip "$family" route show table all proto 78 2>/dev/null | sed 's|^|route: |'
-    ip "$family" rule show 2>/dev/null | grep 'proto 78' | sed 's|^|rule: |'
+    ip "$family" route show table all proto 78 2>/dev/null | sed "s|^|route $family: |"
+    ip "$family" rule show 2>/dev/null | grep 'proto 78' | sed "s|^|rule $family: |"
 done
 ip netns list 2>/dev/null | grep -o '^netstack-ingress' | sed 's|^|network namespace: |'
 for address in 169.254.1.53 '[fd6e:6574::53]'; do

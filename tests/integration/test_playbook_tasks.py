@@ -158,3 +158,29 @@ def test_a_controller_without_the_secret_takes_that_of_the_nodes(play: Play, tmp
     done = play(tmp_path / "tasks.yml", "n1", announcer_key_file=str(key))
     assert done.returncode == 0, done.stdout
     assert len(key.read_text()) == 64
+
+
+IP = """#!/bin/sh
+# As with ipv6.disable=1 on the kernel's command line.
+echo "$*" >> {0}/ip
+case "$*" in
+-6*) echo 'RTNETLINK answers: Address family not supported by protocol' >&2; exit 2 ;;
+'-4 route show'*) echo 'unreachable 10.244.0.0/16' ;;
+'-4 rule show') echo '32765: from all fwmark 0x35000000 lookup 78 proto 78' ;;
+esac
+"""
+
+
+def test_a_node_without_ipv6_is_asked_to_forget_what_it_has(play: Play, tmp_path: Path) -> None:
+    names = ("Look for what is left", "Remove our routes and rules")
+    (remove,) = yaml.safe_load((ROOT / "playbooks/remove.yml").read_text())
+    tasks = [task for task in remove["tasks"] if task["name"] in names]
+    (tmp_path / "tasks.yml").write_text(yaml.safe_dump(tasks))
+    (tmp_path / "files").symlink_to(ROOT / "playbooks/files")
+    command = tmp_path / "opt/netstack/current/bin/ip"
+    command.write_text(IP.format(tmp_path))
+    command.chmod(0o755)
+    done = play(tmp_path / "tasks.yml", "n1")
+    assert done.returncode == 0, done.stdout
+    flushed = [line for line in (tmp_path / "ip").read_text().splitlines() if "flush" in line]
+    assert flushed == ["-4 route flush table all proto 78", "-4 rule flush proto 78"]

@@ -32,3 +32,10 @@ def test_the_nodes_that_stay_are_ready(host: Any) -> None:
 def test_the_address_is_served_every_time(host: Any) -> None:
     ask = "curl --silent --max-time 2 --output /dev/null --write-out '%{http_code}' http://192.168.86.18/"
     assert host.run(f"for i in $(seq 20); do {ask}; echo; done").stdout.split() == ["404"] * 20
+
+
+def test_its_ingress_has_said_that_it_serves_no_more(host: Any) -> None:
+    """Its EndpointSlice stays, and so may its Node object, where the board only gets another network."""
+    place = "/etc/netstack/manifests/endpointslice.ingress-nginx.ingress-nginx-controller-n3.yaml"
+    (endpoint,) = yaml.safe_load(host.file(place).content_string)["endpoints"]
+    assert endpoint["conditions"]["ready"] is False

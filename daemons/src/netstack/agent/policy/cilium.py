@@ -217,7 +217,7 @@ def _cidr_sets(fields: Fields, name: str) -> Peers:
             continue
         excluded = item.prefixes("except")
         if given == ["cidrGroupRef"]:
-            groups.append(Groups(name=item.string("cidrGroupRef"), excluded=excluded))
+            groups.append(Groups(name=_object(item, "cidrGroupRef"), excluded=excluded))
         else:
             groups.append(Groups(labels=LabelSelector.parse(item.child("cidrGroupSelector")), excluded=excluded))
         item.close()
@@ -242,11 +242,11 @@ def _services(fields: Fields, name: str) -> Peers:
         if len(given) != 1:
             item.fail("k8sService", "exactly one of k8sService and k8sServiceSelector must be given")
         wanted = item.child(given[0])
-        namespace = wanted.string("namespace", fields.ref.namespace)
+        namespace = wanted.string("namespace", "") or fields.ref.namespace
         if given == ["k8sService"]:
             if not namespace:
                 wanted.fail("namespace", "is required in a cluster-wide policy")
-            services.append(Services(namespace, name=wanted.string("serviceName")))
+            services.append(Services(namespace, name=_object(wanted, "serviceName")))
         elif "selector" not in wanted:
             wanted.fail("selector", "is required")
         else:
@@ -254,6 +254,14 @@ def _services(fields: Fields, name: str) -> Peers:
         wanted.close()
         item.close()
     return Peers(services=tuple(services))
+
+
+def _object(fields: Fields, name: str) -> str:
+    """The name of an object. Without one, as a chart writes it that lacks a value, all would be meant."""
+    found = fields.string(name)
+    if not found:
+        fields.fail(name, "must not be empty")
+    return found
 
 
 def _icmp_fields(group: Fields) -> Iterator[Fields]:

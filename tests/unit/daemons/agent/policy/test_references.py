@@ -41,6 +41,8 @@ def openclaw(*egress: str) -> dict[str, Any]:
         ("{k8sService: {serviceName: nothing}}", set()),
         ("{k8sServiceSelector: {selector: {matchLabels: {tier: front}}}}", {"default/web"}),
         ("{k8sServiceSelector: {selector: {matchLabels: {tier: front}}, namespace: other}}", {"other/web"}),
+        ("{k8sServiceSelector: {selector: {matchLabels: {tier: front}}, namespace: ''}}", {"default/web"}),
+        ("{k8sService: {serviceName: ''}}", set()),
         ("{k8sService: {serviceName: outside}}", {"198.51.100.7"}),
     ],
 )
@@ -91,6 +93,7 @@ def group(name: str, *cidrs: str, **labels: str) -> dict[str, Any]:
         ("{cidrGroupRef: vpn, except: [198.0.0.0/8]}", {"203.0.113.9"}),
         ("{cidrGroupSelector: {matchLabels: {tier: lab}}}", {"192.0.2.1"}),
         ("{cidrGroupRef: nothing}", set()),
+        ("{cidrGroupRef: ''}", set()),
         ("{cidr: 192.0.2.0/24}", {"192.0.2.1"}),
     ],
 )

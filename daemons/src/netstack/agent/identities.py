@@ -32,7 +32,8 @@ from netstack.source.resources import STATIC_UID
 NAMESPACE = "io.kubernetes.pod.namespace"
 NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
 SERVICE_ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
-CLUSTER = "io.cilium.k8s.policy.cluster"
+CLUSTER, CLUSTER_NAME = "io.cilium.k8s.policy.cluster", "default"
+"""Every pod is of this cluster, as in Cilium where nobody gave it a name."""
 INGRESS = "netstack.io/ingress"
 """Stands in the labels of the ingress endpoints and of nothing else: the entity `ingress`."""
 DERIVED = frozenset({NAMESPACE, SERVICE_ACCOUNT, CLUSTER, INGRESS})
@@ -186,7 +187,7 @@ def full_labels(own: Labels, namespace: str, service_account: str, namespaces: M
     """
     labels = {k: v for k, v in own.items() if k not in DERIVED and not k.startswith(NAMESPACE_LABELS)}
     labels[NAMESPACE] = namespace
-    labels[CLUSTER] = "default"
+    labels[CLUSTER] = CLUSTER_NAME
     if service_account:
         labels[SERVICE_ACCOUNT] = service_account
     for key, value in {**namespaces.get(namespace, {}), "kubernetes.io/metadata.name": namespace}.items():

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from netstack.agent.identities import NAMESPACE, NAMESPACE_LABELS, WORLDS
+from netstack.agent.identities import CLUSTER, CLUSTER_NAME, NAMESPACE, NAMESPACE_LABELS, WORLDS
 from netstack.agent.policy.names import read_name
 from netstack.agent.policy.ports import read_icmp, read_port
 from netstack.agent.policy.rules import (
@@ -328,7 +328,10 @@ def _selector(fields: Fields) -> LabelSelector:
             key = key.removeprefix(source)
         if ":" in key:
             fields.fail("matchLabels", f"label source of {key!r} is not supported; entities have fields of their own")
-        requirements.append(Requirement(key, requirement.operator, requirement.values))
+        bare = replace(requirement, key=key)
+        if key == CLUSTER and not bare.holds({CLUSTER: CLUSTER_NAME}):  # it would select nobody, and pass for enforced
+            fields.fail(key, f"must mean {CLUSTER_NAME!r}, the cluster of all pods here")
+        requirements.append(bare)
     return LabelSelector(tuple(sorted(requirements)))
 
 

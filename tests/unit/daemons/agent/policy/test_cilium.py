@@ -566,6 +566,8 @@ def test_a_clusterwide_policy_selects_and_means_pods_of_all_namespaces(cluster: 
          "spec.ingress[0].toPorts[0].ports: is required and must not be empty"),
         ("{endpointSelector: {matchLabels: {io.kubernetes.pod.namespace: x}}, ingress: [{}]}",
          "spec.endpointSelector: cannot select pods outside the policy's namespace default"),
+        ("{endpointSelector: {matchLabels: {'k8s:io.cilium.k8s.policy.cluster': home}}, ingress: [{}]}",
+         "spec.endpointSelector.io.cilium.k8s.policy.cluster: must mean 'default', the cluster of all pods here"),
         ("{endpointSelector: {matchLabels: {'reserved:host': ''}}, ingress: [{}]}",
          "spec.endpointSelector.matchLabels: label source of 'reserved:host' is not supported; "
          "entities have fields of their own"),

@@ -81,8 +81,11 @@ class Fields:
         return Fields(self.ref, self.raw(name), self.at(name))
 
     def children(self, name: str) -> Iterator[Fields]:
-        """Each mapping of a list of mappings; none when absent."""
+        """Each mapping of a list of mappings; none when absent. One that says nothing (a dash and no more) is not an
+        empty one, which as a peer would be everybody."""
         for index, item in enumerate(self._list(name)):
+            if item is None:
+                self.fail(f"{name}[{index}]", "must be a mapping, not nothing")
             yield Fields(self.ref, item, f"{self.at(name)}[{index}]")
 
     def address(self, name: str) -> bytes:

@@ -21,6 +21,7 @@ REF = Ref("Service", "default", "web")
         ({"a": {"k": 1}}, lambda f: f.mapping("a"), "spec.a.k: must be a string"),
         ({"a": "x"}, lambda f: f.child("a"), "spec.a: must be a mapping"),
         ({"a": {}}, lambda f: list(f.children("a")), "spec.a: must be a list"),
+        ({"a": [{}, None]}, lambda f: list(f.children("a")), r"spec.a\[1\]: must be a mapping, not nothing"),
         ({"a": "10.0.0"}, lambda f: f.address("a"), "spec.a: .*10.0.0"),
         ({"a": "10.0.0.0/99"}, lambda f: f.prefix("a"), "spec.a: .*10.0.0.0/99"),
         ({"a": ["10.0.0.1", "10.0.0"]}, lambda f: f.addresses("a"), r"spec.a\[1\]: .*10.0.0"),

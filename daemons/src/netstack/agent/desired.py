@@ -216,7 +216,8 @@ def accept_all(snapshot: Snapshot, good: Mapping[Ref, RawSpecs], readings: Readi
 
 def referred(snapshot: Snapshot) -> Referred:
     """What rules may name."""
-    return Referred(snapshot.all(Service), snapshot.all(EndpointSlice), snapshot.all(CIDRGroup))
+    unread = tuple(sorted(_never_read(snapshot)))
+    return Referred(snapshot.all(Service), snapshot.all(EndpointSlice), snapshot.all(CIDRGroup), unread)
 
 
 def who_may(
@@ -300,11 +301,13 @@ def _packed(number: int, ifindex: int, identity: int, enforce: int, mac: bytes, 
 
 def _unreadable(snapshot: Snapshot) -> dict[Ref, BadObject]:
     """Policies of which the source has no version at all (law 4 says what they mean)."""
-    return {
-        broken.error.ref: broken.error
-        for broken in snapshot.broken
-        if broken.error.ref.kind in READERS and not broken.kept and broken.error.ref not in snapshot.objects
-    }
+    return {ref: error for ref, error in _never_read(snapshot).items() if ref.kind in READERS}
+
+
+def _never_read(snapshot: Snapshot) -> dict[Ref, BadObject]:
+    """Objects of which the source has no version at all."""
+    found = {broken.error.ref: broken.error for broken in snapshot.broken if not broken.kept}
+    return {ref: error for ref, error in found.items() if ref not in snapshot.objects}
 
 
 def _holders(

@@ -3,7 +3,8 @@
 A Service with a selector stands for the pods that it selects, ready or not; one without stands for the addresses of its
 EndpointSlices, as ranges: a pod or node among them is not meant (identities.py), as with toCIDR.
 
-What is not there stands for nobody. A rule that denies somebody who cannot be told denies everybody (law 4).
+What is not there stands for nobody. A rule that denies somebody who cannot be told denies everybody (law 4): by the
+name of what is not there, or by labels, which what could not be read may have.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from netstack.agent.identities import NAMESPACE
 from netstack.agent.policy.rules import Action, Block, Groups, Peers, Rule, Spec
 from netstack.core.address import Prefix
+from netstack.core.ref import Ref
 from netstack.source.models import CIDRGroup, EndpointSlice, Service
 from netstack.source.selectors import LabelSelector
 
@@ -25,6 +27,8 @@ class Referred:
     services: tuple[Service, ...] = ()
     slices: tuple[EndpointSlice, ...] = ()
     groups: tuple[CIDRGroup, ...] = ()
+    unread: tuple[Ref, ...] = ()
+    """Objects of which no version could be read."""
 
 
 def resolve(specs: tuple[Spec, ...], objects: Referred) -> tuple[tuple[Spec, ...], list[str]]:
@@ -34,8 +38,10 @@ def resolve(specs: tuple[Spec, ...], objects: Referred) -> tuple[tuple[Spec, ...
     def resolved(rule: Rule) -> Rule:
         if rule.peers is None or not _refers(rule):
             return rule
-        lacking = _lacking(rule.peers, objects)
-        problems.extend(f"{rule.ref}: there is no {name}" for name in lacking)
+        lacking = [f"there is no {name}" for name in _lacking(rule.peers, objects)]
+        if rule.action is Action.DENY:
+            lacking += [f"{ref} cannot be read, and may be meant" for ref in _unread(rule.peers, objects)]
+        problems.extend(f"{rule.ref}: {reason}" for reason in lacking)
         if lacking and rule.action is Action.DENY:
             return replace(rule, peers=None)
         found = tuple(s for s in objects.services if any(wanted.matches(s.meta) for wanted in rule.peers.services))
@@ -68,6 +74,17 @@ def _lacking(peers: Peers, objects: Referred) -> list[str]:
         *(f"Service {s.namespace}/{s.name}" for s in services if not any(s.matches(o.meta) for o in objects.services)),
         *(f"CiliumCIDRGroup {g.name}" for g in groups if not any(g.matches(o.meta) for o in objects.groups)),
     ]
+
+
+def _unread(peers: Peers, objects: Referred) -> Iterator[Ref]:
+    """What a selector may select, for all that is known."""
+    namespaces = {item.namespace for item in peers.services if not item.name}
+    by_labels = any(not item.name for item in peers.groups)
+    for ref in objects.unread:
+        if (ref.kind == "Service" and namespaces & {"", ref.namespace}) or (
+            ref.kind == "CiliumCIDRGroup" and by_labels
+        ):
+            yield ref
 
 
 def _pods(service: Service) -> LabelSelector:

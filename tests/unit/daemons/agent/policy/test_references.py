@@ -125,3 +125,40 @@ def test_a_deny_of_what_is_not_there_denies_all_and_says_so(cluster: Cluster) ->
     assert cluster.compile().problems == ()
     assert cluster.verdict("default/openclaw", "8.8.8.8", 80) == "ALLOWED"
     assert cluster.verdict("default/openclaw", "198.51.100.7", 80) == "POLICY_DENIED"
+
+
+@pytest.mark.parametrize(
+    ("deny", "broken"),
+    [
+        ("toCIDRSet: [{cidrGroupSelector: {matchLabels: {tier: lab}}}]", group("lab", "198.51.100.0/240", tier="lab")),
+        (
+            "toServices: [{k8sServiceSelector: {selector: {matchLabels: {tier: front}}}}]",
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"type": "None"}},
+        ),
+    ],
+)
+def test_a_deny_by_labels_of_what_cannot_be_read_denies_all_and_says_so(
+    cluster: Cluster, deny: str, broken: dict[str, Any]
+) -> None:
+    """Whatever else it selects."""
+    rule = openclaw("toEntities: [all]")
+    rule["spec"]["egressDeny"] = [yaml.safe_load(deny)]
+    cluster.put(rule, group("other", "203.0.113.0/24", tier="lab"))
+    cluster.compile()
+    assert cluster.verdict("default/openclaw", "198.51.100.7", 80) == "ALLOWED"
+    cluster.put(broken)
+    problems = cluster.compile().problems
+    assert cluster.verdict("default/openclaw", "198.51.100.7", 80) == "POLICY_DENIED"
+    name = f"{broken['kind']} {'default/' * (broken['kind'] == 'Service')}{broken['metadata']['name']}"
+    assert f"CiliumNetworkPolicy default/p: spec.egressDeny[0]: {name} cannot be read, and may be meant" in problems
+    cluster.broken.clear()
+    assert cluster.compile().problems == ()
+    assert cluster.verdict("default/openclaw", "198.51.100.7", 80) == "ALLOWED"
+
+
+def test_an_allow_by_labels_goes_on_beside_what_cannot_be_read(cluster: Cluster) -> None:
+    cluster.put(group("good", "203.0.113.0/24", tier="lab"), group("bad", "198.51.100.0/240", tier="lab"))
+    cluster.put(openclaw("toCIDRSet: [{cidrGroupSelector: {matchLabels: {tier: lab}}}]"))
+    assert cluster.compile().problems == ()
+    assert cluster.verdict("default/openclaw", "203.0.113.9", 80) == "ALLOWED"
+    assert cluster.verdict("default/openclaw", "198.51.100.7", 80) == "DEFAULT_DENY"

@@ -17,6 +17,8 @@ from netstack.source.events import NOT_ENFORCED
 from netstack.source.models import Namespace, Node, Pod, Policy, Service
 from netstack.source.snapshot import Snapshot
 
+NO_RULES = "a spec without rules restricts nobody, and an empty list holds none; [{}] holds one that allows nothing"
+
 
 def status(
     node: str,
@@ -117,11 +119,13 @@ def policies(
     `isolated`, `not_enforced`: pods that it selects and that netstack did not connect, so that they have no network at
     all, or one without policy."""
     refused, beyond = desired.accepted.refused, out_of_reach(desired, snapshot)
-    tried, specs = on_trial(desired), _specs(desired)
+    tried, empty, specs = on_trial(desired), without_rules(desired), _specs(desired)
     known = {policy.meta.ref for policy in snapshot.all(Policy)} | refused.keys() | specs.keys()
     for ref in sorted(ref for ref in known if only in ("", str(ref))):
         selected = sum(ref in refs for refs in desired.policy.selects.values())
         state = "on trial" if ref in tried else "enforced" if ref in specs else "not in force yet"
+        if ref in empty:
+            state += f", but {NO_RULES}"
         outside = [item for item in unmanaged if ref in item.policies]
         view = {
             "policy": str(ref),
@@ -165,16 +169,19 @@ def policy_statuses(desired: Desired, snapshot: Snapshot) -> dict[Ref, dict[str,
     It says the same on every node, so that nodes do not contest it: which version a node enforces is in `policies`.
     """
     statuses, beyond, tried = {}, out_of_reach(desired, snapshot), on_trial(desired)
+    empty = without_rules(desired)
     for_nodes = {spec.ref for spec in desired.accepted.specs if spec.nodes}
     for ref in {policy.meta.ref for policy in snapshot.all(Policy)} | desired.accepted.refused.keys():
         refusal = desired.accepted.refused.get(ref)
         condition = {
             "type": "Valid",
-            "status": "False" if refusal else "True",
+            "status": "False" if refusal or ref in empty else "True",
             "reason": "Refused" if refusal else NOT_ENFORCED if ref in beyond else "Enforced",
             "message": str(refusal.error) if refusal else "",
         }
-        if ref in tried and not refusal:
+        if ref in empty and not refusal:
+            condition |= {"reason": NOT_ENFORCED, "message": NO_RULES}
+        elif ref in tried and not refusal:
             condition |= {"reason": "OnTrial", "message": "what it would deny is reported, not denied"}
         elif ref in for_nodes and not refusal:
             condition["message"] = str(desired.kept)
@@ -206,6 +213,11 @@ def pod_statuses(unmanaged: Collection[Unmanaged]) -> dict[Ref, dict[str, Any]]:
 def on_trial(desired: Desired) -> set[Ref]:
     """The policies that only say what they would deny."""
     return {spec.ref for spec in desired.accepted.specs if spec.on_trial}
+
+
+def without_rules(desired: Desired) -> set[Ref]:
+    """The policies of which a spec says nothing: Cilium takes none of these for valid (pkg/policy/api, Sanitize)."""
+    return {spec.ref for spec in desired.accepted.specs if not spec.rules and not spec.default_deny}
 
 
 def names(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from instruments.cluster import Cluster
 from netstack.agent import report
 from netstack.agent.policy.digest import digest
@@ -232,6 +234,28 @@ def test_pods_that_netstack_did_not_connect_are_named_where_a_policy_selects_the
         "closed": ("False", "Isolated"),
         "open": ("False", "NotEnforced"),
     }
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("spec: {endpointSelector: {}, egress: []}", False),
+        ("spec: {endpointSelector: {}}", False),
+        ("specs: [{endpointSelector: {}, ingress: [{}]}, {endpointSelector: {}, egressDeny: []}]", False),
+        ("spec: {endpointSelector: {}, egress: [{}]}", True),
+        ("spec: {endpointSelector: {}, egress: [], enableDefaultDeny: {egress: true}}", True),
+    ],
+)
+def test_a_policy_without_rules_does_not_pass_for_one_that_is_enforced(spec: str, says: bool) -> None:
+    """Who writes `egress: []` means what it means to Kubernetes: nothing may leave."""
+    made = cluster()
+    made.put(f"{POLICY.partition('spec:')[0]}\n{spec}")
+    desired, snapshot = made.compile(), Snapshot(made.objects)
+    told = report.policy(desired, snapshot, (), "CiliumNetworkPolicy one/p")
+    assert told is not None and (told["state"] == "enforced") == says
+    (condition,) = report.policy_statuses(desired, snapshot)[Ref("CiliumNetworkPolicy", "one", "p")]["conditions"]
+    assert (condition["status"], condition["reason"]) == (("True", "Enforced") if says else ("False", "NotEnforced"))
+    assert says or ("restricts nobody" in condition["message"] and "restricts nobody" in told["state"])
 
 
 def test_a_policy_on_trial_says_so() -> None:

@@ -78,6 +78,8 @@ class ApiServer:
     """Kinds without a definition."""
     terminating: set[str] = field(default_factory=set)
     """Kinds whose definition is being deleted."""
+    older: set[str] = field(default_factory=set)
+    """Kinds that their definition serves in an older version alone."""
     forbidden: set[str] = field(default_factory=set)
     message: str = "as scripted"
     """Of what is refused."""
@@ -253,7 +255,9 @@ class _Handler(BaseHTTPRequestHandler):
         api, parts = self.server.api, urlsplit(self.path)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         match = PATH.match(parts.path)
-        kinds = {(r.version, r.plural): r.kind for r in RESOURCES.values()} | {("events.k8s.io/v1", "events"): "Event"}
+        served = {r.kind: r.older if r.kind in api.older else r.version for r in RESOURCES.values()}
+        kinds = {(served[r.kind], r.plural): r.kind for r in RESOURCES.values()}
+        kinds[("events.k8s.io/v1", "events")] = "Event"
         kind = kinds.get((match["version"], match["plural"]), "") if match else ""
         request = Request(self.command, parts.path, dict(parse_qsl(parts.query)), kind, time.monotonic())
         api.requests.append(request)

@@ -218,6 +218,8 @@ class Reflector:
 
     def _list(self) -> None:
         history, limit = self._ask_history(), PAGE
+        self._path = self._resource.path(self.replica.want.namespace)
+        older = self._resource.older
         while True:
             try:
                 listing, version = self._list_in_pages(limit)
@@ -226,6 +228,10 @@ class Reflector:
                 if limit == 1:
                     raise
                 limit //= 2
+            except Refused as error:
+                if error.code != 404 or not older:
+                    raise
+                self._path, older = self._resource.path(self.replica.want.namespace, version=older), ""
         self._confirm(self.replica.missing(listing))
         with self._lock:
             changed = self.replica.replace(listing)

@@ -37,9 +37,13 @@ class Resource:
     crd: bool = False
     uid: bool = False
     """It is kept: objects of ours may belong to one of it, or one has to be told from an earlier one of its name."""
+    older: str = ""
+    """The version in which a definition from before serves it, and that one alone."""
 
-    def path(self, namespace: str = "", name: str = "", part: str = "") -> str:
-        root = f"/apis/{self.version}" if "/" in self.version else f"/api/{self.version}"
+    def path(self, namespace: str = "", name: str = "", part: str = "", *, version: str = "") -> str:
+        """In `version`, or else in the one that is read and written."""
+        version = version or self.version
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
         scope = f"/namespaces/{namespace}" if namespace else ""
         return f"{root}{scope}/{self.plural}" + (f"/{name}" if name else "") + (f"/{part}" if part else "")
 
@@ -205,7 +209,15 @@ RESOURCES = {
             OURS,
             crd=True,
         ),
-        Resource("CiliumCIDRGroup", CILIUM, "ciliumcidrgroups", False, _whole, crd=True),
+        Resource(
+            "CiliumCIDRGroup",
+            CILIUM,
+            "ciliumcidrgroups",
+            False,
+            _whole,
+            crd=True,
+            older="cilium.io/v2alpha1",  # Cilium 1.17 and before
+        ),
         Resource("IPAddressPool", METALLB, "ipaddresspools", True, _whole, crd=True),
         Resource("L2Advertisement", METALLB, "l2advertisements", True, _whole, crd=True),
         Resource("ServiceL2Status", METALLB, "servicel2statuses", True, _whole, crd=True),

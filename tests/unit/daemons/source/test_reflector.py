@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from instruments.api_objects import namespace, pod, policy, service
-from instruments.apiserver import ApiServer, Request
+from instruments.apiserver import ApiServer, Raw, Request
 from instruments.source_probe import Watched, wait_for
 from netstack.agent.policy.accept import accept
 from netstack.source import client
@@ -233,6 +233,28 @@ def test_a_missing_definition_is_an_empty_kind_until_it_comes(server: ApiServer,
         server.missing.clear()
         server.put(policy("p"))
         source.shows("a", "p")
+
+
+def test_a_kind_that_is_served_in_an_older_version_alone_is_read_there(server: ApiServer, tmp_path: Path) -> None:
+    """Of a cluster with the definitions of Cilium 1.17. When newer ones come, the next list is of the newer version."""
+
+    def group(name: str) -> Raw:
+        spec = {"externalCIDRs": ["10.0.0.0/8"]}
+        return {"apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup", "metadata": {"name": name}, "spec": spec}
+
+    server.older.add("CiliumCIDRGroup")
+    server.put(group("a"))
+    with watched(server, tmp_path, "CiliumCIDRGroup") as source:
+        source.shows("a"), source.connected()
+        assert source.source.report()["problems"] == []
+        server.put(group("b"))
+        source.shows("a", "b")
+        server.delete("CiliumCIDRGroup", "", "a")
+        source.shows("b")
+        server.older.clear()
+        server.cut()
+        server.put(group("c"))
+        source.shows("b", "c"), source.connected()
 
 
 def test_a_definition_that_vanishes_takes_no_policy_out_of_force(server: ApiServer, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ files). A file may hold several documents and `kind: List`. The rules of faith:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -95,6 +96,7 @@ class DirectorySource:
         self._unsaved: set[str] = set()
         """Names of files that changed since `remember`."""
         self.refresh()
+        self._forget()
         self.remember()
 
     @property
@@ -146,6 +148,16 @@ class DirectorySource:
             name = self._unsaved.pop()
             self._remember(name, _kept(self._keep, name))
 
+    def _forget(self) -> None:
+        """What was kept of files that went while nobody looked: without the folder it would all be there again."""
+        if self._keep is None or self._onlooker or self._unreadable:
+            return
+        known = {_kept(self._keep, name) for name in self._files}
+        with contextlib.suppress(OSError):  # the next start tries again
+            for path in self._keep.glob("*.yaml"):
+                if path not in known:
+                    path.unlink(missing_ok=True)
+
     def _look(self, named: Collection[str] | None) -> set[str]:
         """Names of the manifest files that are new, changed or gone."""
         try:
@@ -173,10 +185,11 @@ class DirectorySource:
         return True
 
     def _remember(self, name: str, path: Path) -> None:
-        if name not in self._files:
+        file = self._files.get(name)
+        if file is None or not file.fallback:  # gone, or emptied
             path.unlink(missing_ok=True)
-        elif self._files[name].fallback:
-            items = list(self._files[name].fallback.values())
+        else:
+            items = list(file.fallback.values())
             kept = {"kind": "List", "metadata": {"name": name}, "items": items}
             write_atomic(path, json.dumps(kept, default=str), mode=0o600)
 

@@ -248,6 +248,31 @@ def test_a_status_that_cannot_be_read_leaves_the_object(tmp_path: Path) -> None:
     manifests.mkdir()
     status.mkdir()
     put(manifests / "a.yaml", service("a"))
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("emptied", [True, False])
+def test_what_was_taken_away_does_not_come_back_without_the_folder(
+    tmp_path: Path, running: bool, emptied: bool
+) -> None:
+    """A policy whose file was deleted, or commented out, while the daemon ran or not."""
+    folder, keep = tmp_path / "manifests", tmp_path / "keep"
+    folder.mkdir()
+    put(folder / "a.yaml", service("a"))
+    put(folder / "b.yaml", service("b"))
+    source = DirectorySource(folder, keep=keep)
+    if emptied:
+        put(folder / "a.yaml", "# nothing\n")
+    else:
+        (folder / "a.yaml").unlink()
+    if running:
+        source.refresh()
+        source.remember()
+    assert names_of(DirectorySource(folder, keep=keep)) == {"b": "1"}
+    put(folder / "a.yaml", "kind: [")
+    assert names_of(DirectorySource(folder, keep=keep)) == {"b": "1"}
+    folder.rename(tmp_path / "aside")
+    assert names_of(DirectorySource(folder, keep=keep)) == {"b": "1"}
+
+
     put(status / "s.yaml", STATUS.format(name="a", address="1.2.3.400"))
     source = DirectorySource(manifests, status)
     assert names_of(source) == {"a": "1"}

@@ -351,8 +351,9 @@ def _read(root: Path, name: str, stamp: Stamp, old: File) -> File:
     except (OSError, ValueError, yaml.YAMLError) as error:
         bad = BadObject(Ref("file", "", name), "(text)", " ".join(str(error).split()))
         return File(stamp, dict(old.fallback), old.fallback, [Broken(name, bad, kept=bool(old.fallback))])
-    if not errors:  # a document without a readable name may be any of the file's old ones: keep them all then
-        return File(stamp, documents, {ref: old.fallback[ref] for ref in documents if ref in old.fallback})
+    # a document without a readable name may be any of the file's old ones: keep them all then
+    if all(wrong.error.ref in documents for wrong in errors):
+        return File(stamp, documents, {ref: old.fallback[ref] for ref in documents if ref in old.fallback}, errors)
     return File(stamp, {**old.fallback, **documents}, old.fallback, errors)
 
 

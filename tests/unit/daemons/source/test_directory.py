@@ -135,6 +135,16 @@ def test_a_document_without_a_name_does_not_lose_the_others(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("items", ["5", "true", "abc", "{a: 1}"])
+def test_what_leaves_a_file_goes_though_another_object_stands_in_it_twice(tmp_path: Path) -> None:
+    put(tmp_path / "a.yaml", service("a") + service("b") + service("b", "10.96.0.2"))
+    source = DirectorySource(tmp_path)
+    assert names_of(source) == {"a": "1", "b": "1"}
+    put(tmp_path / "a.yaml", service("b") + service("b", "10.96.0.2"))
+    assert source.refresh() and names_of(source) == {"b": "1"}
+    put(tmp_path / "a.yaml", service("b"))
+    assert source.refresh() and source.snapshot().broken == ()
+
+
 def test_a_list_that_holds_none_stops_nobody(tmp_path: Path, items: str) -> None:
     put(tmp_path / "a.yaml", service("a"))
     put(tmp_path / "b.yaml", f"kind: List\nitems: {items}\n---\n{service('b')}")

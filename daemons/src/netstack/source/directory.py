@@ -238,7 +238,8 @@ class DirectorySource:
         self._parsed = parsed
         objects = {ref: item.model for ref, item in parsed.items() if item.model is not None}
         # without its namespace's labels policies would take a pod for another, and leave it open
-        lost = {wrong.error.ref.name for wrong in broken if wrong.error.ref.kind == "Namespace" and not wrong.kept}
+        unread = {wrong.error.ref for wrong in broken if not wrong.kept} - objects.keys()
+        lost = {ref.name for ref in unread if ref.kind == "Namespace"}
         for ref in [ref for ref in objects if ref.kind == "Pod" and ref.namespace in lost] if lost else ():
             del objects[ref]
         return Snapshot(objects, tuple(broken))

@@ -358,6 +358,15 @@ def test_a_change_on_disk_wakes_the_watcher(tmp_path: Path) -> None:
         raise AssertionError("the watch ended")
 
     assert asyncio.run(asyncio.wait_for(main(), 10)) == [{}, {"a": "1"}, {}]
+def test_a_namespace_that_stands_in_a_file_twice_is_known(tmp_path: Path) -> None:
+    """Two charts, each with its own, in one file."""
+    namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n"
+    put(tmp_path / "a.yaml", 2 * namespace + "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a}\n")
+    snapshot = DirectorySource(tmp_path).snapshot()
+    assert [pod.meta.name for pod in snapshot.all(Pod)] == ["p"]
+    assert "is defined twice in this file" in str(snapshot.broken[0])
+
+
 
 
 def test_what_is_broken_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

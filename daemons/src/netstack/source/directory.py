@@ -35,7 +35,7 @@ from netstack.core.ref import Ref
 from netstack.source.inotify import Inotify
 from netstack.source.models import Object
 from netstack.source.pace import Pace
-from netstack.source.parse import parse, reference
+from netstack.source.parse import parse, reference, vendor
 from netstack.source.snapshot import Broken, Snapshot
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -399,6 +399,8 @@ def _documents(name: str, text: str) -> tuple[Documents, list[Broken]]:
             document = items  # so that it is refused
         try:
             ref = reference(document)
+            if group := vendor(document):  # a NetworkPolicy of Calico takes the place of none of Kubernetes
+                ref = ref._replace(kind=f"{ref.kind}.{group}")
             if ref in documents:
                 raise BadObject(ref, "metadata.name", "is defined twice in this file")
             documents[ref] = document

@@ -413,14 +413,18 @@ def reference(data: Any) -> Ref:
     return Ref(kind, namespace if served is None or served.namespaced else "", name)
 
 
+def vendor(data: Mapping[str, Any]) -> str:
+    """The API group of a raw object whose kind has the name of one that is served, and is another; "" if it is not."""
+    kind, group = KINDS.get(data["kind"]), str(data.get("apiVersion", "")).rpartition("/")[0]
+    groups = {known.rpartition("/")[0] for known in kind.versions} if kind else {group}
+    return group if group not in (*groups, *CORE) else ""
+
+
 def parse(data: Mapping[str, Any]) -> Object | None:
     """A raw object as its model; None for a kind or API group that is not served here. BadObject names the field."""
     ref = reference(data)
-    kind = KINDS.get(ref.kind)
-    version = str(data.get("apiVersion", ""))
-    group = version.rpartition("/")[0]
-    foreign = group not in {known.rpartition("/")[0] for known in kind.versions} if kind else True
-    if kind is None or (foreign and group not in CORE):
+    kind, version = KINDS.get(ref.kind), str(data.get("apiVersion", ""))
+    if kind is None or vendor(data):
         return None
     if version not in kind.versions:
         wrong = f"{version} is not served" if version else "is required"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instruments.depth import examples
+from netstack.core.ref import Ref
 from netstack.source.directory import DirectorySource
 from netstack.source.models import IPAddressPool, Pod, Service
 from netstack.source.snapshot import Snapshot
@@ -160,6 +161,18 @@ def test_the_first_file_that_defines_an_object_wins(tmp_path: Path) -> None:
     snapshot = DirectorySource(tmp_path).snapshot()
     assert names(snapshot) == {"a": "1"}
     assert str(snapshot.broken[0]).startswith("b.yaml: Service ns/a: metadata.name: is defined in a.yaml already")
+
+
+@pytest.mark.parametrize("files", [("a", "b"), ("b", "a"), ("a", "a")], ids="-".join)
+def test_a_vendors_kind_of_a_name_that_is_ours_takes_no_objects_place(tmp_path: Path, files: tuple[str, str]) -> None:
+    calico = "{{apiVersion: projectcalico.org/v3, kind: {}, metadata: {{name: a, namespace: ns}}}}\n---\n"
+    for name, text in zip(files, (calico.format("Service"), service("a")), strict=True):
+        path = tmp_path / f"{name}.yaml"
+        put(path, (path.read_text() if path.exists() else "") + text)
+    source = DirectorySource(tmp_path)
+    assert names_of(source) == {"a": "1"} and source.snapshot().broken == ()
+    beside = [str(ref) for ref in source.beside(Ref("Service", "ns", "a"))]
+    assert beside == (["Service.projectcalico.org ns/a"] if len(set(files)) == 1 else [])
 
 
 def test_the_status_folder_lies_over_the_manifest(tmp_path: Path) -> None:

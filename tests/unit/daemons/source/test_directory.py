@@ -312,6 +312,20 @@ def test_what_only_looks_the_same_is_read_again(tmp_path: Path) -> None:
         assert (source.snapshot().broken == ()) == taken
 
 
+def test_a_policy_that_python_takes_for_the_same_is_another(tmp_path: Path) -> None:
+    policy = """
+    apiVersion: cilium.io/v2
+    kind: CiliumNetworkPolicy
+    metadata: {name: p, namespace: ns}
+    spec: {endpointSelector: {}, ingress: [{}], enableDefaultDeny: {ingress: %s}}
+    """
+    source = DirectorySource(tmp_path)
+    for text in ("1", "true", "1.0"):
+        put(tmp_path / "a.yaml", policy % text)
+        assert source.refresh()
+        assert not source.refresh()
+
+
 def test_of_a_document_that_counts_for_nothing_one_thing_is_said(tmp_path: Path) -> None:
     put(tmp_path / "a.yaml", service("a"))
     put(tmp_path / "b.yaml", service("a", "10.96.0.300"))

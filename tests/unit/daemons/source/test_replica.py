@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from instruments.api_objects import pod, service
+from instruments.api_objects import pod, policy, service
 from netstack.core.ref import Ref
 from netstack.source.client import Garbage
 from netstack.source.replica import Listing, Replica
@@ -37,6 +37,22 @@ def test_a_list_is_compared() -> None:
     replica.unsaved.clear()
     assert listed(replica, service("b"))
     assert replica.unsaved == {A: None}
+
+
+def test_a_policy_that_python_takes_for_the_same_is_another() -> None:
+    """A 1 is refused where true was meant: the mend is news."""
+
+    def without_default_deny(said: object) -> dict[str, object]:
+        raw = policy("p")
+        return {**raw, "spec": {**raw["spec"], "enableDefaultDeny": {"ingress": said}}}
+
+    replica = Replica(Want("CiliumNetworkPolicy"))
+    for said in (0, False, 0, 0.0):
+        assert replica.put(without_default_deny(said))
+        assert not replica.put(without_default_deny(said))
+    for said in (1, True):
+        assert listed(replica, without_default_deny(said))
+        assert not listed(replica, without_default_deny(said))
 
 
 def test_pages_change_nothing_before_the_list_is_whole() -> None:

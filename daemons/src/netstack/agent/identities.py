@@ -18,7 +18,7 @@ out: two pods that any policy can tell apart have different numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from netstack.agent.numbers import numbers
@@ -164,19 +164,26 @@ class _Members:
 
 
 class Around:
-    """The longest of some ranges that covers a given one, if any does."""
+    """The longest of some ranges that covers a given one, if any does. They are looked up by their lengths, of which
+    there are few: a list of addresses to block has thousands of ranges, and each is asked about."""
 
     def __init__(self, ranges: Iterable[Prefix]) -> None:
-        self._ranges = frozenset(ranges)
-        self._lengths = sorted({item.bits for item in self._ranges}, reverse=True)
+        found: dict[int, dict[int, Prefix]] = {}
+        for item in ranges:
+            found.setdefault(item.bits, {})[int.from_bytes(item.address) >> 128 - item.bits] = item
+        self._ranges = sorted(found.items(), reverse=True)
+        """By their lengths, the longest first, and by their first so many bits."""
 
     def __call__(self, inner: Prefix) -> Prefix | None:
+        return next(self.every(inner), None)
+
+    def every(self, inner: Prefix) -> Iterator[Prefix]:
+        """All that cover it, the longest first."""
         base = int.from_bytes(inner.address)
-        for bits in self._lengths:
-            outer = Prefix((base >> 128 - bits << 128 - bits).to_bytes(16), bits)
-            if outer in self._ranges and outer.covers(inner):
-                return outer
-        return None
+        for bits, ranges in self._ranges:
+            outer = ranges.get(base >> 128 - bits)
+            if outer is not None and outer.covers(inner):
+                yield outer
 
 
 def full_labels(own: Labels, namespace: str, service_account: str, namespaces: Mapping[str, Labels]) -> dict[str, str]:

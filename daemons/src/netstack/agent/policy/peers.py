@@ -7,15 +7,15 @@ has changed (tables.py).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from netstack.agent.identities import NAMESPACE, Identities, Peer
+from netstack.agent.identities import NAMESPACE, Around, Identities, Peer
 from netstack.agent.policy.ports import prefixes
 from netstack.agent.policy.rules import (
     ANY_PROTOCOL,
     PROTOCOLS,
-    Block,
     Direction,
     Name,
     Peers,
@@ -27,6 +27,7 @@ from netstack.core.protocol import SCTP, TCP, UDP
 from netstack.kernel import layout
 
 ANYONE = (layout.IDENTITY_ANY,)
+NOWHERE = Around(())
 
 
 class Match(NamedTuple):
@@ -63,7 +64,7 @@ class Resolver:
         """Another one whenever an identity came, went or changed, or a name-selector did."""
         self._listed: tuple[Peer, ...] = ()
         self._peers: dict[int, Peer] = {}
-        self._known: dict[int, tuple[Peers, tuple[int, ...]]] = {}
+        self._known: dict[int, tuple[_Who, tuple[int, ...]]] = {}
         """By id() of the Peers, which unchanged policies keep: their content is slow to hash."""
 
     def update(self, identities: Identities, selectors: Mapping[Name, int], used: Iterable[Peers]) -> None:
@@ -82,13 +83,13 @@ class Resolver:
         come = [peer for number, peer in now.items() if self._peers.get(number) != peer]
         gone = {number for number, peer in self._peers.items() if now.get(number) != peer}
         self._listed, self._peers = listed, now
-        for key, (peers, numbers) in self._known.items() if come or gone else ():
+        for key, (who, numbers) in self._known.items() if come or gone else ():
             changed = (
                 *(number for number in numbers if number not in gone),
-                *(peer.number for peer in come if _is_one(peer, peers)),
+                *(peer.number for peer in come if who.has(peer)),
             )
             if changed != numbers:
-                self._known[key] = peers, changed
+                self._known[key] = who, changed
         return bool(come or gone)
 
     def everyone(self) -> Iterable[int]:
@@ -105,7 +106,8 @@ class Resolver:
             return ANYONE
         found = self._known.get(id(peers))
         if found is None:
-            found = self._known[id(peers)] = peers, tuple(self._resolve(peers))
+            who = _Who(peers)
+            found = self._known[id(peers)] = who, tuple(self._resolve(who))
         return found[1]
 
     def matches(self, rule: Rule, subject: Peer) -> Iterator[Match]:
@@ -124,20 +126,36 @@ class Resolver:
                 elif number in self._peers:
                     yield from _named(number, rule.direction, port, self._peers[number])
 
-    def _resolve(self, peers: Peers) -> Iterator[int]:
-        if "all" in peers.entities:
+    def _resolve(self, who: _Who) -> Iterator[int]:
+        if "all" in who.peers.entities:
             yield layout.IDENTITY_ANY
-        yield from (self.selectors[name] for name in peers.names)
-        yield from (peer.number for peer in self._peers.values() if _is_one(peer, peers))
+        yield from (self.selectors[name] for name in who.peers.names)
+        yield from (peer.number for peer in self._peers.values() if who.has(peer))
 
 
-def _is_one(peer: Peer, peers: Peers) -> bool:
-    return bool(
-        peer.entities & peers.entities
-        or (peer.labels and any(selector.matches(peer.labels) for selector in peers.selectors))
-        or (NAMESPACE in peer.labels and not all(item.matches(peer.labels) for item in peers.lacking))
-        or (peer.prefix and any(_inside(peer.prefix, block) for block in peers.blocks))
-    )
+class _Who:
+    """Who is meant by some Peers."""
+
+    def __init__(self, peers: Peers) -> None:
+        self.peers = peers
+        self._blocks = Around(block.prefix for block in peers.blocks)
+        self._holes: dict[Prefix, list[Around]] = defaultdict(list)
+        """By the range that they are in."""
+        for block in peers.blocks:
+            self._holes[block.prefix].append(Around(block.excluded) if block.excluded else NOWHERE)
+
+    def has(self, peer: Peer) -> bool:
+        peers = self.peers
+        return bool(
+            peer.entities & peers.entities
+            or (peer.labels and any(selector.matches(peer.labels) for selector in peers.selectors))
+            or (NAMESPACE in peer.labels and not all(item.matches(peer.labels) for item in peers.lacking))
+            or (peer.prefix and self._inside(peer.prefix))
+        )
+
+    def _inside(self, range_: Prefix) -> bool:
+        """Ranges nest or are apart, so a range is inside a block with all its addresses or with none of its own."""
+        return any(holes(range_) is None for outer in self._blocks.every(range_) for holes in self._holes[outer])
 
 
 def _named(number: int, direction: Direction, port: Port, owner: Peer) -> Iterator[Match]:
@@ -146,11 +164,6 @@ def _named(number: int, direction: Direction, port: Port, owner: Peer) -> Iterat
         protocol = PROTOCOLS[protocol_name]
         if name == port.name and port.protocol in (ANY_PROTOCOL, protocol):
             yield from _spread(number, direction, Port(protocol, value, value))
-
-
-def _inside(range_: Prefix, block: Block) -> bool:
-    """Ranges nest or are apart, so a range is inside a block with all its addresses or with none of its own."""
-    return block.prefix.covers(range_) and not any(hole.covers(range_) for hole in block.excluded)
 
 
 def _spread(number: int, direction: Direction, port: Port) -> Iterator[Match]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from instruments.calls import calls
 from netstack.agent.identities import NAMESPACE, Identities, Peer
 from netstack.agent.policy.peers import ANYONE, Resolver
-from netstack.agent.policy.rules import Name, Peers
+from netstack.agent.policy.rules import Block, Name, Peers
+from netstack.core.address import Prefix, pack
 from netstack.core.table import Table
 from netstack.source.selectors import LabelSelector, Requirement
 
@@ -50,3 +52,16 @@ def test_names_have_the_numbers_of_their_selectors() -> None:
     resolver.update(identities(), {Name("x.io", False): 8}, [NAMED])
     assert resolver.numbers(NAMED) == (8,)
     assert resolver.numbers(None) is ANYONE
+
+
+def test_a_long_list_of_ranges_is_not_gone_through_for_each_of_them() -> None:
+    """Addresses to block, thousands of them: each is an identity too."""
+    ranges = [Prefix(pack(f"10.{number >> 8}.{number & 255}.0"), 120) for number in range(1000)]
+    listed = Peers(blocks=tuple(map(Block, ranges)))
+    others = Peers(blocks=(Block(Prefix.parse("10.0.0.0/8"), tuple(ranges[1:])),))
+    known = [Peer(number, str(item), {}, frozenset({"world"}), item) for number, item in enumerate(ranges, 1)]
+    resolver = Resolver()
+    resolver.update(identities(*known), {}, [listed, others])
+    assert calls(lambda: resolver.numbers(listed)) < 50 * len(ranges)
+    assert calls(lambda: resolver.numbers(others)) < 50 * len(ranges)
+    assert len(resolver.numbers(listed)) == len(ranges) and resolver.numbers(others) == (1,)

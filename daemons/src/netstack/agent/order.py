@@ -137,25 +137,26 @@ class _Denies:
     """The deny entries of a policy table, asked whether one of the same endpoint, peer and direction covers a key."""
 
     def __init__(self, table: Table) -> None:
-        self._keys: dict[tuple[int, int, int], list[PolicyKey]] = {}
+        self._keys: dict[tuple[int, int, int], set[tuple[int, int, int]]] = {}
+        """Endpoint, peer and direction -> bits, protocol and port."""
         for key, value in table.entries.items():
             if value[ACTION] == layout.ACTION_DENY:
                 deny = PolicyKey.unpack(key)
-                self._keys.setdefault((deny.endpoint, deny.peer, deny.direction), []).append(deny)
+                place = deny.endpoint, deny.peer, deny.direction
+                self._keys.setdefault(place, set()).add((deny.bits, deny.protocol, deny.port))
 
     def cover(self, key: bytes) -> bool:
         inner = PolicyKey.unpack(key)
-        same = self._keys.get((inner.endpoint, inner.peer, inner.direction), ())
-        return any(_covers(deny, inner) for deny in same)
+        same = self._keys.get((inner.endpoint, inner.peer, inner.direction))
+        return same is not None and not same.isdisjoint(_around(inner))
 
 
-def _covers(outer: PolicyKey, inner: PolicyKey) -> bool:
-    if outer.bits > inner.bits:
-        return False
-    if outer.bits == layout.POLICY_BITS_ANY:
-        return True
-    shift = layout.POLICY_BITS_PORT - outer.bits
-    return outer.protocol == inner.protocol and outer.port >> shift == inner.port >> shift
+def _around(inner: PolicyKey) -> Iterator[tuple[int, int, int]]:
+    """Bits, protocol and port of every key that covers it, if endpoint, peer and direction are the same."""
+    yield layout.POLICY_BITS_ANY, 0, 0
+    for bits in range(layout.POLICY_BITS_PROTO, inner.bits + 1):
+        shift = layout.POLICY_BITS_PORT - bits
+        yield bits, inner.protocol, inner.port >> shift << shift
 
 
 def _moving(

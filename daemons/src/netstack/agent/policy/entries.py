@@ -224,12 +224,10 @@ def _put(entries: Entries, match: Match, action: Action, ref: RuleRef) -> None:
 
 def _without_shadowed(entries: Entries) -> Entries:
     """Leave out what lies inside a wider deny of the same peer and direction."""
-    denies: dict[tuple[int, Direction], list[Match]] = defaultdict(list)
-    for match, (action, _) in entries.items():
-        if action is Action.DENY:
-            denies[match.peer, match.direction].append(match)
+    denies = {match for match, (action, _) in entries.items() if action is Action.DENY}
+    denied = {(match.peer, match.direction) for match in denies}
     return {
         match: (action, ref)
         for match, (action, ref) in entries.items()
-        if action is Action.DENY or not any(deny.covers(match) for deny in denies[match.peer, match.direction])
+        if action is Action.DENY or (match.peer, match.direction) not in denied or denies.isdisjoint(match.around())
     }

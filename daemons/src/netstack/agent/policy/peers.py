@@ -52,6 +52,12 @@ class Match(NamedTuple):
         same = self.port >> (16 - self.port_bits) == other.port >> (16 - self.port_bits)
         return self.protocol == other.protocol and self.port_bits <= other.port_bits and same
 
+    def around(self) -> Iterator[Match]:
+        """Every one that covers it, itself too."""
+        yield self._replace(protocol=ANY_PROTOCOL, port=0, port_bits=0)
+        for bits in range(self.port_bits + 1 if self.protocol else 0):
+            yield self._replace(port=self.port >> 16 - bits << 16 - bits, port_bits=bits)
+
     def pack(self, endpoint: int, *, on_trial: bool = False) -> bytes:
         direction = self.direction + layout.DIRECTION_AUDIT * on_trial
         return layout.PolicyKey(self.bits, endpoint, self.peer, direction, self.protocol, self.port).pack()

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from instruments.calls import calls
 from instruments.cluster import Cluster
-from netstack.agent.policy.entries import HOST_RULE
-from netstack.agent.policy.peers import Match
-from netstack.agent.policy.rules import Direction
+from netstack.agent.identities import Identities, Peer
+from netstack.agent.policy.accept import read_policy
+from netstack.agent.policy.entries import HOST_RULE, Subject, subject
+from netstack.agent.policy.peers import Match, Resolver
+from netstack.agent.policy.rules import Action, Direction
+from netstack.core.ref import Ref
+from netstack.core.table import Table
 from netstack.kernel import layout
 
 DENY_WIDE = """
@@ -100,3 +107,21 @@ def test_covering() -> None:
     assert not block.covers(tcp) and not tcp.covers(everything) and not tcp.covers(Match(1, Direction.INGRESS, 17))
     assert not block.covers(Match(1, Direction.INGRESS, 6, 9000, 16))
     assert (everything.bits, tcp.bits, block.bits) == (72, 80, 90)
+
+
+def test_many_denies_beside_many_allows_are_not_compared_one_by_one() -> None:
+    """Who may write a policy in some namespace could keep the agent at it for longer than its watchdog waits."""
+
+    def rule(first: int) -> dict[str, Any]:
+        ports = [{"port": str(port), "protocol": "TCP"} for port in range(first, first + 800)]
+        return {"toEntities": ["world"], "toPorts": [{"ports": ports[at : at + 40]} for at in range(0, 800, 40)]}
+
+    raw = {"endpointSelector": {}, "egress": [rule(1000)], "egressDeny": [rule(1400)]}
+    specs = tuple(read_policy(Ref("CiliumNetworkPolicy", "one", "p"), (raw,)))
+    world = Peer(layout.IDENTITY_WORLD, "world", entities=frozenset({"world"}))
+    resolver, made = Resolver(), list[Subject]()
+    resolver.update(Identities((world,), Table("identities"), {}, {}), {}, [])
+    assert calls(lambda: made.append(subject(world, specs, resolver, ()))) < 200_000
+    actions = {match.port: action for match, (action, _) in made[0].entries.items()}
+    assert sorted(actions) == list(range(1000, 2200))
+    assert {port for port, action in actions.items() if action is Action.ALLOW} == set(range(1000, 1400))

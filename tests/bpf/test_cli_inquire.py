@@ -59,10 +59,12 @@ ANSWERS: dict[str, dict[str, Any]] = {
         "names": [
             {"endpoint": 11, "address": "192.0.2.10", "names": ["api.x.io."]},
             {"endpoint": 12, "address": "192.0.2.10", "names": ["evil.y."]},
+            {"endpoint": 11, "address": "2001:db8::a", "names": ["api.x.io.", "six.x.io."]},
         ],
         "judge": {
             "api.x.io": {"allowed": True, "reason": "forwarded", "opens": ["matchName: api.x.io"]},
             "new.x.io": {"allowed": True, "reason": "forwarded", "opens": []},
+            "six.x.io": {"allowed": True, "reason": "forwarded", "opens": []},
             "evil.y": {"allowed": False, "reason": "name not allowed", "opens": []},
         },
     },
@@ -290,6 +292,15 @@ def test_a_name_is_asked_for_and_means_what_the_pod_has_learned_for_it(
     assert "netstack explain pod/one/a --to pod/two/dns:53 --protocol UDP" in question.beyond
     assert (found.asked, found.destination.name) == ("", "api.x.io")
     assert "address shared, name not proven: pods have learned it for api.x.io, evil.y" in found.notes
+
+
+def test_an_address_of_a_family_that_the_pod_does_not_have_is_no_answer(
+    node: Home, run: Path, asking: socket.socket
+) -> None:
+    """Resolvers ask for both, and the proxy notes both."""
+    assert [end.destination.address for end in explain(node, run, "pod/a", "api.x.io:443")[1:]] == [pack("192.0.2.10")]
+    (question,) = explain(node, run, "pod/a", "six.x.io:443")
+    assert question.asked == "six.x.io"
 
 
 def test_a_name_that_is_refused_and_one_that_is_not_learned(node: Home, run: Path, asking: socket.socket) -> None:

@@ -340,7 +340,7 @@ def test_a_name_before_and_after_it_is_looked_up_and_with_a_neighbor_on_its_addr
     try:
         answer = desk.explain(fresh, f"{name}:443")
         assert (answer.returncode, f"FORWARDED by matchName: {name}" in answer.stdout) == (2, True), answer
-        assert f"has learned no address of {name} yet: look it up in the pod" in answer.stderr
+        assert f"has learned no IPv4 address of {name} yet: look it up in the pod" in answer.stderr
 
         assert reaches(fresh, f"https://{name}/")
         answer = desk.explain(fresh, f"{name}:443")

@@ -114,6 +114,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     from netstack.cli import explain
     from netstack.cli.collect import CONFIG
     from netstack.cli.inquire import Inquiry, Unanswerable, parse_destination
+    from netstack.core.address import is_v4
     from netstack.kernel.loader import LoaderError, load_settings
 
     try:
@@ -130,9 +131,10 @@ def _explain(arguments: argparse.Namespace) -> int:
     if not all(item.allowed for item in found):
         return 1
     if all(item.asked for item in found):
+        family = "IPv4" if is_v4(found[0].source.address) else "IPv6"
         sys.stdout.flush()
         print(
-            f"{arguments.source} has learned no address of {to} yet: look it up in the pod, and ask again",
+            f"{arguments.source} has learned no {family} address of {to} yet: look it up in the pod, and ask again",
             file=sys.stderr,
         )
         return 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -93,13 +93,10 @@ class Inquiry:
         if self._learned is None:
             raise Unanswerable(f"{name} is no address, and netstack-dns, which knows names, does not answer")
         meant = Flow(start.address, ANY, port, protocol)
-        servers = [pack(text) for text in self._servers if is_v4(pack(text)) == is_v4(start.address)]
+        servers = _alike(start, self._servers)
         found = [self._one(start, self._at(server, "name server"), 53, "UDP", name, meant) for server in servers]
-        addresses = [
-            pack(item["address"])
-            for item in self._learned
-            if item["endpoint"] == start.endpoint and f"{name}." in item["names"]
-        ]
+        own = (item for item in self._learned if item["endpoint"] == start.endpoint)
+        addresses = _alike(start, (item["address"] for item in own if f"{name}." in item["names"]))
         found += [self._one(start, self._at(address, name), port, protocol, name) for address in addresses]
         if not found:
             raise Unanswerable(f"{start.name} has learned no address of {name}, and which server it asks is not known")
@@ -376,6 +373,11 @@ class Inquiry:
             return ask(daemon, {"command": command, **details}, run=self._run)
         except (OSError, RuntimeError):
             return None
+
+
+def _alike(start: Party, texts: Iterable[str]) -> list[bytes]:
+    """The addresses that are of the family of who starts: resolvers ask for both, whatever the pod has."""
+    return [address for address in map(pack, texts) if is_v4(address) == is_v4(start.address)]
 
 
 def _denying(view: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

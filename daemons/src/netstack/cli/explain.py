@@ -19,7 +19,7 @@ from netstack.agent.identities import NAMESPACE
 from netstack.agent.policy.names import BASE as NAMES_FROM
 from netstack.cli.frames import Flow
 from netstack.core.address import is_v4, unpack
-from netstack.core.protocol import PROTOCOL_NAMES
+from netstack.core.protocol import PROTOCOL_NAMES, PROTOCOLS
 from netstack.core.verdict import Verdict
 from netstack.kernel import layout
 from netstack.observer.names import kind
@@ -107,8 +107,10 @@ def considered(
     peers: Sequence[int],
     flow: Flow,
 ) -> tuple[str, ...]:
-    """Why each rule among `entries` (one endpoint's, one direction's) does not allow a flow with one of `peers`."""
+    """Why each rule among `entries` (one endpoint's, one direction's) does not allow a flow with one of `peers`; or that
+    it is for it by now, where the flow is older than the entries."""
     ports: dict[int, set[str]] = defaultdict(set)
+    by_now: set[int] = set()
     numbers: dict[int, set[int]] = defaultdict(set)
     for key, rule in entries:
         if rule.action == layout.ACTION_DENY:
@@ -116,16 +118,27 @@ def considered(
         numbers[rule.rule].add(key.peer)
         if key.peer in peers:
             ports[rule.rule].add(_port(key))
+            if _fits(key, flow):
+                by_now.add(rule.rule)
     lines = []
     for number in numbers:
         name = rules.get(number, f"rule {number}")
-        if number in ports:
+        if number in by_now:
+            lines.append(f"{name} is for this flow by now")
+        elif number in ports:
             lines.append(f"{name} is for this peer, but for {', '.join(sorted(ports[number]))}")
         elif any(peer >= NAMES_FROM for peer in numbers[number]):  # the others are DNS servers, to learn them
             lines.append(f"{name} is for names; the pod has learned {unpack(flow.destination)} for none of them lately")
         else:
             lines.append(f"{name} is for other peers")
     return tuple(sorted(lines))
+
+
+def _fits(key: layout.PolicyKey, flow: Flow) -> bool:
+    free = layout.POLICY_BITS_PORT - key.bits
+    port = ECHO.get(flow.protocol, flow.port)
+    same = key.protocol == PROTOCOLS[flow.protocol] and key.port >> free == port >> free
+    return key.bits == layout.POLICY_BITS_ANY or same
 
 
 def _port(key: layout.PolicyKey) -> str:

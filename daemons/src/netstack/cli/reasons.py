@@ -50,8 +50,10 @@ class Reasons:
         return considered(self._entries.get((flow["endpoint"], direction), ()), self._rules, numbers, asked)
 
     def _learned(self, endpoint: int, address: bytes) -> list[int]:
+        """Selectors that have not expired; others may still be noted, for the connections that they allowed."""
         raw = self._fqdn.get(layout.FqdnKey(endpoint, address).pack())
-        return list(layout.Fqdn.read(raw)) if raw else []
+        now_s = time.monotonic()
+        return [number for number, expires_s in layout.Fqdn.read(raw).items() if now_s < expires_s] if raw else []
 
     def _refresh(self) -> None:
         now = time.monotonic()

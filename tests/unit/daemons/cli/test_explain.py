@@ -52,6 +52,26 @@ def test_every_rule_says_what_keeps_it_from_matching() -> None:
 
 
 @pytest.mark.parametrize(
+    ("protocol", "port", "key"),
+    [
+        ("TCP", 443, l.PolicyKey(96, 4, l.IDENTITY_WORLD, l.DIRECTION_EGRESS, 6, 443)),
+        ("TCP", 8003, l.PolicyKey(93, 4, l.IDENTITY_WORLD, l.DIRECTION_EGRESS, 6, 8000)),
+        ("UDP", 9, l.PolicyKey(l.POLICY_BITS_PROTO, 4, l.IDENTITY_ANY, l.DIRECTION_EGRESS, 17, 0)),
+        ("SCTP", 9, l.PolicyKey(l.POLICY_BITS_ANY, 4, l.IDENTITY_ANY, l.DIRECTION_EGRESS, 0, 0)),
+        ("ICMP", 0, l.PolicyKey(96, 4, l.IDENTITY_WORLD, l.DIRECTION_EGRESS, 1, 8)),
+    ],
+)
+def test_a_rule_that_came_after_the_flow_is_not_said_to_be_for_others(
+    protocol: str, port: int, key: l.PolicyKey
+) -> None:
+    entries = [(key, l.PolicyRule(7, l.ACTION_ALLOW)), entry(l.IDENTITY_WORLD, 7)]
+    flow = Flow(POD.address, WORLD.address, port, protocol)
+    assert considered(entries, RULES, (l.IDENTITY_WORLD, l.IDENTITY_ANY), flow) == (
+        "CiliumNetworkPolicy one/p: spec.egress[0] is for this flow by now",
+    )
+
+
+@pytest.mark.parametrize(
     ("direction", "peer", "flow", "name", "title", "expected"),
     [
         (

@@ -24,6 +24,7 @@ from netstack.agent.effect import (
     named,
     sides,
 )
+from netstack.cli.explain import ECHO
 from netstack.core.address import pack
 from netstack.core.errors import BadObject
 from netstack.core.protocol import PROTOCOLS
@@ -159,7 +160,8 @@ def flows(
         if flow["direction"] in WAYS and flow["protocol"] in PROTOCOLS and (not verdict.dropped or verdict in JUDGED):
             ends = (flow["source"]["address"], flow["destination"]["address"])
             names = tuple(flow["learned"]) if flow["direction"] == "egress" else ()
-            key = (*ends, flow["protocol"], flow["destination"]["port"], flow["direction"], flow["entity"], names)
+            port = ECHO.get(flow["protocol"], flow["destination"]["port"])  # what the programs ask policies for
+            key = (*ends, flow["protocol"], port, flow["direction"], flow["entity"], names)
             counts[key] += 1 + flow["repeats"]
     judging = _Judging(before, after, parties, policy)
     found: dict[tuple[Any, ...], Flow] = {}

@@ -138,6 +138,14 @@ def test_names_decide_about_the_world() -> None:
     assert opened == [f"opens one/a -> api.x.io 8.8.8.8 TCP 443 (seen 1x), {by}: spec.egress[0]"]
 
 
+def test_a_ping_is_judged_by_its_type() -> None:
+    """Events have no port of it."""
+    pings = NAMED.replace("  egress:", "  egress:\n  - {toEntities: [world], icmps: [{fields: [{type: 8}]}]}")
+    event = seen("one/a", "9.9.9.9", 0, protocol="ICMP", entity="world")
+    assert changed([event], "", pings) == []
+    assert changed([event], "", NAMED) == [f"denies one/a -> 9.9.9.9 ICMP (seen 1x), by {POLICY}"]
+
+
 def test_the_node_by_another_address_is_the_node() -> None:
     host = NAMED.replace("[world]", "[remote-node]").replace("  egress:", "  egress:\n  - {toEntities: [host]}")
     event = seen("one/a", "169.254.1.1", 80, entity="host")

@@ -71,9 +71,9 @@ class Observer:
         oldest, last = request.get("since_s"), request.get("last", LAST)
         number = self.history.count
         await self.learn()
-        await self.learn_dns(self.history.backwards())
+        await self.learn_dns(self.history.backwards(number))
         found: list[dict[str, Any]] = []
-        for event in self.history.backwards():
+        for event in self.history.backwards(number):
             flow = named(event, self.names, boot)
             if (oldest is not None and flow["time"] < time.time() - oldest) or len(found) >= last:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -42,6 +43,7 @@ class History:
         records = list(self._records)[start - first :] if start < self.count else []
         return start - min(number, start), [layout.Event.unpack(record) for record in records]
 
-    def backwards(self) -> Iterator[layout.Event]:
-        """Newest first, of what is there now."""
-        return map(layout.Event.unpack, reversed(list(self._records)))
+    def backwards(self, number: int) -> Iterator[layout.Event]:
+        """Newest first, what was there when the event of this number was the next."""
+        records = reversed(list(self._records))
+        return map(layout.Event.unpack, itertools.islice(records, self.count - number, None))

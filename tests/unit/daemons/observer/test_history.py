@@ -14,7 +14,8 @@ def test_the_last_ones_are_kept() -> None:
     history = History(3)
     history.add(records(1, 2))
     history.add(records(3, 4))
-    assert [event.port for event in history.backwards()] == [4, 3, 2]
+    assert [event.port for event in history.backwards(4)] == [4, 3, 2]
+    assert [[event.port for event in history.backwards(number)] for number in (3, 1)] == [[3, 2], []]
     assert history.count == 4
 
 

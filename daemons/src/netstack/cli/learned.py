@@ -38,12 +38,17 @@ def rows(names: Iterable[Mapping[str, Any]], pods: Pods, wanted: str = "") -> li
 def refusals(status: Mapping[str, Any], pods: Pods, wanted: str = "") -> list[dict[str, Any]]:
     """The last questions that were refused, and addresses that stay closed whoever names them; oldest first. With
     `on_trial` only policies on trial would refuse them."""
-    of_address = {view["address"]: view["pod"] for view in pods.values()}
     found = [
-        {**item, "pod": of_address.get(item["pod"], item["pod"]), "name": item["name"].removesuffix(".") or "."}
-        for item in status["refused"]
+        {**item, "pod": _who(item, pods), "name": item["name"].removesuffix(".") or "."} for item in status["refused"]
     ]
     return [item for item in found if item["pod"].startswith(wanted)]
+
+
+def _who(refusal: Mapping[str, Any], pods: Pods) -> str:
+    """The pod that asked, not the one that has its address by now."""
+    if (number := refusal.get("endpoint", 0)) == 0:  # or of an earlier release
+        return str(refusal["pod"])
+    return str(pods[number]["pod"]) if number in pods else f"{refusal['pod']}, gone"
 
 
 def render(rows: Iterable[Mapping[str, Any]], refused: Iterable[Mapping[str, Any]]) -> str:

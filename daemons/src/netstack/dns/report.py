@@ -27,6 +27,7 @@ def status(session: Session, learned: int, heard: int, error: str | None, now: f
         "refused": [
             {
                 "pod": unpack(item.pod),
+                "endpoint": item.endpoint,
                 "name": text(item.name),
                 "reason": str(item.reason),
                 **({"address": unpack(item.address)} if item.address else {}),

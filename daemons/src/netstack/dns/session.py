@@ -190,6 +190,8 @@ class Refusal(NamedTuple):
     address: bytes = b""
     on_trial: bool = False
     """It would be, by policies on trial."""
+    endpoint: int = 0
+    """Whose address that was; 0 = unknown."""
 
 
 class Repeats(NamedTuple):
@@ -450,6 +452,8 @@ class Session:
         self._remember(Refusal(client.address, query.name, reason, on_trial=True), now)
 
     def _remember(self, refusal: Refusal, now: float) -> None:
+        asking = self.rules.endpoints.get(refusal.pod)
+        refusal = refusal._replace(endpoint=asking.id if asking else 0)
         before = self.refused.pop(refusal, None)
         if before is None and len(self.refused) >= REMEMBERED_REFUSALS:
             del self.refused[next(iter(self.refused))]

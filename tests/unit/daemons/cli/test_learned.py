@@ -23,7 +23,14 @@ NAMES = [
     entry(13, "192.0.2.9", "y.io.", None),
     entry(14, "192.0.2.3", "z.io."),
 ]
-REFUSED = {"pod": "10.244.1.5", "name": "evil.example.", "reason": "name not allowed", "times": 4, "ago_s": 3}
+REFUSED = {
+    "pod": "10.244.1.5",
+    "endpoint": 12,
+    "name": "evil.example.",
+    "reason": "name not allowed",
+    "times": 4,
+    "ago_s": 3,
+}
 STATUS = {"refused": [REFUSED]}
 
 
@@ -42,6 +49,13 @@ def test_one_pod_or_a_namespace() -> None:
     assert [row["pod"] for row in rows(NAMES, PODS, "shop/")] == ["shop/cart"]
     assert refusals(STATUS, PODS, "home/") == []
     assert refusals(STATUS, PODS)[0]["pod"] == "shop/cart"
+
+
+def test_a_refusal_is_not_blamed_on_who_has_the_address_by_now() -> None:
+    reused = {14: PODS[12] | {"pod": "shop/next"}}
+    assert refusals(STATUS, reused)[0]["pod"] == "10.244.1.5, gone"
+    unknown = {"refused": [REFUSED | {"endpoint": 0}]}
+    assert refusals(unknown, PODS)[0]["pod"] == "10.244.1.5"
 
 
 def test_for_people() -> None:

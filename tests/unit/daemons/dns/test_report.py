@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from instruments.dns_talk import POD, SERVER, Talk, endpoint
+from instruments.dns_talk import POD, SERVER, Talk, endpoint, rules_text
 from netstack.core.address import pack
 from netstack.dns import report
 from netstack.dns.apply import Entry
 from netstack.dns.heard import Fact
+from netstack.dns.rules import parse
 
 
 def test_status_counts_by_reason_and_names_the_last_refusals() -> None:
@@ -20,7 +21,16 @@ def test_status_counts_by_reason_and_names_the_last_refusals() -> None:
         "learned": 5,
         "heard": 2,
         "counters": {"forwarded": 1, "name not allowed": 2},
-        "refused": [{"pod": POD, "name": "evil.example.", "reason": "name not allowed", "times": 2, "ago_s": 3}],
+        "refused": [
+            {
+                "pod": POD,
+                "endpoint": 12,
+                "name": "evil.example.",
+                "reason": "name not allowed",
+                "times": 2,
+                "ago_s": 3,
+            }
+        ],
     }
 
 
@@ -43,6 +53,15 @@ def test_status_names_addresses_that_stayed_closed() -> None:
     talk.answered(talk.ask("x.io"), "x.io. 5 A 10.0.0.1")
     (refused,) = report.status(talk.session, 5, 2, None, talk.now)["refused"]
     assert (refused["pod"], refused["name"], refused["address"]) == (POD, "x.io.", "10.0.0.1")
+
+
+def test_status_tells_refusals_of_pods_with_one_address_apart() -> None:
+    talk = Talk(endpoint(12, POD, {3: "x.io"}))
+    talk.refused("evil.example")
+    talk.session.refresh(parse(rules_text(endpoint(14, POD, {3: "x.io"}))))
+    talk.refused("evil.example")
+    told = report.status(talk.session, 0, 0, None, talk.now)["refused"]
+    assert [(item["endpoint"], item["times"]) for item in told] == [(12, 1), (14, 1)]
 
 
 def test_names_says_by_which_rule_and_for_how_long() -> None:

@@ -314,7 +314,7 @@ def test_a_name_that_is_refused_and_one_that_is_not_learned(node: Home, run: Pat
     }
     (question,) = explain(node, run, "pod/a", "new.x.io:443")
     assert question.allowed and question.stages[-1].notes == (
-        "no toFQDNs has this name: the addresses learned are opened by no name",
+        "no toFQDNs in force has this name: the addresses learned are opened by no name",
     )
     asking.close()
     (question,) = explain(node, run, "pod/a", "new.x.io:443")

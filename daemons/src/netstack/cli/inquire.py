@@ -225,7 +225,7 @@ class Inquiry:
             return
         where, opens = f"asks netstack-dns for {name}", tuple(told["opens"])
         if told["allowed"]:
-            notes = () if opens else ("no toFQDNs has this name: the addresses learned are opened by no name",)
+            notes = () if opens else ("no toFQDNs in force has this name: the addresses learned are opened by no name",)
             yield Stage(where, Verdict.FORWARDED, ", ".join(opens), notes)
             return
         entries = self._entries(source.endpoint, layout.DIRECTION_EGRESS)

@@ -12,21 +12,23 @@ Pods = Mapping[int, Mapping[str, Any]]
 def rows(names: Iterable[Mapping[str, Any]], pods: Pods, wanted: str = "") -> list[dict[str, Any]]:
     """Of the DNS proxy's answer to `names`: one row for each address of each pod whose name begins with `wanted`.
 
-    `open` is False where no rule is in force any more: the address is noted, and opens nothing. `heard`: said past the
-    proxy, to a pod without names in its policies.
+    `open` is False where no rule is in force any more: the address is noted, and opens nothing. Nor do rules `on_trial`.
+    `heard`: said past the proxy, to a pod without names in its policies.
     """
     found = []
     for entry in names:
         pod = pods[entry["endpoint"]]["pod"] if entry["endpoint"] in pods else f"endpoint {entry['endpoint']}, gone"
         if not pod.startswith(wanted):
             continue
-        live = [selector for selector in entry["selectors"] if selector["rule"] is not None]
+        ruled = [selector for selector in entry["selectors"] if selector["rule"] is not None]
+        live = [selector for selector in ruled if not selector.get("on_trial")]
         found.append(
             {
                 "pod": pod,
                 "address": entry["address"],
                 "names": [{"name": name.removesuffix("."), "from": entry["from"][name]} for name in entry["names"]],
                 "rules": [selector["rule"] for selector in live],
+                "on_trial": [selector["rule"] for selector in ruled if selector.get("on_trial")],
                 "open": bool(live) and entry["endpoint"] in pods,
                 "for_s": max((selector["for_s"] for selector in live), default=0),
                 "heard": entry.get("heard", False),
@@ -59,9 +61,14 @@ def render(rows: Iterable[Mapping[str, Any]], refused: Iterable[Mapping[str, Any
             pod = row["pod"]
             lines.append(pod)
         said = ", ".join(f"{item['name']} (said {item['from']})" for item in row["names"]) or "name not known any more"
-        why = f"open for {row['for_s']} s by {', '.join(row['rules'])}" if row["open"] else "closed: no rule in force"
         if row["heard"]:
             why = "heard, past the proxy"
+        elif row["open"]:
+            why = f"open for {row['for_s']} s by {', '.join(row['rules'])}"
+        elif row["on_trial"]:
+            why = f"noted for policies on trial: {', '.join(row['on_trial'])}"
+        else:
+            why = "closed: no rule in force"
         lines.append(f"  {row['address']:<16} {said}; {why}")
     refused = list(refused)
     if refused:

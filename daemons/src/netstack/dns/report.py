@@ -45,7 +45,7 @@ def judge(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     pod, name = pack(request["pod"]), tuple(request["name"].lower().removesuffix(".").encode().split(b"."))
     reason = session.judge(pod, name, pack(request["server"]), request["port"])
     endpoint = session.rules.endpoints.get(pod)
-    selectors = endpoint.selectors(name) if endpoint else frozenset()
+    selectors = endpoint.selectors(name) - endpoint.tried if endpoint else frozenset()
     return {
         "allowed": reason is Reason.FORWARDED,
         "reason": str(reason),
@@ -80,10 +80,12 @@ def names(
 ) -> list[dict[str, Any]]:
     """Each address that is open to a pod (of those `wanted`), by which rules and for how many seconds more.
 
-    A selector whose rule is no longer in force has no `rule`: the address is noted, but nothing opens it.
+    A selector whose rule is no longer in force has no `rule`: the address is noted, but nothing opens it. Nor does one
+    `on_trial`, which only policies on trial want.
     """
     pods: dict[int, list[str]] = {}
     rule_texts: dict[tuple[int, int], str] = {}
+    tried = rules.tried
     for address, endpoint in rules.endpoints.items():
         pods.setdefault(endpoint.id, []).append(unpack(address))
         for rule in endpoint.rules:
@@ -96,7 +98,12 @@ def names(
             "names": [text(name) for name in entry.names],
             "from": {text(name): unpack(server) for name, server in entry.names.items()},
             "selectors": [
-                {"selector": selector, "rule": rule_texts.get((entry.endpoint, selector)), "for_s": round(at - now)}
+                {
+                    "selector": selector,
+                    "rule": rule_texts.get((entry.endpoint, selector)),
+                    "for_s": round(at - now),
+                    **({"on_trial": True} if selector in tried.get(entry.endpoint, ()) else {}),
+                }
                 for selector, at in sorted(entry.expiries_s.items())
             ],
         }

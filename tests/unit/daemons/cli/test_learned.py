@@ -71,6 +71,11 @@ def test_for_people() -> None:
     assert render(rows([heard], PODS), []).splitlines()[-1] == (
         "  192.0.2.1        x.io (said 10.96.0.10); heard, past the proxy"
     )
+    tried = entry(12, "192.0.2.1", "x.io.")
+    tried["selectors"][0]["on_trial"] = True
+    assert render(rows([tried], PODS), []).splitlines()[-1] == (
+        "  192.0.2.1        x.io (said 10.96.0.10); noted for policies on trial: matchName: x.io"
+    )
     closed = REFUSED | {"pod": "shop/cart", "name": "x.io", "address": "10.0.0.1", "times": 1}
     assert render([], [closed]).splitlines()[-1] == "  shop/cart: x.io at 10.0.0.1: name not allowed (3 s ago)"
     assert render([], [closed | {"on_trial": True}]).splitlines()[-1] == (

@@ -94,6 +94,14 @@ def test_names_says_by_which_rule_and_for_how_long() -> None:
     ]
 
 
+def test_what_policies_on_trial_want_is_told_apart() -> None:
+    talk = Talk(endpoint(12, POD, {3: "x.io", 4: "*.io"}) | {"tried": [4]})
+    (told,) = report.names(talk.session.rules, [Entry(12, pack("192.0.2.1"), {3: 200, 4: 200}, {})], now=100)
+    assert [(item["selector"], item.get("on_trial", False)) for item in told["selectors"]] == [(3, False), (4, True)]
+    judged = report.judge(talk.session, {"pod": POD, "name": "x.io", "server": SERVER, "port": 53})
+    assert judged["opens"] == ["matchName: x.io"]
+
+
 def test_what_was_heard_is_told_by_pod_and_address() -> None:
     web, server, other = pack("192.0.2.1"), pack("10.244.2.53"), pack("10.244.3.53")
     facts = [

@@ -44,5 +44,5 @@ def _decided(flow: Mapping[str, Any]) -> str:
     if flow["policies"]:
         return f"{way}no rule of {', '.join(flow['policies'])} allows it"
     if Verdict.of(flow["verdict"]) is Verdict.FORWARDED:
-        return f"{way}no policy selects it" if way else ""
+        return f"{way}no policy restricts it" if way else ""  # a node reaches its own pods whatever selects them
     return f"{way}{flow['reason']}"

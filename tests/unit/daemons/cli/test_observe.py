@@ -43,8 +43,11 @@ def test_an_allowed_flow() -> None:
     )
 
 
-def test_no_policy_selects_the_pod() -> None:
-    assert shown(rule="").endswith("FORWARDED  egress of shop/cart: no policy selects it")
+@pytest.mark.parametrize(("direction", "entity"), [("egress", "world"), ("ingress", "host")])
+def test_no_policy_restricts_it(direction: str, entity: str) -> None:
+    """A node reaches its own pods, whatever selects them: kubelet's probes are not said to find no policy."""
+    told = shown(rule="", direction=direction, entity=entity)
+    assert told.endswith(f"FORWARDED  {direction} of shop/cart: no policy restricts it")
 
 
 def test_no_rule_allows_it_and_why() -> None:

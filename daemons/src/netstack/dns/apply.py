@@ -236,7 +236,7 @@ class Learned:
 
     def _renew(self, key: bytes, owner: int, now: float) -> None:
         """An entry that has expired, or is about to: open for as long as it is in use; then it stays for connections
-        that are silent, unless its pod has half of what it may have; then it goes."""
+        that are silent, unless its pod, or a name of it, has half of what it may have; then it goes."""
         held = self._table.get(key)
         if held is None:
             return
@@ -244,7 +244,9 @@ class Learned:
         used = self._used.get(key)
         silent_s = now - Instant.unpack(used).value / 1e9 if used is not None else math.inf
         enforced = self._of_endpoint[owner] - len(self._spare.get(owner, ()))
-        if not live and (silent_s >= SILENT_S or enforced * 2 > self._max_per_pod):
+        of_names = max((self._of_name[owner, name] for name in self._names.get(key, ())), default=0)
+        crowded = enforced * 2 > self._max_per_pod or of_names * 2 > self._max_per_name
+        if not live and (silent_s >= SILENT_S or crowded):
             self._remove(key, owner)
         elif live and silent_s < IN_USE_S:
             until_s = math.ceil(now + IN_USE_S)

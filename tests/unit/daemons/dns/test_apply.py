@@ -145,7 +145,7 @@ def test_names_on_trial_do_not_shorten_how_long_others_stay_for_silent_connectio
 ) -> None:
     learned.tried = {12: frozenset({1})}
     learned.credit(credit(3), now=0)
-    learned.credit(on_trial(1, addresses=MANY[:3], until_s=9000), now=0)
+    learned.credit(on_trial(1, addresses=MANY[:3], until_s=9000)._replace(name=(b"y", b"io")), now=0)
     used.put(FqdnKey.STRUCT.pack(12, A), Instant(10**9).pack())
     sweep(learned, frozenset({12}), now=200)
     assert (12, A) in table.holds()
@@ -410,6 +410,18 @@ def test_what_has_expired_takes_no_room_that_its_pod_needs(table: FakeTable, use
         used[FqdnKey(12, address).pack()] = Instant(30 * 10**9).pack()
     sweep(learned, frozenset({12}), now=100)
     assert len(table) == 2
+
+
+def test_what_has_expired_takes_no_room_that_its_name_needs(table: FakeTable, used: FakeTable) -> None:
+    """A name whose addresses rotate has used them all within the hours for which they stay."""
+    learned = Learned(table, used, max_per_pod=16, max_per_name=4)
+    addresses = tuple(pack(f"192.0.2.{number}") for number in range(1, 6))
+    learned.credit(credit(1, addresses=addresses[:4]), now=0)
+    for address in addresses[:4]:
+        used[FqdnKey(12, address).pack()] = Instant(30 * 10**9).pack()
+    sweep(learned, frozenset({12}), now=100)
+    assert len(table) == 2
+    learned.credit(credit(1, addresses=addresses[4:], until_s=200), now=100)
 
 
 @pytest.mark.parametrize("since_sweep_s", [0.1, SWEEP_S / 2, SWEEP_S - 0.1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from netstack.core.address import pack, unpack
@@ -55,11 +55,13 @@ def judge(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def heard(facts: Iterable[Fact], wanted: Collection[str] | None = None) -> list[dict[str, Any]]:
+def heard(facts: Iterable[Fact], wanted: Iterable[str] | None = None) -> list[dict[str, Any]]:
     """As `names`: what pods were told past the proxy, which opens nothing and needs to open nothing."""
+    asked = None if wanted is None else frozenset(wanted)
     found: dict[tuple[int, bytes], dict[str, str]] = {}
     for fact in facts:
-        found.setdefault((fact.endpoint, fact.address), {})[text(fact.name)] = unpack(fact.server)
+        if asked is None or unpack(fact.address) in asked:
+            found.setdefault((fact.endpoint, fact.address), {})[text(fact.name)] = unpack(fact.server)
     return [
         {
             "endpoint": endpoint,
@@ -71,12 +73,11 @@ def heard(facts: Iterable[Fact], wanted: Collection[str] | None = None) -> list[
             "heard": True,
         }
         for (endpoint, address), servers in sorted(found.items())
-        if wanted is None or unpack(address) in wanted
     ]
 
 
 def names(
-    rules: Rules, entries: Iterable[Entry], now: float, wanted: Collection[str] | None = None
+    rules: Rules, entries: Iterable[Entry], now: float, wanted: Iterable[str] | None = None
 ) -> list[dict[str, Any]]:
     """Each address that is open to a pod (of those `wanted`), by which rules and for how many seconds more.
 
@@ -86,6 +87,7 @@ def names(
     pods: dict[int, list[str]] = {}
     rule_texts: dict[tuple[int, int], str] = {}
     tried = rules.tried
+    asked = None if wanted is None else frozenset(wanted)  # thousands, of who observes a pod that scans the world
     for address, endpoint in rules.endpoints.items():
         pods.setdefault(endpoint.id, []).append(unpack(address))
         for rule in endpoint.rules:
@@ -108,5 +110,5 @@ def names(
             ],
         }
         for entry in sorted(entries, key=lambda entry: (entry.endpoint, entry.address))
-        if wanted is None or unpack(entry.address) in wanted
+        if asked is None or unpack(entry.address) in asked
     ]

@@ -19,6 +19,7 @@ def status(session: Session, learned: int, heard: int, error: str | None, now: f
     return {
         "generation": session.rules.generation,
         "rules_error": error,
+        "broken": [f"{error}; rules of generation {session.rules.generation} stay in force"] if error else [],
         "pods": len(session.rules.ids),
         "in_flight": session.in_flight,
         "learned": learned,

@@ -16,6 +16,7 @@ def test_status_counts_by_reason_and_names_the_last_refusals() -> None:
     assert report.status(talk.session, 5, 2, None, talk.now + 3) == {
         "generation": 1,
         "rules_error": None,
+        "broken": [],
         "pods": 1,
         "in_flight": 1,
         "learned": 5,
@@ -32,6 +33,11 @@ def test_status_counts_by_reason_and_names_the_last_refusals() -> None:
             }
         ],
     }
+
+
+def test_a_rules_file_that_is_not_in_force_is_told_where_netstack_status_looks() -> None:
+    told = report.status(Talk().session, 0, 0, "/rules.json: (file): is not JSON", 0)
+    assert told["broken"] == ["/rules.json: (file): is not JSON; rules of generation 1 stay in force"]
 
 
 def test_a_name_is_judged_as_a_question_for_it_would_be() -> None:

@@ -124,10 +124,17 @@ class Programs:
         """The policy leads questions for the node's own DNS server to the proxy too."""
         self._rule(ENDPOINT, layout.IDENTITY_HOST, socket.IPPROTO_TCP, 53, layout.ACTION_REDIRECT_DNS)
 
+    def shut(self, port: int, peer: int) -> None:
+        """The policy allows this port no more, of a selector's names or of whom else it let."""
+        self.wire.maps["policy"].delete(_key(ENDPOINT, peer, socket.IPPROTO_TCP, port))
+
     def _rule(self, endpoint: int, peer: int, protocol: int, port: int, action: int) -> None:
-        key = PolicyKey(layout.POLICY_BITS_PORT, endpoint, peer, layout.DIRECTION_EGRESS, protocol, port)
-        self.wire.maps["policy"].put(key.pack(), PolicyRule(1, action).pack())
+        self.wire.maps["policy"].put(_key(endpoint, peer, protocol, port), PolicyRule(1, action).pack())
 
     def counted(self, verdict: Verdict) -> int:
         """Packets so far that ended in `verdict`."""
         return self.wire.maps["counters"].sums()[verdict]
+
+
+def _key(endpoint: int, peer: int, protocol: int, port: int) -> bytes:
+    return PolicyKey(layout.POLICY_BITS_PORT, endpoint, peer, layout.DIRECTION_EGRESS, protocol, port).pack()

@@ -17,7 +17,7 @@ from instruments.netns import inside
 from lab.shell import run, wait_until
 from netstack.core.address import pack
 from netstack.core.verdict import Verdict
-from netstack.kernel.layout import FQDN_SELECTORS, FqdnKey
+from netstack.kernel.layout import FQDN_SELECTORS, IDENTITY_WORLD, FqdnKey
 from netstack.kernel.programs import Compiled
 
 pytestmark = pytest.mark.root
@@ -218,6 +218,26 @@ def test_a_policy_that_begins_cuts_no_connection_that_it_allows_and_every_other(
         assert not speaks(other)
         assert not reaches(wire, NEIGHBOUR)
     assert server.asked == [("udp", API), ("udp", "evil.example")]
+
+
+def test_a_name_that_a_policy_let_the_pod_ask_for_is_known_to_the_one_that_names_it(
+    wire: Wire, server: Server, programs: Programs
+) -> None:
+    """As where a policy looks at names by rules.dns and lets the pod out, and is then narrowed to some of them."""
+    wire.rules(rules_text(endpoint(ENDPOINT, POD, {9: "other.example"}, queries=("*",))))
+    programs.allow(8443, IDENTITY_WORLD)
+    wire.start()
+    for name in (API, "evil.example"):
+        assert wire.look_up(name).header.rcode == 0
+    told = {entry["address"]: entry["names"] for entry in wire.ask("names")}
+    assert told == {WEB: [f"{API}."], NEIGHBOUR: ["evil.example."]}
+    with connected(wire, WEB) as allowed, connected(wire, NEIGHBOUR) as other:
+        wire.rules(rules_text(endpoint(ENDPOINT, POD, {SELECTOR: API})))
+        programs.allow(8443)
+        programs.shut(8443, IDENTITY_WORLD)
+        programs.restrict(POD, ENDPOINT)
+        assert speaks(allowed)
+        assert not speaks(other)
 
 
 def test_a_connection_to_a_dns_server_of_the_node_itself_does_not_outlive_a_policy_that_names(

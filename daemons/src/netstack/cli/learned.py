@@ -13,7 +13,7 @@ def rows(names: Iterable[Mapping[str, Any]], pods: Pods, wanted: str = "") -> li
     """Of the DNS proxy's answer to `names`: one row for each address of each pod whose name begins with `wanted`.
 
     `open` is False where no rule is in force any more: the address is noted, and opens nothing. Nor do rules `on_trial`.
-    `heard`: said past the proxy, to a pod without names in its policies.
+    `heard`: said to a pod that no policy allows it by name.
     """
     found = []
     for entry in names:
@@ -62,7 +62,7 @@ def render(rows: Iterable[Mapping[str, Any]], refused: Iterable[Mapping[str, Any
             lines.append(pod)
         said = ", ".join(f"{item['name']} (said {item['from']})" for item in row["names"]) or "name not known any more"
         if row["heard"]:
-            why = "heard, past the proxy"
+            why = "heard; no name opens it"
         elif row["open"]:
             why = f"open for {row['for_s']} s by {', '.join(row['rules'])}"
         elif row["on_trial"]:

@@ -1,12 +1,14 @@
-"""What DNS told pods past the proxy: names for flows, and what a policy that begins opens for connections that exist.
+"""What DNS told pods that no rule opens: names for flows, and what rules that come open for connections that exist.
 
 While no policy restricts a pod by name, its questions go to the server themselves. The program at its device tells of
-the answers (files/bpf/lib/heard.h), and they are remembered here. When rules with names come into force for the pod,
-what it was told is credited as if the proxy had been there:
+the answers (files/bpf/lib/heard.h). Where policies let it ask for more names than they open, by rules.dns say, the
+proxy does. Both are remembered here. When rules with such a name come into force for the pod, what it was told is
+credited as if they had been there:
 
 * The rules must let the pod ask that server for that name, and the same networks stay closed.
-* The server must be one of the cluster: a packet that bears such an address is believed by its MAC alone, so no answer
-  of it can be forged from the LAN. Of other servers anybody there could say anything, if the pod tells its port.
+* What went past the proxy must come from a server of the cluster: a packet that bears such an address is believed by
+  its MAC alone, so no answer of it can be forged from the LAN. Of other servers anybody there could say anything, if
+  the pod tells its port.
 * For as long as the proxy would have kept it open, then by use. What is older, up to a day, opens for a minute: if a
   connection exists, its next packet keeps it.
 * Once. What was credited is forgotten; the kernel's table is the truth from then on.
@@ -20,15 +22,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from netstack.dns.message import Malformed, Rcode, read_heard
-from netstack.dns.names import Name
-from netstack.dns.session import followed
+from netstack.dns.names import KEPT_LABELS, Name
+from netstack.dns.session import Unopened, followed
 from netstack.kernel.layout import Heard
 
 KEPT_S = 86400.0
 """What was heard longer ago is forgotten: a connection may be older, its name hardly."""
 
 MOST_PER_POD, MOST = 256, 8192
-"""Addresses that are remembered: the newest. 4 MB."""
+"""Addresses that are remembered: the newest, and none of names of more than KEPT_LABELS labels. 8 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Fact:
     server: bytes
     heard_s: float
     until_s: float
+    proxied: bool = False
+    """The proxy has asked, so it is the server that has said so, wherever that is."""
 
 
 class Memory:
@@ -71,7 +75,15 @@ class Memory:
             for address in addresses:
                 self._add(Fact(head.endpoint, answer.name, address, head.server, now, now + self._lifetime(ttl_s)))
 
+    def note(self, told: Unopened, now: float) -> None:
+        """What the proxy passes on."""
+        until_s = now + self._lifetime(told.ttl_s)
+        for address in told.addresses:
+            self._add(Fact(told.endpoint, told.name, address, told.server, now, until_s, proxied=True))
+
     def _add(self, fact: Fact) -> None:
+        if len(fact.name) > KEPT_LABELS:
+            return
         of_pod = self._facts.setdefault(fact.endpoint, OrderedDict())
         if of_pod.pop((fact.name, fact.address), None) is None:
             self._count += 1
@@ -116,6 +128,7 @@ class Memory:
                 fact.server.hex(),
                 fact.heard_s,
                 fact.until_s,
+                fact.proxied,
             ]
             for fact in self
         ]
@@ -132,8 +145,9 @@ class Memory:
                     bytes.fromhex(server),
                     float(heard_s),
                     float(until_s),
+                    proxied == [True],
                 )
-                for endpoint, labels, address, server, heard_s, until_s in json.loads(text)
+                for endpoint, labels, address, server, heard_s, until_s, *proxied in json.loads(text)
             ]
         except TypeError as error:
             raise ValueError(f"not what was written: {error!r}") from error

@@ -277,6 +277,8 @@ class Proxy:
         self._run(self._session.tick(now), now)
 
     def _reply(self, reply: Reply, now: float) -> None:
+        if reply.unopened is not None:
+            self._recall.note(reply.unopened, now)
         payload = reply.payload
         for credit in reply.credits:
             try:

@@ -12,7 +12,7 @@ from netstack.dns.apply import Learned, Refused
 from netstack.dns.copies import Copy
 from netstack.dns.heard import Memory
 from netstack.dns.names import text
-from netstack.dns.session import Session
+from netstack.dns.session import Session, Unopened
 from netstack.kernel.ring import Ring
 
 _log = logging.getLogger("dns")
@@ -42,7 +42,7 @@ class Recall:
         for endpoint in self._session.rules.endpoints.values():
             for fact in self._memory.of(endpoint.id):
                 until_s = max(fact.until_s, now + GRACE_S)
-                if not self._inside(fact.server):
+                if not (fact.proxied or self._inside(fact.server)):
                     continue
                 credit = self._session.recalled(endpoint, fact.name, fact.address, fact.server, until_s)
                 if credit is None:
@@ -52,6 +52,10 @@ class Recall:
                 except (Refused, OSError) as error:
                     _log.warning("%s at %s stays closed: %s", text(fact.name), unpack(fact.address), error)
                 self._memory.take(fact)
+
+    def note(self, told: Unopened, now: float) -> None:
+        """What the proxy passes on."""
+        self._memory.note(told, now)
 
     async def listen(self, ring: Ring) -> None:
         """Ring -> memory, for ever."""

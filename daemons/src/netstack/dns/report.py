@@ -14,7 +14,7 @@ from netstack.dns.session import Reason, Session
 
 
 def status(session: Session, learned: int, heard: int, error: str | None, now: float) -> dict[str, Any]:
-    """`learned`: how many addresses are open; `heard`: how many facts are known past the proxy; `error`: why the rules
+    """`learned`: how many addresses are open; `heard`: how many facts no name opens; `error`: why the rules
     file on disk is not in force, None if it is."""
     return {
         "generation": session.rules.generation,
@@ -57,7 +57,7 @@ def judge(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def heard(facts: Iterable[Fact], wanted: Iterable[str] | None = None) -> list[dict[str, Any]]:
-    """As `names`: what pods were told past the proxy, which opens nothing and needs to open nothing."""
+    """As `names`: what pods were told and no name opens."""
     asked = None if wanted is None else frozenset(wanted)
     found: dict[tuple[int, bytes], dict[str, str]] = {}
     for fact in facts:

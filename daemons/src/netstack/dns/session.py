@@ -140,6 +140,16 @@ class Credit(NamedTuple):
         return self.selectors <= self.tried
 
 
+class Unopened(NamedTuple):
+    """What a pod is told and no rule opens: `name` leads to `addresses`, `server` said so."""
+
+    endpoint: int
+    name: Name
+    addresses: tuple[bytes, ...]
+    server: bytes
+    ttl_s: int
+
+
 class Forward(NamedTuple):
     """Send `payload` to the server that `client` asked, from a socket that nobody can guess and on which no other
     question waits; its answers come back under `key`."""
@@ -153,13 +163,15 @@ class Forward(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """Write `credits`, then send `payload`; `otherwise()` if one cannot be written that is not on trial."""
+    """Write `credits`, then send `payload`; `otherwise()` if one cannot be written that is not on trial. `unopened` is
+    to be remembered, for rules that come later."""
 
     client: Client
     payload: bytes
     reason: Reason
     credits: tuple[Credit, ...] = ()
     otherwise: Callable[[], bytes] = bytes
+    unopened: Unopened | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +376,9 @@ class Session:
         credits_ = self._credits(client, query, endpoint, meaning, now)
         otherwise = partial(reply, query, ident, Rcode.SERVFAIL, Explained.OTHER, Reason.TABLE_REFUSED)
         restored = renamed(payload, ident, query.question)
-        return [close, Reply(client, restored, Reason.ANSWERED, credits_, otherwise)]
+        named = any(map(endpoint.selectors, endpoint.meant(query.name)))
+        unopened = None if named else _unopened(client, query, endpoint, meaning)
+        return [close, Reply(client, restored, Reason.ANSWERED, credits_, otherwise, unopened)]
 
     def _understood(self, payload: bytes) -> _Meaning | Reason:
         """What an answer means, or why it means nothing."""
@@ -516,6 +530,13 @@ class Session:
     def _drop(self, reason: Reason, detail: str = "") -> Drop:
         self.counters[reason] += 1
         return Drop(reason, detail)
+
+
+def _unopened(client: Client, query: Query, endpoint: Endpoint, meaning: _Meaning) -> Unopened | None:
+    addresses = meaning.public + meaning.private
+    if meaning.rcode != Rcode.NOERROR or not addresses:
+        return None
+    return Unopened(endpoint.id, query.name, addresses, client.server, meaning.ttl_s)
 
 
 def _networks(texts: tuple[str, ...]) -> list[tuple[int, int]]:

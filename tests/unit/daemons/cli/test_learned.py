@@ -69,7 +69,7 @@ def test_for_people() -> None:
     ]
     heard = entry(12, "192.0.2.1", "x.io.") | {"selectors": [], "heard": True}
     assert render(rows([heard], PODS), []).splitlines()[-1] == (
-        "  192.0.2.1        x.io (said 10.96.0.10); heard, past the proxy"
+        "  192.0.2.1        x.io (said 10.96.0.10); heard; no name opens it"
     )
     tried = entry(12, "192.0.2.1", "x.io.")
     tried["selectors"][0]["on_trial"] = True

@@ -8,6 +8,8 @@ from instruments.dns_talk import answer_to, question
 from netstack.core.address import pack
 from netstack.dns import heard
 from netstack.dns.heard import KEPT_S, Fact, Memory
+from netstack.dns.names import KEPT_LABELS
+from netstack.dns.session import Unopened
 from netstack.kernel.layout import Heard
 
 SERVER, WEB, OTHER = pack("10.244.2.53"), pack("192.0.2.1"), pack("192.0.2.2")
@@ -61,6 +63,24 @@ def test_what_is_no_address_is_not_remembered(memory: Memory) -> None:
     memory.hear(said(*(f"x.io. 5 A 192.0.2.{number}" for number in range(5))), now=1000)
     memory.hear(said("x.io. 5 CNAME y.io."), now=1000)
     assert (len(memory), memory.unreadable) == (0, 0)
+
+
+def test_what_the_proxy_passes_on_is_remembered_as_its_own(memory: Memory) -> None:
+    memory.note(Unopened(12, NAME, (WEB, OTHER), SERVER, 90), now=1000)
+    assert memory.of(12) == [Fact(12, NAME, address, SERVER, 1000, 1090, proxied=True) for address in (WEB, OTHER)]
+    again = Memory(lambda ttl_s: ttl_s, most_per_answer=4)
+    again.load(memory.dump())
+    assert list(again) == list(memory)
+
+
+def test_a_copy_of_an_earlier_release_is_taken(memory: Memory) -> None:
+    memory.load('[[12, ["78"], "' + WEB.hex() + '", "' + SERVER.hex() + '", 1000, 1090]]')
+    assert memory.of(12) == [Fact(12, (b"x",), WEB, SERVER, 1000, 1090)]
+
+
+def test_names_of_ever_so_many_labels_take_no_memory(memory: Memory) -> None:
+    memory.note(Unopened(12, (b"x",) * (KEPT_LABELS + 1), (WEB,), SERVER, 90), now=1000)
+    assert len(memory) == 0
 
 
 def test_a_pod_forgets_its_own_oldest(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,16 @@ def test_it_opens_nothing_by_other_names_and_remembers_them(scene: Scene) -> Non
     assert scene.begins(endpoint(12, POD, {3: "x.io", 4: "y.io"})).keys() == {(12, WEB)}
 
 
+def test_what_could_be_asked_and_was_not_opened_opens_with_the_rule_that_comes(scene: Scene) -> None:
+    """A policy that only looks at names, by rules.dns, and then one that names them."""
+    assert scene.begins(endpoint(12, POD, {4: "y.io"}, queries=("*",))) == {}
+    reply = scene.talk.answered(scene.talk.ask("x.io"), "x.io. 7200 A 192.0.2.1")
+    assert reply.credits == () and reply.unopened is not None
+    scene.recall.note(reply.unopened, now=1000)
+    assert scene.begins(endpoint(12, POD, {4: "y.io"})) == {}
+    assert scene.begins(endpoint(12, POD, {3: "x.io", 4: "y.io"})) == {(12, WEB): {3: 8200}}
+
+
 def test_each_fact_counts_once(scene: Scene) -> None:
     scene.hears("x.io. 5 A 192.0.2.1")
     scene.begins(endpoint(12, POD, {3: "x.io"}))

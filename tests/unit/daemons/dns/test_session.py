@@ -25,6 +25,7 @@ from netstack.dns.session import (
     Reason,
     Reply,
     Transport,
+    Unopened,
 )
 from netstack.dns.settings import DnsSettings
 from netstack.kernel.layout import IDENTITY_HOST, IDENTITY_PODS, IDENTITY_PODS_END, IDENTITY_WORLD
@@ -128,6 +129,15 @@ def test_a_query_only_name_is_answered_without_credit() -> None:
     name = "db.svc.cluster.local"
     reply = conversation.answered(conversation.ask(name), f"{name}. 5 A 10.96.3.4")
     assert reply.credits == ()
+
+
+def test_what_no_rule_names_is_to_be_remembered() -> None:
+    conversation = Talk(endpoint(12, POD, {3: API}, queries=("*",)))
+    told = conversation.answered(conversation.ask("x.io"), "x.io. 5 CNAME y.io.", "y.io. 5 A 192.0.2.1").unopened
+    assert told == Unopened(12, (b"x", b"io"), (pack("192.0.2.1"),), pack(SERVER), 5)
+    assert conversation.answered(conversation.ask("x.io"), "x.io. 5 CNAME y.io.").unopened is None
+    for address in ("192.0.2.1", "192.168.86.7"):
+        assert conversation.answered(conversation.ask(API), f"{API}. 5 A {address}").unopened is None
 
 
 def test_an_alias_of_a_name_that_opens_gives_what_the_name_asked_gives() -> None:

@@ -1,7 +1,7 @@
 """The writer of the `fqdn` table: which pod may reach which address for which selectors, until when.
 
-The kernel's table is the truth; nothing here has to survive a restart. (Names, which are for people alone, do by a copy
-that is believed of addresses that the table still holds.) Each entry holds up to eight (selector, second
+The kernel's table is the truth; nothing here has to survive a restart. (Names, for people and for rules that change,
+do by a copy that is believed of addresses that the table still holds.) Each entry holds up to eight (selector, second
 of CLOCK_MONOTONIC), and the programs check the second themselves: what this module removes is no longer open already,
 so it may remove late, and die at any point.
 
@@ -21,7 +21,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from netstack.dns.heard import Fact
 from netstack.dns.names import KEPT_LABELS, Name, text
+from netstack.dns.rules import Endpoint
 from netstack.dns.session import Credit
 from netstack.kernel.layout import FQDN_SELECTORS, IDENTITY_WORLD, Fqdn, FqdnKey, Identity, Instant, PrefixKey
 
@@ -271,6 +273,26 @@ class Learned:
         self._of_name[endpoint, name] -= 1
         if not self._of_name[endpoint, name]:
             del self._of_name[endpoint, name]
+
+    def __contains__(self, endpoint: int) -> bool:
+        return endpoint in self._of_endpoint
+
+    def opened(self, by: Mapping[int, Endpoint]) -> list[tuple[Fact, frozenset[int]]]:
+        """What names have opened to these endpoints, by the rules that they had, with the time until which they did;
+        and the selectors that the address has."""
+        found = []
+        for key, names in self._names.items():
+            place = FqdnKey.unpack(key)
+            held = self._table.get(key) if place.endpoint in by else None
+            if held is None:
+                continue
+            expiries = Fqdn.read(held)
+            for name, server in names.items():
+                if own := by[place.endpoint].selectors(name) & expiries.keys():
+                    until_s = max(expiries[selector] for selector in own)
+                    fact = Fact(place.endpoint, name, place.address, server, until_s, until_s, proxied=True)
+                    found.append((fact, frozenset(expiries)))
+        return found
 
     def entries(self, now: float) -> Iterator[Entry]:
         """All addresses that are open."""

@@ -10,9 +10,10 @@ from pathlib import Path
 from netstack.core.address import unpack
 from netstack.dns.apply import Learned, Refused
 from netstack.dns.copies import Copy
-from netstack.dns.heard import Memory
+from netstack.dns.heard import Fact, Memory
 from netstack.dns.names import text
-from netstack.dns.session import Session, Unopened
+from netstack.dns.rules import Endpoint
+from netstack.dns.session import Credit, Session, Unopened
 from netstack.kernel.ring import Ring
 
 _log = logging.getLogger("dns")
@@ -35,23 +36,43 @@ class Recall:
         self._session = session
         self._learned = learned
         self._inside = inside
+        self._before: dict[int, Endpoint] = {}
+        """By endpoint: the rules that were in force last, of those that have learned something."""
         self.copy = Copy(memory, copy, "what pods were told past the proxy is not known")
 
     def apply(self, now: float) -> None:
-        """Rules have changed: credit what they open of what their pods were told."""
-        for endpoint in self._session.rules.endpoints.values():
+        """Rules have changed: credit what they open of what their pods were told, and, by selectors that are new, of
+        what the rules before them opened: a name goes on that is allowed by a pattern now."""
+        rules = {endpoint.id: endpoint for endpoint in self._session.rules.endpoints.values()}
+        changed = {
+            number: was
+            for number, was in self._before.items()
+            if number in rules and (was.rules, was.lan) != (rules[number].rules, rules[number].lan)
+        }
+        self._before = {n: was for n, was in self._before.items() if n in self._learned} | rules
+        for fact, held in self._learned.opened(changed) if changed else ():
+            credit = self._recalled(rules[fact.endpoint], fact, now)
+            if credit is not None and (new := credit.selectors - held):
+                self._credit(credit._replace(selectors=new), now)
+        for endpoint in rules.values():
             for fact in self._memory.of(endpoint.id):
-                until_s = max(fact.until_s, now + GRACE_S)
                 if not (fact.proxied or self._inside(fact.server)):
                     continue
-                credit = self._session.recalled(endpoint, fact.name, fact.address, fact.server, until_s)
-                if credit is None:
-                    continue
-                try:
-                    self._learned.credit(credit, now)
-                except (Refused, OSError) as error:
-                    _log.warning("%s at %s stays closed: %s", text(fact.name), unpack(fact.address), error)
-                self._memory.take(fact)
+                credit = self._recalled(endpoint, fact, now)
+                if credit is not None:
+                    self._credit(credit, now)
+                    self._memory.take(fact)
+
+    def _recalled(self, endpoint: Endpoint, fact: Fact, now: float) -> Credit | None:
+        until_s = max(fact.until_s, now + GRACE_S)
+        return self._session.recalled(endpoint, fact.name, fact.address, fact.server, until_s)
+
+    def _credit(self, credit: Credit, now: float) -> None:
+        try:
+            self._learned.credit(credit, now)
+        except (Refused, OSError) as error:
+            (address,) = credit.addresses
+            _log.warning("%s at %s stays closed: %s", text(credit.name), unpack(address), error)
 
     def note(self, told: Unopened, now: float) -> None:
         """What the proxy passes on."""

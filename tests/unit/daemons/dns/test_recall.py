@@ -87,6 +87,36 @@ def test_what_could_be_asked_and_was_not_opened_opens_with_the_rule_that_comes(s
     assert scene.begins(endpoint(12, POD, {3: "x.io", 4: "y.io"})) == {(12, WEB): {3: 8200}}
 
 
+def test_a_name_that_is_allowed_by_another_rule_from_now_on_stays_open(scene: Scene) -> None:
+    """Else an edit that changes nothing about it would cut its connections until the pod asks again."""
+    scene.hears("x.io. 7200 A 192.0.2.1")
+    scene.begins(endpoint(12, POD, {3: "x.io"}))
+    assert scene.begins(endpoint(12, POD, {4: "*.io"})) == {(12, WEB): {3: 8200, 4: 8200}}
+    assert scene.begins(endpoint(12, POD, {5: "y.io"})) == {(12, WEB): {3: 8200, 4: 8200}}
+
+
+def test_a_name_is_known_though_no_policy_restricts_its_pod_for_a_moment(scene: Scene) -> None:
+    scene.hears("x.io. 7200 A 192.0.2.1")
+    scene.begins(endpoint(12, POD, {3: "x.io"}))
+    scene.begins()
+    assert scene.begins(endpoint(12, POD, {4: "*.io"})) == {(12, WEB): {3: 8200, 4: 8200}}
+
+
+def test_a_change_of_rules_prolongs_no_name(scene: Scene) -> None:
+    scene.hears("x.io. 7200 A 192.0.2.1")
+    scene.begins(endpoint(12, POD, {3: "x.io"}))
+    assert scene.begins(endpoint(12, POD, {3: "x.io", 4: "y.io"}), now=9000) == {(12, WEB): {3: 8200}}
+    assert scene.begins(endpoint(12, POD, {5: "*.io"}), now=9000) == {(12, WEB): {3: 8200, 5: int(9000 + GRACE_S)}}
+
+
+def test_each_of_the_names_of_an_address_has_its_own_time(scene: Scene) -> None:
+    scene.hears("x.io. 7200 A 192.0.2.1")
+    scene.hears("y.io. 5 A 192.0.2.1", name="y.io")
+    scene.begins(endpoint(12, POD, {3: "x.io", 4: "y.io"}))
+    opened = scene.begins(endpoint(12, POD, {3: "x.io", 5: "y*.io"}))
+    assert opened == {(12, WEB): {3: 8200, 4: 4600, 5: 4600}}
+
+
 def test_each_fact_counts_once(scene: Scene) -> None:
     scene.hears("x.io. 5 A 192.0.2.1")
     scene.begins(endpoint(12, POD, {3: "x.io"}))

@@ -100,6 +100,8 @@ class Learned:
         """Names, since the last `dump`."""
         self.tried: Mapping[int, frozenset[int]] = {}
         """Endpoint -> its selectors that only policies on trial want."""
+        self.ruled: Mapping[int, frozenset[int]] = {}
+        """Endpoint -> all of its selectors."""
         self._table = table
         self._used = used
         self._max_per_pod = max_per_pod
@@ -149,7 +151,7 @@ class Learned:
         live = {} if held is None else _live(held, now)
         live |= {selector: max(until_s, live.get(selector, 0)) for selector in credit.selectors}
         if len(live) > FQDN_SELECTORS:
-            live = _merged(live, credit)
+            live = _merged(self._ruled(live, credit), credit)
         if len(live) > FQDN_SELECTORS:
             raise Refused(f"endpoint {credit.endpoint} needs {len(live)} selectors for one address")
         if (value := Fqdn.packed(live if held is None else _beside(live, held))) != held:
@@ -158,6 +160,11 @@ class Learned:
             self._of_endpoint[credit.endpoint] += 1
         self._is_spare(key, credit.endpoint)
         self._name(key, credit)
+
+    def _ruled(self, live: dict[int, int], credit: Credit) -> dict[int, int]:
+        """Without those whose rules are gone."""
+        rules = self.ruled.get(credit.endpoint)
+        return live if rules is None else {n: at for n, at in live.items() if n in rules or n in credit.selectors}
 
     def _name(self, key: bytes, credit: Credit) -> None:
         """Note which name led to an address."""

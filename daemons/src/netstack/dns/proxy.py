@@ -75,7 +75,7 @@ class Proxy:
         self._learned = learned
         self._rules = rules
         self._recall = recall
-        learned.tried = rules.rules.tried
+        self._heed()
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._udp: dict[bool, sockets.Listener] = {}  # by whether it serves IPv4
@@ -207,8 +207,11 @@ class Proxy:
         changed = self._rules.refresh()
         self._session.refresh(self._rules.rules)
         if changed:
-            self._learned.tried = self._rules.rules.tried
+            self._heed()
             self._recall.apply(self._loop.time())
+
+    def _heed(self) -> None:
+        self._learned.tried, self._learned.ruled = self._rules.rules.tried, self._rules.rules.selectors
 
     async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer, asked = writer.get_extra_info("peername"), writer.get_extra_info("sockname")

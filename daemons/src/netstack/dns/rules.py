@@ -109,6 +109,11 @@ class Rules:
         """Of each endpoint that has some."""
         return {endpoint.id: endpoint.tried for endpoint in self.endpoints.values() if endpoint.tried}
 
+    @property
+    def selectors(self) -> dict[int, frozenset[int]]:
+        """Of each endpoint, those on trial too."""
+        return {e.id: frozenset(rule.selector for rule in e.rules) for e in self.endpoints.values()}
+
 
 def parse(text: str) -> Rules:
     """The file's text as rules; BadConfig names the field that is wrong."""

@@ -82,6 +82,15 @@ def test_a_ninth_selector_is_refused_and_the_eight_stay(learned: Learned, table:
     assert table.holds() == before
 
 
+def test_selectors_of_rules_that_are_gone_make_room(learned: Learned, table: FakeTable) -> None:
+    """A policy that is edited nine times in an hour, each time with another pattern for the name."""
+    learned.credit(credit(*range(1, 9)), now=0)
+    learned.ruled = {12: frozenset({8, 9})}
+    learned.credit(credit(9, until_s=200), now=0)
+    held = table.holds()[12, A]
+    assert (held[9], held[8], len(held)) == (200, 100, 8)
+
+
 def test_selectors_of_policies_on_trial_make_room_for_others(learned: Learned, table: FakeTable) -> None:
     tried = frozenset(range(1, 9))
     learned.credit(credit(*tried)._replace(tried=tried), now=0)

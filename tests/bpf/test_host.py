@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import truediv
+
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6ND_NS,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+)
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet as Frame
 from scapy.packet import Raw
@@ -222,6 +233,63 @@ def test_a_fragment_passes_by_a_rule_that_names_no_port(node: Packet) -> None:
     assert not passes(node.from_lan(fragment))
     let_in(node, l.IDENTITY_WORLD, None, 17)
     assert passes(node.from_lan(fragment))
+
+
+HERE, THERE = {"src": CLIENT, "dst": NODE}, {"src": "fd00:9::1", "dst": "fd00::21"}
+DRESSED = [
+    IP(**HERE, options=b"\x01\x01\x01\x01"),
+    IP(**HERE, flags="MF"),
+    IP(**HERE, flags="MF", options=b"\x07\x07\x04" + bytes(5)),
+    IPv6(**THERE) / IPv6ExtHdrHopByHop(),
+    IPv6(**THERE) / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt(),
+    IPv6(**THERE) / IPv6ExtHdrFragment(m=1),
+    IPv6(**THERE) / IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting(segleft=0) / IPv6ExtHdrFragment() / IPv6ExtHdrDestOpt(),
+]
+
+
+@pytest.mark.parametrize("dress", DRESSED, ids=Frame.summary)
+def test_options_extension_headers_and_fragmentation_hide_no_port(node: Packet, dress: Frame) -> None:
+    """The node's kernel reads what is behind them."""
+    node.guard(IN)
+    let_in(node, l.IDENTITY_ANY, None, None)
+    let_in(node, l.IDENTITY_WORLD, 80, action=DENY)
+    let_in(node, l.IDENTITY_WORLD, 80, 17, action=DENY)
+    for denied in (TCP(sport=5000, dport=80, flags="S"), UDP(sport=5000, dport=80) / Raw(b"x" * 16)):
+        assert node.from_lan(dress / denied).verdict is Verdict.POLICY_DENIED
+    assert passes(node.from_lan(dress / TCP(sport=5000, dport=81, flags="S")))
+
+
+@pytest.mark.parametrize("dress", DRESSED, ids=Frame.summary)
+def test_a_rule_for_a_port_opens_it_whatever_is_before_it(node: Packet, dress: Frame) -> None:
+    node.guard(IN)
+    let_in(node, l.IDENTITY_WORLD)
+    assert passes(node.from_lan(dress / TCP(sport=5000, dport=80, flags="S")))
+    assert node.from_lan(dress / TCP(sport=5000, dport=81, flags="S")).verdict is Verdict.DEFAULT_DENY
+
+
+@pytest.mark.parametrize("dress", DRESSED, ids=Frame.summary)
+def test_a_connection_does_not_begin_in_options_on_what_seemed_to_be_in_its_middle(node: Packet, dress: Frame) -> None:
+    node.guard(IN)
+    let_in(node, l.IDENTITY_WORLD, 80, action=DENY)
+    network = dress.__class__(src=dress.src, dst=dress.dst)
+    assert passes(node.from_lan(network / TCP(sport=5000, dport=80, flags="A"))), "older than the policy, it seems"
+    assert not passes(node.from_lan(dress / TCP(sport=5000, dport=80, flags="S")))
+
+
+@pytest.mark.parametrize(
+    ("packet", "verdict"),
+    [
+        (IP(**HERE, flags="MF", proto=6) / Raw(bytes(TCP(dport=80))[:8]), Verdict.MALFORMED),
+        (IPv6(**THERE) / IPv6ExtHdrFragment(m=1, nh=6) / Raw(bytes(TCP(dport=80))[:8]), Verdict.MALFORMED),
+        (IPv6(**THERE, nh=60, plen=12) / Raw(bytes([6, 200]) + bytes(10)), Verdict.MALFORMED),
+        (reduce(truediv, [IPv6(**THERE), *[IPv6ExtHdrDestOpt()] * 7, TCP(dport=80)]), Verdict.UNSUPPORTED),
+    ],
+    ids=["tiny", "tiny, IPv6", "longer than the packet", "too many"],
+)
+def test_what_may_hide_a_port_all_the_same_does_not_pass(node: Packet, packet: Frame, verdict: Verdict) -> None:
+    node.guard(IN)
+    let_in(node, l.IDENTITY_ANY, None, None)
+    assert node.from_lan(packet).verdict is verdict
 
 
 def test_a_service_with_a_backend_in_the_nodes_network_is_judged_as_that(node: Packet) -> None:

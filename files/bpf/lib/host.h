@@ -6,7 +6,7 @@
  * Judged: what comes by the uplink for any address of the node, what the node sends by the uplink, and what its own
  * pods send it. Not judged: multicast and 255.255.255.255 (DHCP, mDNS, IGMP), neighbour discovery, and the node to its
  * own pods. A network's own broadcast (192.168.86.255) is judged: as the node's where it arrives, as the LAN's where it
- * is sent. What has no ports (fragments, other protocols) passes by rules that name none.
+ * is sent. What has no ports (other protocols, fragments but the first) passes by rules that name none.
  */
 #pragma once
 #include "abi.h"
@@ -71,9 +71,9 @@ INLINE int host_pass(struct __sk_buff *skb, struct config *config, struct endpoi
 	if (neighbour_discovery(skb, p))
 		return VERDICT_FORWARDED;
 	if (p->opaque) {
-		p->t.sport = 0;
-		p->t.dport = 0;
-		p->starts = 1;
+		verdict = parse_opaque(skb, p);
+		if (verdict)
+			return verdict;
 	}
 	verdict = flow_pass(config, host, p, direction, peer, flow_find(host, p, direction));
 	if ((verdict == VERDICT_DEFAULT_DENY || verdict == VERDICT_POLICY_DENIED) && p->t.proto == IPPROTO_TCP &&

@@ -7,6 +7,7 @@
  *
  * Not read, hence `opaque`: fragments of either kind (only the first has ports, and letting it pass alone helps
  * nobody), IPv4 options, IPv6 extension headers, protocols without ports. For pods and services opaque means dropped.
+ * The node's own kernel takes them, so who judges what is for it reads on (parse_opaque).
  */
 #pragma once
 #include "abi.h"
@@ -86,6 +87,7 @@ struct l3 {
 	__u32 opaque;
 	__u16 payload;		/* bytes behind the IP header, as the header claims */
 	__u8 proto, ttl;
+	__u8 later;		/* a fragment that does not begin with the transport header */
 };
 
 /* The IP header at `offset`; a verdict if it cannot even be read. */
@@ -99,16 +101,17 @@ INLINE int parse_l3(struct __sk_buff *skb, __u32 offset, bool v6, struct l3 *l3)
 			return VERDICT_MALFORMED;
 		addr_from_v4(&l3->src, ip.saddr);
 		addr_from_v4(&l3->dst, ip.daddr);
-		l3->l4 = offset + sizeof(ip);
+		l3->l4 = offset + ip.ihl * 4;
 		l3->proto = ip.protocol;
 		l3->ttl = ip.ttl;
-		l3->payload = be16(ip.tot_len) - sizeof(ip);
-		if (ip.ihl != 5)
+		l3->payload = be16(ip.tot_len) - ip.ihl * 4;
+		l3->later = !!(ip.frag_off & be16(0x1fff));
+		if (be16(ip.tot_len) < ip.ihl * 4)
+			l3->opaque = VERDICT_MALFORMED;
+		else if (ip.ihl != 5)
 			l3->opaque = VERDICT_UNSUPPORTED;
 		else if (ip.frag_off & be16(0x3fff))
 			l3->opaque = VERDICT_FRAGMENT;
-		else if (be16(ip.tot_len) < sizeof(ip))
-			l3->opaque = VERDICT_MALFORMED;
 	} else {
 		struct ipv6hdr ip;
 
@@ -259,5 +262,64 @@ INLINE int parse(struct __sk_buff *skb, struct packet *p)
 	p->t.dst = l3.dst;
 	p->t.proto = l3.proto;
 	p->opaque = l3.opaque ? l3.opaque : parse_l4(skb, p, &l3);
+	return CONTINUE;
+}
+
+#define EXTENSIONS 6		/* IPv6 extension headers that are read: as many as RFC 8200 4.1 has in one packet */
+
+/* The start of an IPv6 extension header. A fragment header is 8 bytes long, the others say how many more words of 8. */
+struct extension {
+	__u8 next, length;
+	__be16 fragment;
+};
+
+/* Behind IPv6 extension headers. CONTINUE with l3 where they end, or MALFORMED, UNSUPPORTED if there are more. */
+INLINE int parse_extensions(struct __sk_buff *skb, struct l3 *l3)
+{
+	struct extension header;
+	__u32 i, size;
+
+	LOOP for (i = 0; i <= EXTENSIONS; i++) {
+		if (l3->later || (l3->proto != IPPROTO_HOPOPTS && l3->proto != IPPROTO_ROUTING &&
+				  l3->proto != IPPROTO_DSTOPTS && l3->proto != IPPROTO_FRAGMENT))
+			return CONTINUE;
+		if (bpf_skb_load_bytes(skb, l3->l4, &header, sizeof(header)))
+			return VERDICT_MALFORMED;
+		size = l3->proto == IPPROTO_FRAGMENT ? 8 : (header.length + 1) * 8;
+		if (l3->payload < size)
+			return VERDICT_MALFORMED;
+		l3->later = l3->proto == IPPROTO_FRAGMENT && header.fragment & be16(0xfff8);
+		l3->proto = header.next;
+		l3->l4 += size;
+		l3->payload -= size;
+	}
+	return VERDICT_UNSUPPORTED;
+}
+
+/* Of an opaque packet what its receiver will read: p->t and p->tcp as of any other. Later fragments, which are nothing
+ * without the first, and protocols that have no ports have none in p->t. MALFORMED or UNSUPPORTED if the receiver might
+ * read what is not read here.
+ */
+INLINE int parse_opaque(struct __sk_buff *skb, struct packet *p)
+{
+	struct l3 l3 = {};
+	int verdict;
+
+	verdict = parse_l3(skb, ETH_HLEN, p->v6, &l3);
+	if (!verdict && p->v6)
+		verdict = parse_extensions(skb, &l3);
+	if (verdict)
+		return verdict;
+	p->l4 = l3.l4;
+	p->proto = l3.proto;
+	p->t.proto = l3.proto;
+	if (!l3.later && !parse_l4(skb, p, &l3))
+		return CONTINUE;
+	if (!l3.later && (l3.proto == IPPROTO_TCP || l3.proto == IPPROTO_UDP || l3.proto == IPPROTO_SCTP))
+		return VERDICT_MALFORMED;	/* its ports may be there, but not all of its header (RFC 1858) */
+	p->t.sport = 0;
+	p->t.dport = 0;
+	p->quoted = 0;
+	p->starts = 1;
 	return CONTINUE;
 }

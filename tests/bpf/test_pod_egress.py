@@ -255,6 +255,34 @@ def test_answers_to_what_the_proxy_took_come_from_the_proxy_only(node: Packet) -
     assert node.to_pod(answer, came_by=0).verdict is Verdict.REPLY
 
 
+@pytest.mark.parametrize("layer", [UDP, TCP])
+def test_an_answer_that_is_too_late_for_the_proxy_opens_no_way_past_it(node: Packet, layer: type[UDP | TCP]) -> None:
+    """The proxy asks in the pod's name. By a flow from the server's port the pod could ask the server for any name."""
+    node.endpoint(POD, c.POD_ID, c.POD_IDENTITY, enforce=l.ENFORCE_EGRESS | l.PROXIED)
+    number = {UDP: 17, TCP: 6}[layer]
+    node.rule(l.ACTION_REDIRECT_DNS, c.REMOTE_IDENTITY, 53, protocol=number)
+    late = IP(src=c.REMOTE, dst=POD) / layer(sport=53, dport=33000) / Raw(b"!")
+    question = IP(src=POD, dst=c.REMOTE) / layer(sport=33000, dport=53) / Raw(b"?")
+    if layer is TCP:
+        late[TCP].flags = question[TCP].flags = "A"
+    assert node.to_pod(late).verdict is Verdict.NO_PROXY
+    assert node.from_pod(question).verdict is Verdict.NO_PROXY, "it goes to the proxy, which is not there"
+    for source, port in ((c.REMOTE, 54), (CLIENT, 53)):
+        assert node.to_pod(IP(src=source, dst=POD) / layer(sport=port, dport=33000)).verdict is Verdict.FORWARDED
+
+
+def test_a_flow_from_a_dns_server_does_not_outlive_a_policy_that_names(node: Packet) -> None:
+    """Who is to be restricted could have made one before."""
+    sent = IP(src=c.REMOTE, dst=POD) / UDP(sport=53, dport=33000) / Raw(b"!")
+    back = IP(src=POD, dst=c.REMOTE) / UDP(sport=33000, dport=53) / Raw(b"?")
+    assert node.to_pod(sent).verdict is Verdict.FORWARDED
+    assert node.from_pod(back).verdict is Verdict.REPLY
+    node.endpoint(POD, c.POD_ID, c.POD_IDENTITY, enforce=l.ENFORCE_EGRESS | l.PROXIED)
+    node.rule(l.ACTION_REDIRECT_DNS, c.REMOTE_IDENTITY, 53, protocol=17)
+    node.set_generation(2)
+    assert node.from_pod(back).verdict is node.to_pod(sent).verdict is Verdict.NO_PROXY
+
+
 def test_an_icmp_error_about_a_flow_passes_from_any_router(node: Packet) -> None:
     enforce(node)
     sent = IP(src=POD, dst="203.0.113.9") / TCP(sport=4000, dport=443, flags="S")

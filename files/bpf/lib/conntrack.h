@@ -92,6 +92,22 @@ INLINE bool flow_of_proxy(const struct packet *p, __u8 direction, const struct w
 	return direction == DIRECTION_INGRESS && !p->from_device && who && who->identity != IDENTITY_HOST;
 }
 
+/* Does a policy lead what the endpoint sends back to the DNS proxy? Then the proxy has asked in its name, and this answer
+ * came when the proxy no longer waited. By a flow that it began the endpoint could ask the server itself.
+ */
+INLINE bool flow_past_proxy(struct endpoint *ep, struct packet *p, const struct who *who)
+{
+	struct policy_key key = {
+		.endpoint = ep->id, .direction = DIRECTION_EGRESS, .proto = p->flow.proto, .port = p->flow.peer_port
+	};
+	struct decision d;
+
+	if (!(ep->enforce & PROXIED) || who->identity == IDENTITY_HOST)
+		return false;
+	consult_all(&key, who, &p->flow.peer, false, p->now, &d);
+	return d.action == ACTION_REDIRECT_DNS;
+}
+
 /* What an event shall say of the decision. */
 INLINE void flow_say(struct packet *p, const struct who *who, const struct decision *d)
 {
@@ -131,6 +147,8 @@ INLINE int flow_judge(struct endpoint *ep, struct packet *p, __u8 direction, con
 	flow_say(p, who, &d);
 	if (verdict >= VERDICT_DROPS)
 		return verdict;
+	if (direction == DIRECTION_INGRESS && flow_past_proxy(ep, p, who))
+		return VERDICT_NO_PROXY;
 	if (!old) {
 		p->first = 1;
 		__builtin_memset(&p->flow_made, 0, sizeof(p->flow_made));

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.root
 
 CLIENT, VIP, SERVICE, GATEWAY, PROXY = "192.168.86.50", "192.168.86.18", "10.96.0.10", "169.254.1.1", "169.254.1.53"
 TRANSPARENT = 19  # IP_TRANSPARENT
+FIN_WAIT2, LISTEN = 5, 10
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 FORGED = 5
 
@@ -591,6 +592,38 @@ def test_the_proxy_asks_in_the_pods_name(lan: Lan, dns: tuple[str, int], where: 
                     far.recv(100)
     finally:
         home.enforce(server, 0)
+        node.enforce(pod, 0)
+
+
+def states(namespace: Namespace, port: int) -> set[int]:
+    """Of the TCP connections from or to this port, but listeners: enum in include/net/tcp_states.h."""
+    with namespace.entered():
+        lines = Path("/proc/thread-self/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+    ends = ((line.split()[1:3], int(line.split()[3], 16)) for line in lines)
+    return {state for pair, state in ends if any(end.endswith(f":{port:04X}") for end in pair) and state != LISTEN}
+
+
+@pytest.mark.parametrize(("where", "port"), [("this node", 1055), ("another node", 1056)])
+def test_the_servers_farewell_reaches_the_connection_that_the_proxy_has_closed(
+    lan: Lan, dns: tuple[str, int], where: str, port: int
+) -> None:
+    """What is left of it then is no whole socket. A server that is not heard repeats itself for a minute."""
+    node, pod = lan.nodes[0], lan.near
+    server = lan.neighbour if where == "this node" else lan.far
+    node.enforce(pod, l.ENFORCE_EGRESS | l.ENFORCE_INGRESS | l.PROXIED)
+    try:
+        with (
+            opened(server.namespace, STREAM, bind=(server.address, port)) as listening,
+            opened(node.namespace, STREAM, transparent=True) as proxy,
+        ):
+            proxy.bind((pod.address, 0))
+            proxy.connect((server.address, port))
+            with listening.accept()[0] as far:
+                proxy.close()
+                assert far.recv(1) == b""
+                wait_until(lambda: states(node.namespace, port) == {FIN_WAIT2}, 5)
+            wait_until(lambda: not states(server.namespace, port), 3)
+    finally:
         node.enforce(pod, 0)
 
 

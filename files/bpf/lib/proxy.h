@@ -180,23 +180,29 @@ INLINE bool proxy_asks_for(struct addr *addr)
 	return ep && ep->enforce & PROXIED;
 }
 
-/* Does p answer what the proxy asked with a pod's address? Nobody else on this node has a socket there. CONTINUE if not. */
-INLINE int proxy_answered(struct __sk_buff *skb, struct packet *p)
+INLINE int proxy_hears(struct __sk_buff *skb, struct packet *p, struct bpf_sock *sk)
 {
-	struct bpf_sock_tuple asked = {}, unused = {};
-	__u32 size = proxy_tuples(p, &asked, &unused);
-	struct bpf_sock *sk = NULL;
-
-	if (p->opaque || p->quoted)
-		return CONTINUE;
-	if (p->proto == IPPROTO_UDP)
-		sk = bpf_sk_lookup_udp(skb, &asked, size, BPF_F_CURRENT_NETNS, 0);
-	else if (p->proto == IPPROTO_TCP)
-		sk = bpf_sk_lookup_tcp(skb, &asked, size, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return CONTINUE;
 	if (proxy_speaks(sk, p))
 		return proxy_assign(skb, sk) == VERDICT_NO_PROXY ? VERDICT_NO_PROXY : VERDICT_REPLY;
 	bpf_sk_release(sk);
+	return CONTINUE;
+}
+
+/* Does p answer what the proxy asked with a pod's address? Nobody else on this node has a socket there. CONTINUE if not.
+ * A connection in TIME_WAIT, which is no whole socket, still has to hear the server's FIN.
+ */
+INLINE int proxy_answered(struct __sk_buff *skb, struct packet *p)
+{
+	struct bpf_sock_tuple asked = {}, unused = {};
+	__u32 size = proxy_tuples(p, &asked, &unused);
+
+	if (p->opaque || p->quoted)
+		return CONTINUE;
+	if (p->proto == IPPROTO_UDP)
+		return proxy_hears(skb, p, bpf_sk_lookup_udp(skb, &asked, size, BPF_F_CURRENT_NETNS, 0));
+	if (p->proto == IPPROTO_TCP)
+		return proxy_hears(skb, p, bpf_skc_lookup_tcp(skb, &asked, size, BPF_F_CURRENT_NETNS, 0));
 	return CONTINUE;
 }

@@ -203,6 +203,30 @@ def test_a_router_may_say_that_a_packet_was_too_big(node: Packet, enforce: int) 
     assert not passes(node.from_lan(IP(src="192.168.86.1", dst=NODE) / ICMP(type=3, code=4) / tcp(NODE, WORLD, 22)))
 
 
+def test_the_node_says_what_became_of_packets_that_it_routes(node: Packet) -> None:
+    """They have no flow of the node's: a pod that is gone, a packet that is too large."""
+    asked = tcp(c.REMOTE, "10.244.1.99", 80)
+    gone = IP(src=NODE, dst=c.REMOTE) / ICMP(type=3, code=1) / asked
+    too_large = IP(src=NODE, dst=c.REMOTE) / ICMP(type=3, code=4, nexthopmtu=1400) / asked
+    node.guard(IN)
+    assert passes(node.to_lan(gone)) and passes(node.to_lan(too_large))
+    node.guard(IN | OUT)
+    assert node.to_lan(gone).verdict is Verdict.DEFAULT_DENY
+    let_out(node, c.REMOTE_IDENTITY, 11, 1)
+    assert node.to_lan(gone).verdict is Verdict.DEFAULT_DENY
+    let_out(node, c.REMOTE_IDENTITY, 3, 1)
+    assert passes(node.to_lan(gone)) and passes(node.to_lan(too_large))
+
+
+def test_what_the_node_says_of_a_services_packet_names_the_service(node: Packet) -> None:
+    """Once it is translated, the kernel finds it too large for its way."""
+    node.service(VIP, 80, [(POD, 8080, NODE)], scope=l.SCOPE_WORLD)
+    node.guard(IN)
+    came = node.from_lan(tcp(CLIENT, VIP, 80)).frame[IP]
+    said = node.to_lan(IP(src=NODE, dst=CLIENT) / ICMP(type=3, code=4, nexthopmtu=1400) / came)
+    assert said.verdict is Verdict.TRANSLATED and said.frame["IP in ICMP"].dst == VIP
+
+
 def test_a_connection_older_than_the_policy_goes_on_if_it_may_begin(node: Packet) -> None:
     """Whichever side sends next."""
     node.guard(IN | OUT)

@@ -95,6 +95,23 @@ INLINE int host_enter(struct __sk_buff *skb, struct config *config, struct packe
 	return verdict ? verdict : host_pass(skb, config, host, p, DIRECTION_INGRESS, &peer);
 }
 
+/* The node says of a packet that it routes, hence of no flow of its own, that it does not arrive. So the error itself is
+ * judged, by its type.
+ */
+INLINE int host_complains(struct __sk_buff *skb, struct endpoint *host, struct packet *p, const struct who *peer)
+{
+	struct decision d;
+	int verdict;
+	__u8 type;
+
+	if (bpf_skb_load_bytes(skb, p->l4, &type, sizeof(type)))
+		return VERDICT_MALFORMED;
+	verdict = judge(host, DIRECTION_EGRESS, peer, &p->dst, p->proto, be16(type), p->now, &d);
+	p->direction = DIRECTION_EGRESS;
+	flow_say(p, peer, &d);
+	return verdict == VERDICT_REDIRECTED_DNS ? VERDICT_POLICY_DENIED : verdict;
+}
+
 /* By the uplink, made by the node or routed. */
 INLINE int host_leave(struct __sk_buff *skb, struct config *config, struct packet *p)
 {
@@ -106,6 +123,8 @@ INLINE int host_leave(struct __sk_buff *skb, struct config *config, struct packe
 	identify(&p->t.dst, &peer);
 	if (addr_equal(&peer.node, &family(config, p->v6)->node))
 		identify_within(&p->t.dst, 127, &peer);	/* ours, and leaves: the broadcast of a network of ours */
+	if (p->quoted && !flow_find(host, p, DIRECTION_EGRESS))
+		return host_complains(skb, host, p, &peer);
 	return host_pass(skb, config, host, p, DIRECTION_EGRESS, &peer);
 }
 

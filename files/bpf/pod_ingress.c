@@ -52,6 +52,8 @@ INLINE int door(struct __sk_buff *skb, struct packet *p, struct endpoint *ep)
 		return VERDICT_UNSUPPORTED;	/* the node by its link-local address would be judged as the world */
 	if (addr_gateway(&p->dst))
 		return VERDICT_UNSUPPORTED;	/* the default route would take it to the LAN, in the pod's own name */
+	if (addr_loopback(&p->dst))
+		return VERDICT_UNSUPPORTED;	/* the node, which would be judged as the world too */
 	return CONTINUE;
 }
 

@@ -72,8 +72,9 @@ INLINE int before_it_is_known(struct config *config, struct packet *p, const str
 	return VERDICT_FORWARDED;
 }
 
-/* Nobody on the LAN speaks with this node's addresses or those of its pods; with other nodes' only those nodes. From :: is
- * asked whether an address is free (RFC 4862), also of a node that has no IPv6 here.
+/* Nobody on the LAN speaks with this node's addresses or those of its pods; with other nodes' only those nodes. Nor with a
+ * loopback address, or to one: what listens there shall not be heard outside. From :: is asked whether an address is free
+ * (RFC 4862), also of a node that has no IPv6 here.
  */
 INLINE int door(struct __sk_buff *skb, struct config *config, struct packet *p)
 {
@@ -81,6 +82,8 @@ INLINE int door(struct __sk_buff *skb, struct config *config, struct packet *p)
 	struct who who;
 	int verdict;
 
+	if (addr_loopback(&p->src) || addr_loopback(&p->dst))
+		return VERDICT_SPOOFED;
 	if (addr_none(&p->src))
 		return CONTINUE;
 	if (addr_equal(&p->src, &own->node) || addr_within(&p->src, &own->pod_net, own->pod_net_bits))

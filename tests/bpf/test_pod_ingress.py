@@ -46,6 +46,7 @@ def syn(to: str = WORLD, port: int = 443, sport: int = 4000, src: str = POD) -> 
         (IPv6(src="fd00:1::3", dst="::ffff:10.0.0.1") / TCP(), Verdict.MALFORMED),
         (IP(src=POD, dst="224.0.0.251") / UDP(dport=5353), Verdict.UNSUPPORTED),
         (IP(src=POD, dst="255.255.255.255") / UDP(dport=67), Verdict.UNSUPPORTED),
+        (IP(src=POD, dst="127.0.0.1") / TCP(dport=10257), Verdict.UNSUPPORTED),  # the node, with route_localnet
         (IP(src=POD, dst=WORLD, options=b"\x94\x04\x00\x00") / TCP(), Verdict.UNSUPPORTED),
         (IP(src=POD, dst=WORLD, flags="MF") / UDP() / Raw(b"x" * 32), Verdict.FRAGMENT),
         (IP(src=POD, dst=WORLD, frag=4) / UDP() / Raw(b"x" * 32), Verdict.FRAGMENT),

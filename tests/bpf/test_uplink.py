@@ -85,6 +85,12 @@ def test_our_own_addresses_do_not_come_from_the_lan(node: Packet, source: str) -
     assert node.from_lan(syn(c.NODE, 22, src=source)).verdict is Verdict.SPOOFED
 
 
+@pytest.mark.parametrize(("source", "destination"), [(CLIENT, "127.0.0.1"), ("127.0.0.1", c.NODE), ("127.1.2.3", POD)])
+def test_loopback_addresses_do_not_come_from_the_lan(node: Packet, source: str, destination: str) -> None:
+    """With route_localnet, which kube-proxy sets, the kernel would take them."""
+    assert node.from_lan(IP(src=source, dst=destination) / UDP(dport=53)).verdict is Verdict.SPOOFED
+
+
 def from_mac(source: str, packet: Frame) -> Ether:
     return Ether(src=source, dst=c.NODE_MAC) / packet
 

@@ -43,6 +43,14 @@ INLINE bool addr_link_local(const struct addr *a)
 	return (a->w[0] & be32(0xffc00000)) == be32(0xfe800000);
 }
 
+/* 127.0.0.0/8 is never on a wire (RFC 1122 3.2.1.3 g). With route_localnet, which kube-proxy sets for all devices and
+ * nobody sets back, the kernel takes it from there all the same; ::1 it never does.
+ */
+INLINE bool addr_loopback(const struct addr *a)
+{
+	return addr_v4(a) && (a->w[3] & be32(0xff000000)) == be32(0x7f000000);
+}
+
 /* What pods have as their gateway: a next hop, at which nobody is. */
 INLINE bool addr_gateway(const struct addr *a)
 {

@@ -370,6 +370,23 @@ def test_a_connection_to_a_backend_that_is_gone_moves(node: Packet) -> None:
     assert where(node, 5000) == c.NEIGHBOUR
 
 
+def test_a_connection_waits_for_a_backend_that_serves_nobody_and_datagrams_do_not(node: Packet) -> None:
+    """Nor does who begins anew from its port, after a crash. Both would have to be silent until they are forgotten."""
+    for number, protocol, wire in ((1, UDP, 17), (2, TCP, 6)):
+        node.service(VIP, 80, [(POD, 8080, c.NODE)], scope=l.SCOPE_WORLD, protocol=wire, number=number)
+        first = IP(src=CLIENT, dst=VIP) / protocol(sport=5000, dport=80)
+        assert node.from_lan(first).frame[IP].dst == POD
+        node.put("backends", l.Number(100), l.Backend(pack(c.NEIGHBOUR), pack(c.NODE), 8080))
+        node.put("slots", l.Number(number * 16), l.Number(100))
+        assert node.from_lan(first).frame[IP].dst == POD
+        silent = l.Backend(pack(POD), pack(c.NODE), 8080, l.BACKEND_SILENT)
+        node.put("backends", l.Number(number * 16 + 1), silent)
+        if protocol is TCP:
+            assert node.from_lan(syn(flags="A")).frame[IP].dst == POD
+        assert node.from_lan(first).frame[IP].dst == c.NEIGHBOUR
+    assert node.from_lan(syn(flags="A")).frame[IP].dst == c.NEIGHBOUR
+
+
 def test_a_dead_nodes_backends_are_skipped(node: Packet) -> None:
     backends(node)
     node.put("node_alive", l.AddressKey(pack(c.OTHER_NODE)), l.Instant(c.monotonic_ns(-1)))

@@ -63,11 +63,13 @@ struct service {
 /* slots: index -> backend id; 0 is no backend. backends: id -> where it is. A backend that leaves the slots but stays
  * here keeps its established connections; one that leaves both loses them.
  */
+#define BACKEND_SILENT	1	/* serves nobody now: a connection may wait for it, nothing else does */
+
 struct backend {
 	struct addr addr;
 	struct addr node;	/* the node that hosts it; :: = outside the cluster */
 	__be16 port;
-	__u8 flags;		/* none yet: 0 */
+	__u8 flags;		/* BACKEND_* */
 	__u8 pad;
 };
 

@@ -21,12 +21,15 @@ INLINE __u32 service_hash(const struct service *service, const struct tuple *t)
 	return service->affinity_s ? client_hash(&t->src) : tuple_hash(t);
 }
 
-/* The pin of this packet's connection, if it still leads somewhere: same service, backend there, node not dead. */
+/* The pin of this packet's connection, if it still leads somewhere: same service, backend there, node not dead. Who
+ * begins anew does not wait for a backend that serves nobody, and datagrams have nothing to wait for.
+ */
 INLINE struct nat *service_pin(struct config *config, struct packet *p, struct service *service, __u8 kind)
 {
 	struct nat *pin = nat_live(&p->t, kind, p->now);
+	struct backend *backend = pin && pin->service == service->id ? backend_get(pin->backend) : NULL;
 
-	if (!pin || pin->service != service->id || !backend_get(pin->backend))
+	if (!backend || (backend->flags & BACKEND_SILENT && (p->proto == IPPROTO_UDP || p->tcp & TCP_SYN)))
 		return NULL;
 	if (pin->kind == NAT_FORWARD && kind == NAT_SERVICE)
 		return (p->tcp & TCP_SYN) || node_dead(config, p->v6, &pin->addr, p->now) ? NULL : pin;

@@ -82,7 +82,8 @@ class Choice:
 
     live: tuple[Target, ...]
     local: tuple[Target, ...]
-    known: tuple[Target, ...]
+    known: Mapping[Target, bool]
+    """... and whether they serve those."""
 
 
 class Frontend(NamedTuple):
@@ -97,9 +98,10 @@ class Frontend(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """Of a target: the name that its id comes from, and its entry."""
+    """Of a target: the name that its id comes from, whether it serves anybody, and its entry."""
 
     name: str
+    serves: bool
     packed: bytes
 
 
@@ -185,7 +187,7 @@ class Compiler:
         problems: list[BadObject] = []
         for ref, part in sorted(self._parts.items(), key=_age):  # the older one wins an address
             stubs.update(part.stubs)
-            backends.update(part.backends)
+            backends.update((t, b) for t, b in part.backends.items() if b.serves or t not in backends)
             problems += part.problems
             for frontend in part.frontends:
                 holder = frontends.setdefault(frontend.key, frontend)
@@ -253,9 +255,11 @@ def _part(
         for key in {_show(frontend.key): None for frontend in refused}:
             reason = f"{key} is for the nodes themselves, so it is not served"
             problems.append(BadObject(service.meta.ref, f"spec.ports[{index}]", reason))
-        for target in (target for choice in choices.values() for target in choice.known):
-            packed = layout.Backend(target.address, target.node, target.port).pack()
-            backends[target] = Backend(f"{target.name} {unpack(target.node)}", packed)
+        for target, serves in (item for choice in choices.values() for item in choice.known.items()):
+            flags = 0 if serves else layout.BACKEND_SILENT
+            packed = layout.Backend(target.address, target.node, target.port, flags).pack()
+            if serves or target not in backends:
+                backends[target] = Backend(f"{target.name} {unpack(target.node)}", serves, packed)
     if service.source_ranges and service.load_balancer_ips:
         reason = "is not enforced yet, so the addresses are refused from outside the cluster"
         problems.append(BadObject(service.meta.ref, "spec.loadBalancerSourceRanges", reason))
@@ -347,7 +351,7 @@ def _choose(
     node is gone is neither."""
     ready: set[Target] = set()
     serving: set[Target] = set()
-    known: set[Target] = set()
+    known: dict[Target, bool] = {}
     local: set[Target] = set()
     for item in slices:
         number = next((n for name, proto, n in item.ports if (name, proto) == (port.name, port.protocol)), 0)
@@ -356,7 +360,7 @@ def _choose(
             if ours and endpoint.node not in nodes:
                 continue
             for target in _targets(endpoint, number, v4, nodes):
-                known.add(target)
+                known[target] = known.get(target, False) or endpoint.ready or endpoint.serving
                 if endpoint.node == node:
                     local.add(target)
                 if endpoint.ready:
@@ -365,7 +369,7 @@ def _choose(
                     serving.add(target)
     live = ready or serving
     here = local & ready or local & serving
-    return Choice(tuple(sorted(live)), tuple(sorted(here)), tuple(sorted(known)))
+    return Choice(tuple(sorted(live)), tuple(sorted(here)), known)
 
 
 def _targets(endpoint: Endpoint, port: int, v4: bool, nodes: Mapping[str, bytes]) -> Iterator[Target]:

@@ -201,15 +201,15 @@ def test_without_a_ready_backend_the_entry_refuses(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("conditions", "used"),
+    ("conditions", "used", "silent"),
     [
-        ([{}, {"ready": False}], {0}),
-        ([{"ready": True}, {"ready": False, "serving": True, "terminating": True}], {0}),
-        ([{"ready": False}, {"ready": False, "serving": True, "terminating": True}], {1}),
-        ([{"ready": False, "serving": False, "terminating": True}, {"ready": False}], set()),
+        ([{}, {"ready": False}], {0}, {1}),
+        ([{"ready": True}, {"ready": False, "serving": True, "terminating": True}], {0}, set()),
+        ([{"ready": False}, {"ready": False, "serving": True, "terminating": True}], {1}, {0}),
+        ([{"ready": False, "serving": False, "terminating": True}, {"ready": False}], set(), {0, 1}),
     ],
 )
-def test_readiness(cluster: Cluster, conditions: list[dict[str, bool]], used: set[int]) -> None:
+def test_readiness(cluster: Cluster, conditions: list[dict[str, bool]], used: set[int], silent: set[int]) -> None:
     addresses = ["10.244.1.3", "10.244.1.4"]
     cluster.service("one/web", [], clusterIP="10.96.0.1")
     cluster.put(
@@ -226,7 +226,28 @@ def test_readiness(cluster: Cluster, conditions: list[dict[str, bool]], used: se
     )
     cluster.compile()
     assert shown(cluster.backends("10.96.0.1", 80)) == {addresses[index] for index in used}
-    assert len(cluster.table("backends").entries) == 2, "those without new connections keep their old ones"
+    backends = [layout.Backend.unpack(value) for value in cluster.table("backends").entries.values()]
+    assert len(backends) == 2, "those without new connections keep their old ones"
+    assert {unpack(b.address) for b in backends if b.flags & layout.BACKEND_SILENT} == {addresses[i] for i in silent}
+
+
+def test_a_backend_serves_if_one_service_says_so(cluster: Cluster) -> None:
+    """publishNotReadyAddresses: of one pod an EndpointSlice says that it is ready, and another does not."""
+    for name, ready in (("a", False), ("b", True), ("c", False)):
+        cluster.service(f"one/{name}", [], clusterIP=f"10.96.0.{ord(name)}")
+        cluster.put(
+            {
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {"name": f"{name}-1", "namespace": "one", "labels": {"kubernetes.io/service-name": name}},
+                "addressType": "IPv4",
+                "endpoints": [{"addresses": ["10.244.1.3"], "conditions": {"ready": ready}}],
+                "ports": [{"port": 80}],
+            }
+        )
+    cluster.compile()
+    (backend,) = map(layout.Backend.unpack, cluster.table("backends").entries.values())
+    assert backend.flags == 0
 
 
 def test_traffic_policies_keep_to_this_node(cluster: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -577,6 +578,23 @@ def test_a_port_in_use_is_not_given_twice(node: Packet) -> None:
     node.put("nat_pods", answer, replace(taken, address=pack(c.NEIGHBOUR)))
     assert node.to_lan(syn(WORLD, 443, 4000, src=POD)).frame[TCP].sport != first
     assert node.entries("nat_pods")[answer].address == pack(c.NEIGHBOUR)
+
+
+@pytest.mark.parametrize("layer", [UDP, TCP])
+def test_a_port_at_which_the_node_listens_is_no_pods(node: Packet, layer: type[UDP | TCP]) -> None:
+    """Who had it could take away what a peer says to the node: to its WireGuard at 51820, for one."""
+    asked = IP(src=POD, dst=WORLD) / layer(sport=4000, dport=443)
+    first = node.to_lan(asked, came_by=node.pod).frame[layer].sport
+    node.maps["nat_pods"].delete_batch([key for key, _ in node.maps["nat_pods"].items()])
+    with node.namespace.entered():
+        own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if layer is UDP else socket.SOCK_STREAM)
+        with own:
+            own.bind(("0.0.0.0", first))
+            if layer is TCP:
+                own.listen()
+            other = node.to_lan(asked, came_by=node.pod)
+    assert other.verdict is Verdict.MASQUERADED and other.frame[layer].sport not in (first, 4000)
+    assert bytes(node.to_lan(asked, came_by=node.pod).frame) == bytes(other.frame)
 
 
 def test_ports_towards_one_destination_run_out_into_a_drop(node: Packet) -> None:

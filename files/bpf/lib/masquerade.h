@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later
  *
- * Pods speak to the world with their node's address. Source ports come from a range that the node itself never uses,
- * so a port that is translated belongs to a pod and every other one to the node.
+ * Pods speak to the world with their node's address. Source ports come from a range that the node itself does not use,
+ * but where a program asks for one there (WireGuard's 51820). That is passed over, so a port that is translated belongs to
+ * a pod and every other one to the node.
  */
 #pragma once
 #include "abi.h"
@@ -36,8 +37,37 @@ INLINE __u32 masquerade_candidate(struct packet *p, __u32 hash, __u32 i)
 	       at % MASQUERADE_OWN;
 }
 
+/* Does the node itself listen at this port, or speak from it with p's destination? */
+INLINE bool masquerade_taken(struct __sk_buff *skb, struct packet *p, const struct addr *node, __be16 port)
+{
+	struct bpf_sock_tuple back = {};
+	struct bpf_sock *sk = NULL;
+	__u32 size = sizeof(back.ipv4);
+
+	if (p->v6) {
+		__builtin_memcpy(back.ipv6.saddr, p->t.dst.w, sizeof(back.ipv6.saddr));
+		__builtin_memcpy(back.ipv6.daddr, node->w, sizeof(back.ipv6.daddr));
+		back.ipv6.sport = p->t.dport;
+		back.ipv6.dport = port;
+		size = sizeof(back.ipv6);
+	} else {
+		back.ipv4.saddr = p->t.dst.w[3];
+		back.ipv4.daddr = node->w[3];
+		back.ipv4.sport = p->t.dport;
+		back.ipv4.dport = port;
+	}
+	if (p->proto == IPPROTO_TCP)
+		sk = bpf_sk_lookup_tcp(skb, &back, size, BPF_F_CURRENT_NETNS, 0);
+	else if (p->proto == IPPROTO_UDP)
+		sk = bpf_sk_lookup_udp(skb, &back, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
 /* A free source port for p's connection: p->other and p->made stand for it then. NULL if none was found. */
-INLINE struct nat *masquerade_port(struct packet *p, const struct addr *node, __be16 *port)
+INLINE struct nat *masquerade_port(struct __sk_buff *skb, struct packet *p, const struct addr *node, __be16 *port)
 {
 	__u32 i, hash = tuple_hash(&p->t);
 	struct nat *back;
@@ -47,6 +77,8 @@ INLINE struct nat *masquerade_port(struct packet *p, const struct addr *node, __
 	LOOP for (i = 0; i < PORT_ATTEMPTS; i++) {
 		*port = be16(masquerade_candidate(p, hash, i));
 		p->other.dport = *port;
+		if (masquerade_taken(skb, p, node, *port))
+			continue;
 		back = nat_claim_answer(p, NAT_SOURCE_REPLY);
 		if (back)
 			return back;
@@ -81,7 +113,7 @@ INLINE int masquerade(struct __sk_buff *skb, struct config *config, struct packe
 			return VERDICT_DEFAULT_DENY;	/* an error or echo reply that belongs to nothing */
 		if (p->proto == IPPROTO_SCTP)
 			return VERDICT_UNSUPPORTED;
-		back = masquerade_port(p, node, &port);
+		back = masquerade_port(skb, p, node, &port);
 		if (!back)
 			return VERDICT_NO_PORT;
 		nat_make(p, NAT_SOURCE, node, port, 0, 0);

@@ -486,6 +486,30 @@ def test_a_masqueraded_connection_that_is_over_leaves_no_translation(node: Packe
     assert node.entries("nat_pods") == {}
 
 
+def test_what_was_lost_of_an_answer_comes_though_both_sides_have_closed(node: Packet) -> None:
+    """The pod closed its half behind its question; the world's FIN came, and not what is before it."""
+
+    def pod(flags: str, seq: int, ack: int = 0) -> Frame:
+        packet = IP(src=POD, dst=WORLD) / TCP(sport=4000, dport=443, flags=flags, seq=seq, ack=ack)
+        return node.to_lan(packet, came_by=node.pod).frame
+
+    port = pod("S", 10)[TCP].sport
+
+    def world(flags: str, seq: int, ack: int, data: bytes = b"") -> None:
+        packet = IP(src=WORLD, dst=c.NODE) / TCP(sport=443, dport=port, flags=flags, seq=seq, ack=ack) / Raw(data)
+        assert_delivered(node.from_lan(packet))
+
+    world("SA", 50, 11)
+    pod("FA", 11, 51)
+    world("A", 51, 12)
+    world("FA", 1051, 12)
+    pod("A", 12, 51)
+    for seq in (51, 551):
+        world("A", seq, 12, b"x" * 500)
+    pod("A", 12, 1052)
+    assert node.entries("nat_pods") == {}
+
+
 def test_an_error_about_an_answer_finds_the_backend(node: Packet) -> None:
     here(node)
     node.from_lan(syn())

@@ -95,6 +95,7 @@ struct tuple {
 
 #define NAT_SEEN	1	/* a packet came this way */
 #define NAT_FIN		2	/* FIN came this way; RST of a pod of this node counts for both ways */
+#define NAT_ACKED	4	/* and a packet that came this way acknowledged the FIN of the other */
 
 struct nat {
 	__u64 deadline;

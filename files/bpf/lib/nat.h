@@ -34,11 +34,16 @@ INLINE __u64 nat_life(__u8 proto, const struct nat *a, const struct nat *b)
 	return (a->flags & NAT_SEEN) && (b->flags & NAT_SEEN) ? LIFE_ESTABLISHED : LIFE_OTHER;
 }
 
-/* Is it the acknowledgement of the last FIN? Nothing comes after it. */
-INLINE bool nat_over(const struct packet *p, const struct nat *entry, const struct nat *other)
+/* Has each side acknowledged the other's FIN with this packet? Nothing comes after it. Until then what was lost is sent
+ * again, though both FINs were seen.
+ */
+INLINE bool nat_over(const struct packet *p, struct nat *entry, const struct nat *other)
 {
-	return (p->tcp & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == TCP_ACK && nat_closed(entry, other) &&
-	       p->ack == other->end;
+	if (!(other->flags & NAT_FIN) || (p->tcp & (TCP_SYN | TCP_RST | TCP_ACK)) != TCP_ACK || p->ack != other->end)
+		return false;
+	if (!(entry->flags & NAT_ACKED))
+		entry->flags |= NAT_ACKED;
+	return entry->flags & NAT_FIN && other->flags & NAT_ACKED && !(p->tcp & TCP_FIN);
 }
 
 /* A RST that nobody answers for (conntrack.h): not of a pod of this node, but of who speaks with it. */

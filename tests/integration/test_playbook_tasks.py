@@ -160,6 +160,26 @@ def test_a_controller_without_the_secret_takes_that_of_the_nodes(play: Play, tmp
     assert len(key.read_text()) == 64
 
 
+def test_a_node_that_is_off_ends_no_run_that_leaves_it_out(play: Play, tmp_path: Path) -> None:
+    """n2 is. The others are told, and who joins goes on."""
+    settings, key = tmp_path / "netstack/announcer.yaml", tmp_path / ".secrets/announcer.key"
+    settings.write_text(yaml.safe_dump({"node": "n3", "node_address": "192.0.2.3", "key_file": "/key", "peers": {}}))
+    hosts = yaml.safe_load((tmp_path / "hosts.yml").read_text())
+    off = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    hosts["all"]["children"]["netstack_nodes"]["hosts"]["n2"] |= off
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    tasks = [
+        {"ansible.builtin.import_tasks": str(TASKS / "introduce.yml")},
+        {"ansible.builtin.include_vars": str(ROOT / "roles/announcer/vars/main.yml")},
+        {"ansible.builtin.import_tasks": str(ROOT / "roles/announcer/tasks/key.yml")},
+    ]
+    (tmp_path / "tasks.yml").write_text(yaml.safe_dump(tasks))
+    done = play(tmp_path / "tasks.yml", "n1", __site_members=["n1", "n2"], announcer_key_file=str(key))
+    assert done.returncode == 0, done.stdout
+    assert yaml.safe_load(settings.read_text())["peers"] == {"n1": "192.0.2.1", "n2": "127.0.0.1"}
+    assert len(key.read_text()) == 64
+
+
 IP = """#!/bin/sh
 # As with ipv6.disable=1 on the kernel's command line.
 echo "$*" >> {0}/ip

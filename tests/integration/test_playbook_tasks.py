@@ -180,6 +180,19 @@ def test_a_node_that_is_off_ends_no_run_that_leaves_it_out(play: Play, tmp_path:
     assert len(key.read_text()) == 64
 
 
+def test_sysctls_may_be_written_as_numbers(play: Play, tmp_path: Path) -> None:
+    """Else each run sets them again, and says that it has changed the node."""
+    seen = {"sysctls": {"net.ipv4.ip_forward": {"value": "1", "writable": True}}}
+    tasks = [
+        {"ansible.builtin.set_fact": {"netstack_kernel": seen, "cacheable": True}},
+        {"ansible.builtin.include_vars": str(ROOT / "roles/kernel/vars/main.yml")},
+        {"ansible.builtin.assert": {"that": "__kernel_sysctls_now == __kernel_sysctls_wanted"}},
+    ]
+    (tmp_path / "tasks.yml").write_text(yaml.safe_dump(tasks))
+    done = play(tmp_path / "tasks.yml", "n1", kernel_sysctls={"net.ipv4.ip_forward": 1})
+    assert done.returncode == 0, done.stdout
+
+
 IP = """#!/bin/sh
 # As with ipv6.disable=1 on the kernel's command line.
 echo "$*" >> {0}/ip

@@ -107,8 +107,8 @@ def considered(
     peers: Sequence[int],
     flow: Flow,
 ) -> tuple[str, ...]:
-    """Why each rule among `entries` (one endpoint's, one direction's) does not allow a flow with one of `peers`; or that
-    it is for it by now, where the flow is older than the entries."""
+    """Why each rule among `entries` (one endpoint's, one direction's) does not allow a flow with one of `peers`; or
+    that it is for it by now, where the flow is older than the entries."""
     ports: dict[int, set[str]] = defaultdict(set)
     by_now: set[int] = set()
     numbers: dict[int, set[int]] = defaultdict(set)

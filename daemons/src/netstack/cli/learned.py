@@ -12,7 +12,7 @@ Pods = Mapping[int, Mapping[str, Any]]
 def rows(names: Iterable[Mapping[str, Any]], pods: Pods, wanted: str = "") -> list[dict[str, Any]]:
     """Of the DNS proxy's answer to `names`: one row for each address of each pod whose name begins with `wanted`.
 
-    `open` is False where no rule is in force any more: the address is noted, and opens nothing. Nor do rules `on_trial`.
+    `open` is False where no rule is in force any more: the address is noted, and opens nothing. Nor do rules on trial.
     `heard`: said to a pod that no policy allows it by name.
     """
     found = []

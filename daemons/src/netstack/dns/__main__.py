@@ -6,6 +6,7 @@ import asyncio
 import logging
 import resource
 from pathlib import Path
+from typing import Any
 
 from netstack.core.start import start
 from netstack.core.unit import RUN, Unit
@@ -48,18 +49,18 @@ async def serve(chosen: DnsSettings, unit: Unit) -> None:
     recall.copy.load()
     recall.apply(loop.time())
     proxy = Proxy(chosen, session, learned, rules, recall, random_number, unit.spawn)
+
+    def names_of(request: dict[str, Any]) -> list[dict[str, Any]]:
+        wanted = report.asked(request)
+        entries = learned.entries(loop.time(), wanted)
+        return [*report.names(session.rules, entries, loop.time()), *report.heard(memory, wanted)]
+
     unit.command(
         "status",
         lambda _: report.status(session, learned.open(loop.time()), len(memory), rules.error, loop.time()),
     )
     unit.command("judge", lambda request: report.judge(session, request))
-    unit.command(
-        "names",
-        lambda request: [
-            *report.names(session.rules, learned.entries(loop.time()), loop.time(), request.get("addresses")),
-            *report.heard(memory, request.get("addresses")),
-        ],
-    )
+    unit.command("names", names_of)
     await proxy.serve(sockets.inherited() or sockets.opened(*chosen.listen))
     unit.spawn(proxy.upkeep(SWEEP_S), "upkeep")
     unit.spawn(proxy.watch(WATCH_S), "watch")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from netstack.core.address import pack, unpack
@@ -11,6 +12,7 @@ from netstack.dns.heard import Fact
 from netstack.dns.names import text
 from netstack.dns.rules import Rules
 from netstack.dns.session import Reason, Session
+from netstack.dns.sockets import packed
 
 
 def status(session: Session, learned: int, heard: int, error: str | None, now: float) -> dict[str, Any]:
@@ -56,12 +58,18 @@ def judge(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def heard(facts: Iterable[Fact], wanted: Iterable[str] | None = None) -> list[dict[str, Any]]:
-    """As `names`: what pods were told and no name opens."""
-    asked = None if wanted is None else frozenset(wanted)
+def asked(request: Mapping[str, Any]) -> frozenset[bytes] | None:
+    """The addresses of which a request for names is: thousands, where a pod that scans the world is observed, and then
+    a few, as fast as it scans. None: all."""
+    wanted = request.get("addresses")
+    return None if wanted is None else frozenset(map(packed, wanted))
+
+
+def heard(facts: Iterable[Fact], wanted: Container[bytes] | None = None) -> list[dict[str, Any]]:
+    """As `names`: what pods were told and no name opens, of the addresses `wanted`."""
     found: dict[tuple[int, bytes], dict[str, str]] = {}
     for fact in facts:
-        if asked is None or unpack(fact.address) in asked:
+        if wanted is None or fact.address in wanted:
             found.setdefault((fact.endpoint, fact.address), {})[text(fact.name)] = unpack(fact.server)
     return [
         {
@@ -77,22 +85,23 @@ def heard(facts: Iterable[Fact], wanted: Iterable[str] | None = None) -> list[di
     ]
 
 
-def names(
-    rules: Rules, entries: Iterable[Entry], now: float, wanted: Iterable[str] | None = None
-) -> list[dict[str, Any]]:
-    """Each address that is open to a pod (of those `wanted`), by which rules and for how many seconds more.
+def names(rules: Rules, entries: Iterable[Entry], now: float) -> list[dict[str, Any]]:
+    """Each address that is open to a pod, by which rules and for how many seconds more.
 
     A selector whose rule is no longer in force has no `rule`: the address is noted, but nothing opens it. Nor does one
     `on_trial`, which only policies on trial want.
     """
+    endpoints = {endpoint.id: endpoint for endpoint in rules.endpoints.values()}
     pods: dict[int, list[str]] = {}
-    rule_texts: dict[tuple[int, int], str] = {}
     tried = rules.tried
-    asked = None if wanted is None else frozenset(wanted)  # thousands, of who observes a pod that scans the world
     for address, endpoint in rules.endpoints.items():
         pods.setdefault(endpoint.id, []).append(unpack(address))
-        for rule in endpoint.rules:
-            rule_texts[endpoint.id, rule.selector] = f"{rule.match}: {rule.text}"
+
+    @cache
+    def texts(number: int) -> dict[int, str]:
+        own = endpoints[number].rules if number in endpoints else ()
+        return {rule.selector: f"{rule.match}: {rule.text}" for rule in own}
+
     return [
         {
             "endpoint": entry.endpoint,
@@ -103,7 +112,7 @@ def names(
             "selectors": [
                 {
                     "selector": selector,
-                    "rule": rule_texts.get((entry.endpoint, selector)),
+                    "rule": texts(entry.endpoint).get(selector),
                     "for_s": round(at - now),
                     **({"on_trial": True} if selector in tried.get(entry.endpoint, ()) else {}),
                 }
@@ -111,5 +120,4 @@ def names(
             ],
         }
         for entry in sorted(entries, key=lambda entry: (entry.endpoint, entry.address))
-        if asked is None or unpack(entry.address) in asked
     ]

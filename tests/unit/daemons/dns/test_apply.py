@@ -479,6 +479,14 @@ def test_entries_name_what_led_to_them(learned: Learned) -> None:
     assert list(learned.entries(now=100)) == []
 
 
+def test_entries_that_nobody_asks_for_are_not_read(learned: Learned, table: FakeTable) -> None:
+    """Who observes a pod that scans the world asks again and again, and the questions of pods wait meanwhile."""
+    learned.credit(credit(3, addresses=(A, B)), now=0)
+    assert [entry.address for entry in learned.entries(0, frozenset({B}))] == [B]
+    table[FqdnKey(12, A).pack()] = b"not to be read"
+    assert [entry.address for entry in learned.entries(0, frozenset({B}))] == [B]
+
+
 def test_what_the_table_holds_is_not_written_again(learned: Learned, table: FakeTable) -> None:
     learned.credit(credit(1, addresses=(A, B), until_s=99.5), now=0)
     table.writes = 0

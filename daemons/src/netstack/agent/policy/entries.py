@@ -18,7 +18,7 @@ says so and the first lets it pass; nothing is refused there, and the proxy note
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from netstack.agent.identities import Peer
@@ -101,12 +101,12 @@ def subject(peer: Peer, selecting: tuple[Spec, ...], resolver: Resolver, servers
 
 
 def _redirects(real: Subject, server: Server) -> bool:
-    return any(
-        action is Action.REDIRECT_DNS
-        and match.peer in (server.identity, layout.IDENTITY_ANY)
-        and match.port == server.port
-        for match, (action, _) in real.entries.items()
+    asked = (
+        question
+        for number in (server.identity, layout.IDENTITY_ANY)
+        for question in _questions(Match(number, Direction.EGRESS), server.port)
     )
+    return any(real.entries[question][0] is Action.REDIRECT_DNS for question in asked if question in real.entries)
 
 
 def _asked(trial: Subject, server: Server) -> frozenset[Name]:
@@ -117,13 +117,8 @@ def _asked(trial: Subject, server: Server) -> frozenset[Name]:
 
 def _passes(real: Subject, question: Match) -> bool:
     """Whether packets of an egress match reach the server itself, not the proxy."""
-    peers = (question.peer, layout.IDENTITY_ANY)
-    said = [
-        action
-        for match, (action, _) in real.entries.items()
-        if match.peer in peers and match.direction is question.direction and match.covers(question)
-    ]
-    return set(said) == {Action.ALLOW} if said else not real.enforce & layout.ENFORCE_EGRESS
+    said = set(_said(real.entries, question))
+    return said == {Action.ALLOW} if said else not real.enforce & layout.ENFORCE_EGRESS
 
 
 def _subject(peer: Peer, selecting: Iterable[Spec], resolver: Resolver, servers: tuple[Server, ...]) -> Subject:
@@ -144,13 +139,17 @@ def _subject(peer: Peer, selecting: Iterable[Spec], resolver: Resolver, servers:
     named = {rule.ref: rule.peers.names for rule in rules if rule.peers and rule.peers.names}
     names = tuple(sorted(set().union(*named.values())))
     if named:
+        reason = min(named)
         for question in (question for match in plain for question in _questions(match, layout.PROXY_PORT)):
-            _put(entries, question, Action.REDIRECT_DNS, min(named))
-        _ask_the_clusters(entries, queries, names, servers, min(named))
+            _put(entries, question, Action.REDIRECT_DNS, reason)
+        _ask_the_clusters(entries, queries, names, servers, reason)
+    whose: dict[Match, list[int]] = defaultdict(list)
+    for match in plain:
+        whose[match._replace(peer=layout.IDENTITY_ANY)].append(match.peer)
     for port in {match.port for match, (action, _) in entries.items() if action is Action.REDIRECT_DNS}:
-        for match in plain:
-            if _questions(match, port):
-                _may_ask(queries, Server(match.peer, port), (EVERYTHING,))
+        for question in _questions(Match(layout.IDENTITY_ANY, Direction.EGRESS), port):
+            for peer_number in (number for wider in question.around() for number in whose.get(wider, ())):
+                _may_ask(queries, Server(peer_number, port), (EVERYTHING,))
     return Subject(
         entries=_without_shadowed(entries),
         enforce=sum(direction.enforce for direction in denied),
@@ -203,12 +202,13 @@ def _questions(match: Match, port: int) -> list[Match]:
 
 def _open(entries: Entries, question: Match) -> bool:
     """Whether some entry lets the question go, to the server or to the proxy."""
-    peers = (question.peer, layout.IDENTITY_ANY)
-    return any(
-        match.peer in peers and match.direction is question.direction and match.covers(question)
-        for match, (action, _) in entries.items()
-        if action is not Action.DENY
-    )
+    return any(action is not Action.DENY for action in _said(entries, question))
+
+
+def _said(entries: Entries, question: Match) -> Iterator[Action]:
+    """What entries say of it, of its peer or of anybody."""
+    for number in {question.peer, layout.IDENTITY_ANY}:
+        yield from (entries[wider][0] for wider in question._replace(peer=number).around() if wider in entries)
 
 
 def _may_ask(queries: dict[Server, frozenset[Name]], server: Server, names: Iterable[Name]) -> None:

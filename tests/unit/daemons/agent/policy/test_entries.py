@@ -109,19 +109,36 @@ def test_covering() -> None:
     assert (everything.bits, tcp.bits, block.bits) == (72, 80, 90)
 
 
-def test_many_denies_beside_many_allows_are_not_compared_one_by_one() -> None:
-    """Who may write a policy in some namespace could keep the agent at it for longer than its watchdog waits."""
+def to_world(first: int, **more: Any) -> dict[str, Any]:
+    """A rule for 800 ports."""
+    ports = [{"port": str(port), "protocol": "TCP"} for port in range(first, first + 800)]
+    return {"toEntities": ["world"], "toPorts": [{"ports": ports[at : at + 40], **more} for at in range(0, 800, 40)]}
 
-    def rule(first: int) -> dict[str, Any]:
-        ports = [{"port": str(port), "protocol": "TCP"} for port in range(first, first + 800)]
-        return {"toEntities": ["world"], "toPorts": [{"ports": ports[at : at + 40]} for at in range(0, 800, 40)]}
 
-    raw = {"endpointSelector": {}, "egress": [rule(1000)], "egressDeny": [rule(1400)]}
+def compiled(**sections: Any) -> tuple[Subject, int]:
+    """What a policy comes to, and how many calls that takes."""
+    raw = {"endpointSelector": {}, **sections}
     specs = tuple(read_policy(Ref("CiliumNetworkPolicy", "one", "p"), (raw,)))
     world = Peer(layout.IDENTITY_WORLD, "world", entities=frozenset({"world"}))
     resolver, made = Resolver(), list[Subject]()
     resolver.update(Identities((world,), Table("identities"), {}, {}), {}, [])
-    assert calls(lambda: made.append(subject(world, specs, resolver, ()))) < 200_000
-    actions = {match.port: action for match, (action, _) in made[0].entries.items()}
+    called = calls(lambda: made.append(subject(world, specs, resolver, ())))
+    return made[0], called
+
+
+def test_many_denies_beside_many_allows_are_not_compared_one_by_one() -> None:
+    """Who may write a policy in some namespace could keep the agent at it for longer than its watchdog waits."""
+
+    made, called = compiled(egress=[to_world(1000)], egressDeny=[to_world(1400)])
+    assert called < 200_000
+    actions = {match.port: action for match, (action, _) in made.entries.items()}
     assert sorted(actions) == list(range(1000, 2200))
     assert {port for port, action in actions.items() if action is Action.ALLOW} == set(range(1000, 1400))
+
+
+def test_many_ports_for_questions_beside_many_for_all_are_not_compared_one_by_one() -> None:
+    named = {"rules": {"dns": [{"matchName": "a.io"}]}}
+    made, called = compiled(egress=[to_world(1000, **named), to_world(1400)])
+    assert called < 400_000
+    asked = {server.port: {name.text for name in names} for server, names in made.queries.items()}
+    assert asked == {port: {"a.io", "*"} if port >= 1400 else {"a.io"} for port in range(1000, 1800)}

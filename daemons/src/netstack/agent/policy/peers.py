@@ -7,6 +7,7 @@ has changed (tables.py).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -70,6 +71,7 @@ class Resolver:
         """Another one whenever an identity came, went or changed, or a name-selector did."""
         self._listed: tuple[Peer, ...] = ()
         self._peers: dict[int, Peer] = {}
+        self._everyone = _Some(())
         self._known: dict[int, tuple[_Who, tuple[int, ...]]] = {}
         """By id() of the Peers, which unchanged policies keep: their content is slow to hash."""
 
@@ -88,11 +90,12 @@ class Resolver:
         now = {peer.number: peer for peer in listed}
         come = [peer for number, peer in now.items() if self._peers.get(number) != peer]
         gone = {number for number, peer in self._peers.items() if now.get(number) != peer}
-        self._listed, self._peers = listed, now
+        self._listed, self._peers, self._everyone = listed, now, _Some(now.values())
+        some = _Some(come)
         for key, (who, numbers) in self._known.items() if come or gone else ():
             changed = (
                 *(number for number in numbers if number not in gone),
-                *(peer.number for peer in come if who.has(peer)),
+                *some.meant(who),
             )
             if changed != numbers:
                 self._known[key] = who, changed
@@ -136,7 +139,32 @@ class Resolver:
         if "all" in who.peers.entities:
             yield layout.IDENTITY_ANY
         yield from (self.selectors[name] for name in who.peers.names)
-        yield from (peer.number for peer in self._peers.values() if who.has(peer))
+        yield from self._everyone.meant(who)
+
+
+class _Some:
+    """Some identities. Those that are ranges are found by their place, so that rules for ranges, of which one policy
+    may have thousands, need not ask about each."""
+
+    def __init__(self, peers: Iterable[Peer]) -> None:
+        self._peers = tuple(peers)
+        self._ranges = sorted(
+            (int.from_bytes(peer.prefix.address), at) for at, peer in enumerate(self._peers) if peer.prefix
+        )
+        """Where each begins, and which it is."""
+
+    def meant(self, who: _Who) -> Iterator[int]:
+        """The numbers of those that are meant."""
+        return (peer.number for peer in self._possible(who) if who.has(peer))
+
+    def _possible(self, who: _Who) -> Iterable[Peer]:
+        if who.peers.entities or who.peers.selectors or who.peers.lacking:
+            return self._peers
+        found = set[int]()
+        for first, end in who.spans:
+            within = slice(*(bisect_left(self._ranges, (place, 0)) for place in (first, end)))
+            found.update(at for _, at in self._ranges[within])
+        return (self._peers[at] for at in sorted(found))
 
 
 class _Who:
@@ -149,6 +177,9 @@ class _Who:
         """By the range that they are in."""
         for block in peers.blocks:
             self._holes[block.prefix].append(Around(block.excluded) if block.excluded else NOWHERE)
+        starts = ((int.from_bytes(outer.address), outer.bits) for outer in self._holes)
+        self.spans = [(first, first + (1 << 128 - bits)) for first, bits in starts]
+        """Where the ranges begin, and where what comes after them does."""
 
     def has(self, peer: Peer) -> bool:
         peers = self.peers

@@ -65,3 +65,22 @@ def test_a_long_list_of_ranges_is_not_gone_through_for_each_of_them() -> None:
     assert calls(lambda: resolver.numbers(listed)) < 50 * len(ranges)
     assert calls(lambda: resolver.numbers(others)) < 50 * len(ranges)
     assert len(resolver.numbers(listed)) == len(ranges) and resolver.numbers(others) == (1,)
+
+
+def test_a_rule_for_a_range_asks_about_what_lies_in_it_alone() -> None:
+    """One policy may have thousands of them."""
+    ranges = [Prefix(pack(f"10.{number >> 8}.{number & 255}.0"), 120) for number in range(300)]
+    rules = [Peers(blocks=(Block(item),)) for item in ranges]
+    known = [Peer(number, str(item), {}, frozenset({"world"}), item) for number, item in enumerate(ranges, 1)]
+    halves = [
+        Peer(number, f"half {number}", {}, frozenset({"world"}), Prefix(item.address, 121))
+        for number, item in enumerate(ranges, 1001)
+    ]
+    resolver = Resolver()
+    resolver.update(identities(*known), {}, rules)
+    assert calls(lambda: [resolver.numbers(item) for item in rules]) < 100 * len(ranges)
+    assert [resolver.numbers(item) for item in rules] == [(peer.number,) for peer in known]
+    assert calls(lambda: resolver.update(identities(*known, *halves), {}, rules)) < 100 * len(ranges)
+    assert [resolver.numbers(item) for item in rules] == [
+        (whole.number, half.number) for whole, half in zip(known, halves, strict=True)
+    ]

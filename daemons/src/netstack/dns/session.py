@@ -57,7 +57,8 @@ from netstack.kernel.layout import IDENTITY_PODS, IDENTITY_PODS_END
 
 REMEMBERED_REFUSALS = 64
 """The last refused questions and addresses, kept for whoever asks why something does not work. One that is asked again
-and again is one: programs try each name four times, and with each search domain."""
+and again is one: programs try each name four times, and with each search domain. The pod that has most forgets its
+oldest."""
 
 DNS_PORT = 53
 
@@ -470,7 +471,8 @@ class Session:
         refusal = refusal._replace(endpoint=asking.id if asking else 0)
         before = self.refused.pop(refusal, None)
         if before is None and len(self.refused) >= REMEMBERED_REFUSALS:
-            del self.refused[next(iter(self.refused))]
+            ((pod, _),) = Counter(item.pod for item in self.refused).most_common(1)
+            del self.refused[next(item for item in self.refused if item.pod == pod)]
         self.refused[refusal] = Repeats(before.times + 1 if before else 1, now)
 
     def recalled(self, endpoint: Endpoint, name: Name, address: bytes, server: bytes, until_s: float) -> Credit | None:

@@ -98,6 +98,15 @@ def test_the_last_refusals_are_remembered_each_once() -> None:
     assert [refusal.name[0] for refusal in conversation.session.refused][::63] == [b"evil2", b"one"]
 
 
+def test_a_pod_that_asks_for_ever_new_names_does_not_hide_what_another_was_refused() -> None:
+    conversation = talk()
+    conversation.refused("first.example", pod=OTHER_POD)
+    for number in range(2 * REMEMBERED_REFUSALS):
+        conversation.refused(f"evil{number}.example")
+    assert len(conversation.session.refused) == REMEMBERED_REFUSALS
+    assert next(iter(conversation.session.refused)).pod == pack(OTHER_POD)
+
+
 def test_the_refusal_can_be_nxdomain() -> None:
     assert rcode(talk(refuse_with="NXDOMAIN").refused("evil.example").payload) == Rcode.NXDOMAIN
 

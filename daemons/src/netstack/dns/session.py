@@ -377,8 +377,7 @@ class Session:
         credits_ = self._credits(client, query, endpoint, meaning, now)
         otherwise = partial(reply, query, ident, Rcode.SERVFAIL, Explained.OTHER, Reason.TABLE_REFUSED)
         restored = renamed(payload, ident, query.question)
-        named = any(map(endpoint.selectors, endpoint.meant(query.name)))
-        unopened = None if named else _unopened(client, query, endpoint, meaning)
+        unopened = None if credits_ else _unopened(client, query, endpoint, meaning)
         return [close, Reply(client, restored, Reason.ANSWERED, credits_, otherwise, unopened)]
 
     def _understood(self, payload: bytes) -> _Meaning | Reason:
@@ -536,7 +535,7 @@ class Session:
 
 def _unopened(client: Client, query: Query, endpoint: Endpoint, meaning: _Meaning) -> Unopened | None:
     addresses = meaning.public + meaning.private
-    if meaning.rcode != Rcode.NOERROR or not addresses:
+    if meaning.rcode != Rcode.NOERROR or not addresses or any(map(endpoint.selectors, endpoint.meant(query.name))):
         return None
     return Unopened(endpoint.id, query.name, addresses, client.server, meaning.ttl_s)
 

@@ -9,10 +9,11 @@ name of what is not there, or by labels, which what could not be read may have.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from netstack.agent.identities import NAMESPACE
+from netstack.agent.identities import NAMESPACE, Around
 from netstack.agent.policy.rules import Action, Block, Groups, Peers, Rule, Spec
 from netstack.core.address import Prefix
 from netstack.core.ref import Ref
@@ -98,8 +99,11 @@ def _addresses(service: Service, objects: Referred) -> Iterator[Block]:
 
 
 def _ranges(wanted: Groups, objects: Referred) -> Iterator[Block]:
-    for group in objects.groups:
-        if wanted.matches(group.meta):
-            for prefix in group.prefixes:
-                if not any(hole.covers(prefix) for hole in wanted.excluded):
-                    yield Block(prefix, tuple(hole for hole in wanted.excluded if prefix.covers(hole)))
+    """Looked up, not compared with one another: a group and what is left out of it may both be long lists."""
+    excluded = Around(wanted.excluded)
+    for group in (group for group in objects.groups if wanted.matches(group.meta)):
+        around, holes = Around(group.prefixes), defaultdict[Prefix, list[Prefix]](list)
+        for hole in wanted.excluded:
+            for prefix in around.every(hole):
+                holes[prefix].append(hole)
+        yield from (Block(prefix, tuple(holes[prefix])) for prefix in group.prefixes if excluded(prefix) is None)

@@ -6,8 +6,14 @@ from typing import Any
 import pytest
 import yaml
 
+from instruments.calls import calls
 from instruments.cluster import Cluster
+from netstack.agent.policy.accept import read_policy
+from netstack.agent.policy.references import Referred, resolve
+from netstack.agent.policy.rules import Spec
 from netstack.core.ref import Ref
+from netstack.source.models import CIDRGroup
+from netstack.source.parse import parse
 
 
 @pytest.fixture
@@ -162,3 +168,18 @@ def test_an_allow_by_labels_goes_on_beside_what_cannot_be_read(cluster: Cluster)
     assert cluster.compile().problems == ()
     assert cluster.verdict("default/openclaw", "203.0.113.9", 80) == "ALLOWED"
     assert cluster.verdict("default/openclaw", "198.51.100.7", 80) == "DEFAULT_DENY"
+
+
+def test_a_long_group_without_a_long_list_is_not_compared_range_by_range() -> None:
+    ranges = [f"10.{number >> 8}.{number & 255}.0" for number in range(1000)]
+    read = parse(group("block", *(f"{item}/24" for item in ranges)))
+    assert isinstance(read, CIDRGroup)
+    without = [f"{item}/{24 if at % 2 else 25}" for at, item in enumerate(ranges)]
+    rule = openclaw(f"toCIDRSet: [{{cidrGroupRef: block, except: {without}}}]")
+    specs = tuple(read_policy(Ref("CiliumNetworkPolicy", "default", "p"), (rule["spec"],)))
+    found: list[Spec] = []
+    assert calls(lambda: found.extend(resolve(specs, Referred(groups=(read,)))[0])) < 50 * len(ranges)
+    peers = found[0].rules[0].peers
+    assert peers is not None
+    told = [(str(block.prefix), list(map(str, block.excluded))) for block in peers.blocks]
+    assert told == [(f"{item}/24", [f"{item}/25"]) for item in ranges[::2]]
